@@ -1,0 +1,121 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// Request is a client's wish for a session. Create validates it: what it does
+// not understand it refuses.
+type Request struct {
+	Code         string
+	Argv         []string
+	Language     string // "" is python
+	Egress       session.Egress
+	Limits       LimitsRequest
+	Files        map[string]string // path below /work → content
+	Labels       map[string]string
+	MinIsolation string // "" is none
+	Idempotency  string
+}
+
+// LimitsRequest holds the limits that a client named; nil is the default. Zero
+// and negative values are refused, as is what exceeds the operator's ceiling.
+type LimitsRequest struct {
+	Pids, MemoryMB, CPUMillis, CPUSeconds, WallSeconds, DiskMB, OutputBytes, EgressBytes *int64
+}
+
+// A Gateway serves the only way out of a sandbox. Package gateway implements
+// it twice: in the caller's process, and as a client of the gateway process.
+type Gateway interface {
+	// Serve judges, records, resolves and dials what the sandbox sends on
+	// packets, on behalf of session, until ctx ends, the sandbox sends its mark
+	// or closes the stream, or g's budget is spent. It cuts what is still open,
+	// records the closing counts, closes packets, and returns the traffic. After
+	// it has returned nothing more is recorded.
+	Serve(ctx context.Context, packets net.Conn, session string, g egress.Grant, rec audit.Recorder) (egress.Traffic, error)
+}
+
+// A Cursor says how much of a session's stream a client has. The zero Cursor
+// is the beginning. It is a vector and not a count, so that a stream can be
+// resumed at any place without the server remembering how it interleaved.
+type Cursor struct {
+	Phases int    // phases seen
+	Stdout int64  // bytes
+	Stderr int64  // bytes
+	Audit  uint64 // Seq of the last event seen
+	Result bool
+}
+
+// An Update is what a session's stream has after a Cursor, in the order of its
+// fields, and the Cursor after it.
+type Update struct {
+	Phases []session.Phase
+	Audit  []audit.Event
+	Stdout []byte
+	Stderr []byte
+	Result *session.Result
+	End    bool // the session has ended and this is all there will be
+	Cursor Cursor
+}
+
+// Status is what readiness is judged by.
+type Status struct {
+	Backend   string
+	Isolation backend.Isolation
+	Ready     bool
+	Reason    string // why not ready
+}
+
+// A ValidationError says which field of a request was refused, and why, in
+// words for the one who wrote it.
+type ValidationError struct {
+	Field  string // as in the API: "limits.pidsLimit"
+	Detail string
+}
+
+func (e *ValidationError) Error() string { return e.Field + ": " + e.Detail }
+
+func invalid(field, format string, args ...any) error {
+	return &ValidationError{field, fmt.Sprintf(format, args...)}
+}
+
+var (
+	ErrForbidden   = errors.New("the credential lacks the scope for this")
+	ErrIdempotency = errors.New("this idempotencyKey was used with another request")
+	ErrIsolation   = errors.New("the backend's isolation is below minIsolation")
+	ErrClosing     = errors.New("the control plane is shutting down")
+	ErrNotEnded    = errors.New("the session has not ended")
+)
+
+// A Log answers for the transparency log. Package store implements it.
+type Log interface {
+	// Bundle returns what someone who does not trust the server needs to check
+	// the record of a session.
+	Bundle(ctx context.Context, org, id string) (json.RawMessage, error)
+	// Checkpoint returns the newest signed checkpoint, a signed note.
+	Checkpoint(ctx context.Context) ([]byte, error)
+}
+
+// The methods of Plane that clients reach, for reference:
+//
+//	Create(ctx, auth.Caller, Request) (session.Session, error)
+//	Session(ctx, auth.Caller, id) (session.Session, error)
+//	Sessions(ctx, auth.Caller, before string, limit int) ([]session.Session, error)
+//	Result(ctx, auth.Caller, id) (session.Result, []audit.Event, error)   // the events are the denials
+//	Events(ctx, auth.Caller, id, after uint64, limit int) ([]audit.Event, error)
+//	Watch(ctx, auth.Caller, id, Cursor) (Update, error)                   // blocks until there is something after the Cursor
+//	Teardown(ctx, auth.Caller, id) (session.Session, error)               // idempotent
+//	Bundle(ctx, auth.Caller, id) (json.RawMessage, error)
+//	Checkpoint(ctx, auth.Caller) ([]byte, error)
+//	Status(ctx) Status
+var _ = auth.Caller{}

@@ -1,0 +1,129 @@
+// Package session says what a session is: its phases, the legal steps between
+// them, and what a store must promise. It does no I/O and decides nothing about
+// egress, limits or callers.
+package session
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// A Session is one run of one workload in one sandbox. No field can hold a
+// secret.
+type Session struct {
+	ID          string // s-<6 hex>-<n>
+	Org         string
+	CreatedBy   string
+	Phase       Phase
+	Outcome     Phase // Succeeded, Failed or Killed once ended; kept for ever
+	KillReason  KillReason
+	Language    string
+	Limits      Limits
+	Egress      Egress
+	Backend     string
+	Isolation   string
+	Labels      map[string]string
+	Created     time.Time
+	Started     time.Time // zero until running
+	Finished    time.Time // zero until ended
+	Sandbox     string    // the backend's id, durable before the sandbox is made; never public
+	Idempotency string    // the caller's key; unique within Org unless empty
+	RequestHash string    // what Idempotency is compared with
+	Version     uint64    // grows by one with each Commit; a Commit with an older one is refused
+}
+
+// Limits are the limits of a session, all filled in, in the units of the API.
+type Limits struct {
+	Pids        int64 `json:"pidsLimit"`
+	MemoryMB    int64 `json:"memoryMb"` // 10^6 bytes would be MB; this is MiB, as every container tool has it
+	CPUMillis   int64 `json:"cpuMillis"`
+	CPUSeconds  int64 `json:"cpuSeconds"`
+	WallSeconds int64 `json:"wallSeconds"`
+	DiskMB      int64 `json:"diskMb"` // MiB
+	OutputBytes int64 `json:"outputBytes"`
+	EgressBytes int64 `json:"egressBytes"`
+}
+
+// Egress is the policy of a session as its creator wrote it, validated.
+type Egress struct {
+	Mode  string   `json:"mode"`
+	Allow []string `json:"allow"`
+}
+
+// Work is what a session was asked to do. It is kept so that a session that was
+// queued when the control plane died can still be run.
+type Work struct {
+	Code  string            `json:"code,omitempty"`
+	Argv  []string          `json:"argv,omitempty"`
+	Files map[string]string `json:"files,omitempty"`
+}
+
+// Result is what a session gave. Stdout, Stderr, ExitCode and JSON are the
+// sandbox's own words.
+type Result struct {
+	ExitCode  *int            `json:"exitCode"` // nil if the workload did not end by itself
+	Stdout    []byte          `json:"stdout"`
+	Stderr    []byte          `json:"stderr"`
+	JSON      json.RawMessage `json:"json"` // what the code gave enclave.result, or nil
+	Truncated bool            `json:"truncated"`
+	Duration  time.Duration   `json:"duration"`
+}
+
+// A Phase is a step in a session's life. Phases only move forward:
+//
+//	pending → running → succeeded | failed | killed → torn_down
+//	        ↘ failed | killed
+type Phase string
+
+const (
+	Pending   Phase = "pending"
+	Running   Phase = "running"
+	Succeeded Phase = "succeeded"
+	Failed    Phase = "failed"
+	Killed    Phase = "killed"
+	TornDown  Phase = "torn_down"
+)
+
+var next = map[Phase][]Phase{
+	"":        {Pending},
+	Pending:   {Running, Failed, Killed},
+	Running:   {Succeeded, Failed, Killed},
+	Succeeded: {TornDown},
+	Failed:    {TornDown},
+	Killed:    {TornDown},
+}
+
+// Ended reports whether the workload has ended in p.
+func (p Phase) Ended() bool { return p != "" && p != Pending && p != Running }
+
+// To returns s in phase p, or an error if a session can't go there from here.
+// Entering an ended phase keeps it as the outcome.
+func (s Session) To(p Phase) (Session, error) {
+	for _, q := range next[s.Phase] {
+		if p == q {
+			s.Phase = p
+			if p.Ended() && p != TornDown {
+				s.Outcome = p
+			}
+			return s, nil
+		}
+	}
+	return s, fmt.Errorf("session %s can't go from %q to %q", s.ID, s.Phase, p)
+}
+
+// KillReason says why the platform ended a session. The set is closed.
+type KillReason string
+
+const (
+	PidsExceeded      KillReason = "pids_exceeded"
+	MemoryExceeded    KillReason = "memory_exceeded"
+	CPUExceeded       KillReason = "cpu_exceeded"
+	WallClockExceeded KillReason = "wall_clock_exceeded"
+	DiskExceeded      KillReason = "disk_exceeded"
+	OutputExceeded    KillReason = "output_exceeded"
+	EgressExceeded    KillReason = "egress_exceeded"
+	IdleTimeout       KillReason = "idle_timeout"
+	Cancelled         KillReason = "cancelled"
+	BackendLost       KillReason = "backend_lost"
+)

@@ -1,0 +1,163 @@
+package arch
+
+import (
+	"fmt"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/enclave-run/enclave"
+
+// table is the law of imports: what each package may import of ours. The root
+// package is ".", and a row that ends in "/*" holds for every package directly
+// below that has no row of its own. A package without a row fails. To add an
+// arrow, change the table in a commit of its own and say why.
+var table = map[string][]string{
+	".":                          {},
+	"internal/egress":            {},
+	"internal/audit":             {},
+	"internal/secret":            {},
+	"internal/auth":              {},
+	"internal/backend":           {},
+	"internal/wire":              {},
+	"internal/cgroup":            {},
+	"internal/image":             {},
+	"internal/arch":              {},
+	"internal/session":           {"internal/audit"},
+	"internal/control":           {"internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
+	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire"},
+	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
+	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
+	"internal/httpapi":           {".", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
+	"internal/backend/*":         {"internal/backend", "internal/image"},
+	"internal/backend/simulator": {"internal/backend", "internal/wire"},
+	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup"},
+	"internal/node":              {"internal/wire", "internal/gateway", "internal/egress", "internal/secret"},
+	"internal/conform":           {"internal/backend", "internal/wire"},
+	// Only tests import testenv, so this arrow leads from no product code.
+	"internal/testenv":  {"internal/image"},
+	"cmd/enclave-guest": {"internal/wire"},
+	"cmd/enclave-runsc": {},
+	"cmd/enclave":       {"*"},
+}
+
+// testOnly are packages that only tests import.
+var testOnly = []string{"internal/testenv", "internal/store/storetest"}
+
+// long are the files that may have more than 500 lines, each with its reason.
+var long = map[string]string{}
+
+// badNames say nothing of what is in a package.
+var badNames = []string{"util", "utils", "common", "helper", "helpers", "types", "misc", "base", "lib"}
+
+const maxLines, maxWaist = 500, 150
+
+func TestSourcesKeepTheShape(t *testing.T) {
+	root := os.DirFS("../..")
+	if _, err := fs.Stat(root, "go.mod"); err != nil {
+		t.Fatal(err)
+	}
+	files, problems := check(root)
+	if files < 10 {
+		t.Errorf("only %d Go files were found: the walk is broken", files)
+	}
+	for _, p := range problems {
+		t.Error(p)
+	}
+}
+
+// check returns how many Go files tree has and every violation in it.
+func check(tree fs.FS) (files int, problems []string) {
+	report := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	err := fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			base := d.Name()
+			if name != "." && (strings.HasPrefix(base, ".") || base == "testdata" || base == "vendor" || base == "node_modules") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if path.Ext(name) != ".go" {
+			return nil
+		}
+		files++
+		src, err := fs.ReadFile(tree, name)
+		if err != nil {
+			return err
+		}
+		checkFile(name, src, report)
+		return nil
+	})
+	if err != nil {
+		report("walk: %v", err)
+	}
+	return files, problems
+}
+
+func checkFile(name string, src []byte, report func(string, ...any)) {
+	f, err := parser.ParseFile(token.NewFileSet(), name, src, parser.ImportsOnly)
+	if err != nil {
+		report("%v", err)
+		return
+	}
+	lines := strings.Count(string(src), "\n")
+	if lines > maxLines && long[name] == "" {
+		report("%s has %d lines, more than %d: split it by noun", name, lines, maxLines)
+	}
+	if name == "internal/backend/backend.go" && lines > maxWaist {
+		report("%s has %d lines, more than %d: the waist has grown", name, lines, maxWaist)
+	}
+	if p := strings.TrimSuffix(f.Name.Name, "_test"); slices.Contains(badNames, p) {
+		report("%s: a package named %q says nothing of what it is", name, p)
+	}
+
+	pkg := path.Dir(name)
+	test := strings.HasSuffix(name, "_test.go")
+	may, known := row(pkg)
+	if !known && !test {
+		report("%s: %s has no row in the import table", name, pkg)
+	}
+	for _, spec := range f.Imports {
+		imp, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			report("%s: import %s: %v", name, spec.Path.Value, err)
+			continue
+		}
+		to, ours := "", imp == module
+		if ours {
+			to = "."
+		} else if to, ours = strings.CutPrefix(imp, module+"/"); !ours {
+			if pkg == "." && !test && strings.Contains(strings.SplitN(imp, "/", 2)[0], ".") {
+				report("%s imports %s: the public package uses the standard library alone", name, imp)
+			}
+			continue
+		}
+		if test {
+			continue
+		}
+		switch {
+		case slices.Contains(testOnly, to):
+			report("%s imports %s, which is for tests only", name, to)
+		case slices.Contains(may, "*"), slices.Contains(may, to):
+		default:
+			report("%s imports %s, which the import table does not let %s do", name, to, pkg)
+		}
+	}
+}
+
+func row(pkg string) (may []string, known bool) {
+	if may, known = table[pkg]; !known {
+		may, known = table[path.Dir(pkg)+"/*"]
+	}
+	return may, known
+}

@@ -7,7 +7,6 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 )
 
@@ -85,20 +84,20 @@ type Data struct {
 	BytesOut        *int64   `json:"bytesOut,omitempty"`
 }
 
+// Known reports whether t is in the vocabulary. The zero Type is not.
+func (t Type) Known() bool {
+	switch t {
+	case SessionCreated, SandboxStarted, EgressAllowed, EgressDenied, LimitExceeded,
+		ResultCollected, WorkloadExited, UsageMetered, SessionTornDown:
+		return true
+	}
+	return false
+}
+
 // A Recorder makes events durable.
 //
 // Record returns nil only once the event is durable. Who gets an error must not
 // do what the event says: an allowed connection that can't be recorded is not made.
 type Recorder interface {
 	Record(ctx context.Context, session string, t Type, d Data) error
-}
-
-// canonical is the byte form that is hashed: the JSON of e without its hash.
-func canonical(e Event) []byte {
-	e.Hash = ""
-	b, err := json.Marshal(e)
-	if err != nil {
-		panic(err) // every field of Event can be marshaled
-	}
-	return b
 }

@@ -1,0 +1,221 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// A Bundle is the record of one session with what someone who does not trust
+// the server needs to check it, except for the log's public key, which must
+// come another way. Encode and ParseBundle give and take its file.
+type Bundle struct {
+	Version    int // 1
+	Session    string
+	Outcome    string // that of workload_exited, once the session has ended; may be empty
+	Events     []Event
+	Checkpoint string   // a signed note
+	Leaves     []LeafAt // where in the checkpoint's log each event is, in their order
+}
+
+// LeafAt is the place of an event in the global log, with its proof.
+type LeafAt struct {
+	Index int64            `json:"index"`
+	Proof tlog.RecordProof `json:"proof"`
+}
+
+// bundleFile is a Bundle as its file has it.
+type bundleFile struct {
+	Version    int          `json:"version"`
+	Session    string       `json:"session"`
+	Outcome    string       `json:"outcome,omitempty"`
+	Events     list[Event]  `json:"events"`
+	Checkpoint string       `json:"checkpoint"`
+	Leaves     list[LeafAt] `json:"leaves"`
+}
+
+// A Report is what is known of a Bundle that verified.
+type Report struct {
+	Session  string
+	Events   int
+	Outcome  string // what workload_exited says; "" without one
+	Complete bool   // the record reaches the end of the workload
+	Why      string // what Complete means, in words
+	Origin   string // of the log
+	Log      tlog.Tree
+}
+
+// BundleVersion is the only version of a Bundle there is.
+const BundleVersion = 1
+
+// MaxBundle is the size in bytes above which a bundle is refused unread.
+const MaxBundle = 256 << 20
+
+// ReadBundle reads a bundle of at most MaxBundle bytes from r.
+func ReadBundle(r io.Reader) (Bundle, error) {
+	data, err := io.ReadAll(io.LimitReader(r, MaxBundle+1))
+	if err != nil {
+		return Bundle{}, fmt.Errorf("read bundle: %w", err)
+	}
+	return ParseBundle(data)
+}
+
+// ParseBundle decodes the bytes that Encode made, and no others: every byte of
+// a bundle counts. Whitespace, unknown, repeated or reordered fields, other
+// spellings of a number or string, and anything behind the final newline are refused.
+func ParseBundle(data []byte) (Bundle, error) {
+	if len(data) > MaxBundle {
+		return Bundle{}, fmt.Errorf("the bundle is larger than %d bytes", MaxBundle)
+	}
+	var f bundleFile
+	if err := strict(data, &f); err != nil {
+		return Bundle{}, fmt.Errorf("parse bundle: %w", err)
+	}
+	b := Bundle{f.Version, f.Session, f.Outcome, f.Events, f.Checkpoint, f.Leaves}
+	// encoding/json takes fields in any case and order, the last of repeated
+	// ones, and white space. Only what it writes the same way again is canonical.
+	again, err := b.Encode()
+	if err != nil {
+		return Bundle{}, fmt.Errorf("parse bundle: %w", err)
+	}
+	if !bytes.Equal(again, data) {
+		return Bundle{}, errors.New("parse bundle: not in canonical form")
+	}
+	return b, nil
+}
+
+// Encode returns the one byte form of b: JSON as encoding/json writes it,
+// without white space, and a newline.
+func (b Bundle) Encode() ([]byte, error) {
+	f := bundleFile{b.Version, b.Session, b.Outcome, b.Events, b.Checkpoint, b.Leaves}
+	data, err := json.Marshal(f)
+	if err != nil {
+		return nil, fmt.Errorf("encode bundle: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
+// VerifyBundle checks b against the log's public key and nothing else: that
+// the checkpoint is signed, that each event follows from the one before it, is in
+// the checkpoint's log, and comes after the one before it there too, and that
+// their types are in order. It returns an error unless all hold.
+//
+// A record whose end is missing verifies, since a session may be running: only
+// if Report.Complete is true is there nothing more to know.
+func VerifyBundle(b Bundle, publicKey string) (Report, error) {
+	if b.Version != BundleVersion {
+		return Report{}, fmt.Errorf("bundle version %d is unknown", b.Version)
+	}
+	log, err := OpenCheckpoint([]byte(b.Checkpoint), publicKey)
+	if err != nil {
+		return Report{}, err
+	}
+	if err := Verify(b.Events); err != nil {
+		return Report{}, err
+	}
+	if b.Events[0].Session != b.Session {
+		return Report{}, fmt.Errorf("the events are of session %s, the bundle of %s", b.Events[0].Session, b.Session)
+	}
+	if err := CheckOrder(b.Events); err != nil {
+		return Report{}, err
+	}
+	if len(b.Leaves) != len(b.Events) {
+		return Report{}, fmt.Errorf("there are %d events and %d leaves", len(b.Events), len(b.Leaves))
+	}
+	last := int64(-1)
+	for i, l := range b.Leaves {
+		h, err := Leaf(b.Events[i])
+		if err != nil {
+			return Report{}, err
+		}
+		if err := tlog.CheckRecord(tlog.RecordProof(l.Proof), log.N, log.Hash, l.Index, h); err != nil {
+			return Report{}, fmt.Errorf("event %d is not in the log at %d: %w", i+1, l.Index, err)
+		}
+		if l.Index <= last {
+			return Report{}, fmt.Errorf("event %d is in the log before event %d", i+1, i)
+		}
+		last = l.Index
+	}
+	r := Report{Session: b.Session, Events: len(b.Events), Log: log}
+	r.Origin, _, _ = strings.Cut(b.Checkpoint, "\n")
+	r.Complete, r.Why = Complete(b.Events)
+	for _, e := range b.Events {
+		if e.Type == WorkloadExited {
+			r.Outcome = e.Data.Outcome
+		}
+	}
+	if b.Outcome != "" && b.Outcome != r.Outcome {
+		if r.Outcome == "" {
+			return Report{}, fmt.Errorf("the session is said to have %s, but the event that says so was cut off", b.Outcome)
+		}
+		return Report{}, fmt.Errorf("the session is said to have %s, but the record says %s", b.Outcome, r.Outcome)
+	}
+	return r, nil
+}
+
+// A list decodes element by element and stops at the first that is not
+// canonical, so that a hostile file of a million "{}" doesn't become a million
+// large structs. It encodes as an array even if it is nil.
+type list[T any] []T
+
+// MarshalJSON writes no proof as an empty array: a log of one event has it, and
+// there is one way to write each bundle.
+func (l LeafAt) MarshalJSON() ([]byte, error) {
+	type plain LeafAt
+	if l.Proof == nil {
+		l.Proof = tlog.RecordProof{}
+	}
+	return json.Marshal(plain(l))
+}
+
+func (l list[T]) MarshalJSON() ([]byte, error) {
+	if l == nil {
+		return []byte("[]"), nil
+	}
+	return json.Marshal([]T(l))
+}
+
+func (l *list[T]) UnmarshalJSON(data []byte) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
+		return errors.New("not an array")
+	}
+	*l = nil
+	for d.More() {
+		var raw json.RawMessage
+		if err := d.Decode(&raw); err != nil {
+			return err
+		}
+		var v T
+		if err := strict(raw, &v); err != nil {
+			return err
+		}
+		again, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(again, raw) {
+			return fmt.Errorf("element %d is not in canonical form", len(*l))
+		}
+		*l = append(*l, v)
+	}
+	return nil
+}
+
+// strict decodes exactly one JSON value with no field that v does not have.
+func strict(data []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("there is something behind the end")
+	}
+	return nil
+}

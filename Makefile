@@ -1,0 +1,79 @@
+# Everything that CI does is a target here. Each target sets up what it needs.
+SHELL   := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo demo-parity test check race bench fuzz clean release image
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GOFLAGS  += -trimpath
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+STATE    ?= /var/lib/enclave
+CARRIED  := cmd/enclave/carried
+GOSRC    := $(shell find . -name '*.go' -not -path './bin/*') go.mod go.sum
+TESTBIN  := $(CURDIR)/bin/test
+FUZZTIME ?= 10s
+export CGO_ENABLED = 0
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: ## install the system packages that are missing (as root, on Debian)
+	@./build/setup
+
+bin/guest-%: $(GOSRC)
+	GOARCH=$* go build $(GOFLAGS) -ldflags '-s -w' -o $@ ./cmd/enclave-guest
+bin/runsc-%: cmd/enclave-runsc/*.go go.mod go.sum
+	@echo "building gVisor for $* (about a minute the first time)"
+	GOARCH=$* go build $(GOFLAGS) -ldflags '-s -w' -o $@ ./cmd/enclave-runsc
+
+HOSTARCH := $(shell go env GOARCH 2>/dev/null)
+
+$(CARRIED)/%.zst: bin/% build/pack/main.go
+	GOARCH= go run ./build/pack $< $@
+
+bin/enclave-%: $(CARRIED)/guest-%.zst $(CARRIED)/runsc-%.zst $(GOSRC)
+	GOARCH=$* go build $(GOFLAGS) -tags carried -ldflags '$(LDFLAGS)' -o $@ ./cmd/enclave
+
+bin/enclave: bin/enclave-$(HOSTARCH)
+	ln -sf enclave-$(HOSTARCH) $@
+
+build: setup ## the complete program, guest and runsc inside, at bin/enclave
+	@$(MAKE) --no-print-directory bin/enclave
+
+release: setup ## bin/enclave-amd64 and bin/enclave-arm64, with their sums
+	@$(MAKE) --no-print-directory bin/enclave-amd64 bin/enclave-arm64
+	cd bin && sha256sum enclave-amd64 enclave-arm64 > SHA256SUMS && cat SHA256SUMS
+
+image: build ## the sandbox image, if it is not there yet
+	@bin/enclave image list --state $(STATE) --json | grep -q '"default"' || bin/enclave image build --state $(STATE)
+
+demo: image ## five hostile workloads in five real gVisor sandboxes; exits non-zero unless 6/6
+	bin/enclave demo adversarial --state $(STATE)
+
+demo-parity: image ## one workload on every real backend of this host; exits non-zero unless the verdicts are one
+	bin/enclave demo backend-parity --state $(STATE)
+
+test: setup ## all tests, real gVisor included
+	@$(MAKE) --no-print-directory bin/enclave bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
+	@mkdir -p $(TESTBIN) && ln -sf ../guest-$(HOSTARCH) $(TESTBIN)/enclave-guest && ln -sf ../runsc-$(HOSTARCH) $(TESTBIN)/enclave-runsc && ln -sf ../enclave-$(HOSTARCH) $(TESTBIN)/enclave
+	ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout 15m -p 2 ./...
+
+race: setup ## the packages with the most concurrency, under the race detector
+	CGO_ENABLED=1 go test -race -timeout 15m ./internal/control ./internal/store ./internal/gateway ./internal/wire ./internal/httpapi .
+
+check: ## gofmt, vet, staticcheck, import table, dependencies
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'run gofmt -w on these'; exit 1; }
+	go vet ./...
+	go vet -tags carried ./cmd/enclave-guest ./internal/...
+	go run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
+	go test -count=1 ./internal/arch
+
+bench: image ## measure; ratios within one run; writes evidence/bench.json
+	bin/enclave bench --state $(STATE)
+
+fuzz: ## every fuzz target for FUZZTIME
+	@grep -rl --include='*_test.go' '^func Fuzz' . | while read -r f; do \
+	  for t in $$(grep -oE '^func Fuzz[A-Za-z0-9_]*' $$f | cut -d' ' -f2); do \
+	    echo "$$f $$t"; go test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; done; done
+
+clean: ## remove what was built; the state directory stays (enclave uninstall removes it)
+	rm -rf bin $(CARRIED)/*.zst evidence

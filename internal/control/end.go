@@ -1,0 +1,80 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// errLeftPending says that a session was not ended but left for the next start.
+var errLeftPending = errors.New("left pending")
+
+// finish makes the end of s durable: its state, its result and the closing
+// events, in one transaction.
+func (r *run) finish(ctx context.Context, s session.Session, o outcome, end *ending) (session.Session, error) {
+	if end.later && s.Phase == session.Pending {
+		return s, errLeftPending
+	}
+	stdout, stderr, truncated, _ := r.live.output()
+	res := session.Result{Stdout: stdout, Stderr: stderr, JSON: o.json, Truncated: truncated}
+	return r.plane.commitEnd(ctx, s, res, o, end)
+}
+
+// commitEnd is also how a session ends whose sandbox was lost with an earlier
+// process.
+func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Result, o outcome, end *ending) (session.Session, error) {
+	phase := session.Killed
+	switch {
+	case end.exited && end.code == 0:
+		phase = session.Succeeded
+	case end.exited:
+		phase = session.Failed
+	}
+	ended, err := s.To(phase)
+	if err != nil {
+		return s, err
+	}
+	ended.KillReason = end.reason
+	ended.Finished = p.now().UTC()
+	if end.exited {
+		res.ExitCode = &end.code
+	}
+	if !s.Started.IsZero() {
+		res.Duration = max(0, ended.Finished.Sub(s.Started))
+	}
+
+	var events []audit.Event
+	if end.limit != nil && end.unrecorded {
+		events = append(events, audit.Event{Type: audit.LimitExceeded, Data: *end.limit})
+	}
+	events = append(events,
+		audit.Event{Type: audit.ResultCollected, Data: audit.Data{
+			ResultBytes: ptr(int64(len(res.JSON))), Truncated: res.Truncated,
+		}},
+		audit.Event{Type: audit.WorkloadExited, Data: audit.Data{
+			Outcome: string(phase), KillReason: string(end.reason), ExitCode: res.ExitCode,
+		}},
+		audit.Event{Type: audit.UsageMetered, Data: audit.Data{
+			CPUSeconds:      ptr(round(o.usage.CPU.Seconds())),
+			WallSeconds:     ptr(round(res.Duration.Seconds())),
+			PeakMemoryBytes: ptr(o.usage.PeakMemory),
+			BytesIn:         ptr(o.traffic.In),
+			BytesOut:        ptr(o.traffic.Out),
+			OutputBytes:     ptr(int64(len(res.Stdout) + len(res.Stderr))),
+		}})
+	ended, err = p.store.Commit(ctx, ended, &res, events...)
+	if err != nil {
+		return s, fmt.Errorf("commit the end of %s: %w", s.ID, err)
+	}
+	return ended, nil
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// round keeps microseconds: more is noise, and a float that prints short is
+// one that every JSON implementation reads back as the same.
+func round(seconds float64) float64 { return math.Round(seconds*1e6) / 1e6 }

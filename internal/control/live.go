@@ -1,0 +1,82 @@
+package control
+
+import (
+	"context"
+	"sync"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// live is what the control plane holds in memory of a session that has not
+// ended: its output so far, and the means to end it. All of it is bounded by
+// the session's outputBytes.
+type live struct {
+	org     string
+	sandbox string
+	cancel  context.CancelCauseFunc // ends the session; the cause is an *ending
+	done    chan struct{}           // closed once its end is durable or the plane gave up on it
+
+	mu        sync.Mutex
+	stdout    []byte
+	stderr    []byte
+	truncated bool
+	changed   chan struct{} // closed and replaced whenever there is something new to see
+}
+
+func newLive(s session.Session, cancel context.CancelCauseFunc) *live {
+	return &live{org: s.Org, sandbox: s.Sandbox, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{})}
+}
+
+// notify wakes those who watch.
+func (l *live) notify() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.notifyLocked()
+}
+
+func (l *live) notifyLocked() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// write keeps p as output, up to max bytes of both streams together. It reports
+// false once there was more.
+func (l *live) write(stderr bool, p []byte, max int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	room := max - int64(len(l.stdout)+len(l.stderr))
+	if int64(len(p)) > room {
+		p = p[:room]
+		l.truncated = true
+	}
+	if stderr {
+		l.stderr = append(l.stderr, p...)
+	} else {
+		l.stdout = append(l.stdout, p...)
+	}
+	l.notifyLocked()
+	return !l.truncated
+}
+
+// output returns what there is of both streams. The slices are not changed
+// later: write only appends beyond them.
+func (l *live) output() (stdout, stderr []byte, truncated bool, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stdout, l.stderr, l.truncated, l.changed
+}
+
+// recorder records in the store and wakes those who watch the session.
+type recorder struct {
+	store session.Store
+	live  *live
+}
+
+func (r recorder) Record(ctx context.Context, id string, t audit.Type, d audit.Data) error {
+	if err := r.store.Record(ctx, id, t, d); err != nil {
+		return err
+	}
+	r.live.notify()
+	return nil
+}

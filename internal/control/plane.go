@@ -1,0 +1,324 @@
+// Package control is the control plane: the one place where a session's life
+// is led. Everything that is a promise (authorization, validation, limits on
+// time and output, the order of the record, recovery) is kept here, above the
+// backend, whichever that is. It never touches a credential.
+package control
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// Config is what a Plane is made of. All fields but the last three are required.
+type Config struct {
+	Backend backend.Backend
+	Store   session.Store
+	Log     Log
+	Gateway Gateway
+	Table   egress.Table // by which egress rules are validated; the gateway has its own
+	// Image returns the manifest digest of the image that sandboxes start from.
+	Image  func(ctx context.Context) (string, error)
+	Logger *slog.Logger
+
+	Ceilings   session.Limits // zero fields are those of DefaultCeilings
+	MaxRunning int            // sandboxes at once; 0 is 128. More sessions wait as pending
+	Now        func() time.Time
+}
+
+// maxStarting is how many sandboxes are created at once: creation is bound by
+// the CPU, and more in parallel only make each of them slower.
+const maxStarting = 4
+
+// A Plane runs sessions on one backend.
+//
+// Its methods may be called concurrently. Each takes the Caller on whose behalf
+// it acts, and treats another organisation's session as one that does not exist.
+type Plane struct {
+	backend  backend.Backend
+	store    session.Store
+	log      Log
+	gateway  Gateway
+	table    egress.Table
+	image    func(ctx context.Context) (string, error)
+	logger   *slog.Logger
+	ceilings session.Limits
+	now      func() time.Time
+
+	running  chan struct{} // a token for each sandbox that exists
+	starting chan struct{} // a token for each sandbox being created
+
+	mu      sync.Mutex // guards live and closing, and wg against Close
+	live    map[string]*live
+	closing bool
+	wg      sync.WaitGroup
+
+	abort chan struct{} // closed when Close no longer waits
+}
+
+// New returns a Plane that is not yet running: Start must come first.
+func New(c Config) (*Plane, error) {
+	switch {
+	case c.Backend == nil:
+		return nil, errors.New("control plane without a backend")
+	case c.Store == nil:
+		return nil, errors.New("control plane without a store")
+	case c.Log == nil:
+		return nil, errors.New("control plane without an audit log")
+	case c.Gateway == nil:
+		return nil, errors.New("control plane without a gateway")
+	case c.Image == nil:
+		return nil, errors.New("control plane without an image")
+	case c.Logger == nil:
+		return nil, errors.New("control plane without a logger")
+	}
+	if c.MaxRunning == 0 {
+		c.MaxRunning = 128
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return &Plane{
+		backend: c.Backend, store: c.Store, log: c.Log, gateway: c.Gateway, table: c.Table,
+		image: c.Image, logger: c.Logger, ceilings: orCeilings(c.Ceilings), now: c.Now,
+		running:  make(chan struct{}, c.MaxRunning),
+		starting: make(chan struct{}, maxStarting),
+		live:     map[string]*live{},
+		abort:    make(chan struct{}),
+	}, nil
+}
+
+func orCeilings(c session.Limits) session.Limits {
+	d := DefaultCeilings()
+	for _, f := range []struct{ have, def *int64 }{
+		{&c.Pids, &d.Pids}, {&c.MemoryMB, &d.MemoryMB}, {&c.CPUMillis, &d.CPUMillis}, {&c.CPUSeconds, &d.CPUSeconds},
+		{&c.WallSeconds, &d.WallSeconds}, {&c.DiskMB, &d.DiskMB}, {&c.OutputBytes, &d.OutputBytes}, {&c.EgressBytes, &d.EgressBytes},
+	} {
+		if *f.have == 0 {
+			*f.have = *f.def
+		}
+	}
+	return c
+}
+
+// Create makes a session durable and lets it run. It returns the pending
+// session without waiting for the run. A request whose Idempotency was used
+// before returns the session that it made then, or ErrIdempotency if it asked
+// for something else.
+func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.Session, error) {
+	if !c.May(auth.WriteSessions) {
+		return session.Session{}, ErrForbidden
+	}
+	pl, err := p.understand(r)
+	if err != nil {
+		return session.Session{}, err
+	}
+	n, err := p.store.NextNumber(ctx)
+	if err != nil {
+		return session.Session{}, fmt.Errorf("number a session: %w", err)
+	}
+	info := p.backend.Info()
+	s := session.Session{
+		ID:  fmt.Sprintf("s-%s-%d", random(3), n),
+		Org: c.Org, CreatedBy: c.User, Phase: session.Pending,
+		Language: pl.language, Limits: pl.limits, Egress: pl.egress,
+		Backend: info.Name, Isolation: info.Isolation.String(),
+		Labels: r.Labels, Created: p.now().UTC(),
+		Sandbox:     random(10),
+		Idempotency: r.Idempotency, RequestHash: pl.hash,
+	}
+	// The session is known before it is durable, so that the reconciler never
+	// meets a sandbox of it that it does not know.
+	life, run, err := p.admit(ctx, s)
+	if err != nil {
+		return session.Session{}, err
+	}
+	made, err := p.store.Create(ctx, s, pl.work, audit.Data{
+		Caller: c.Key, Language: pl.language, RequestHash: pl.hash, PolicyDigest: pl.policy.Digest(),
+	})
+	if err != nil {
+		run.abandon()
+		if errors.Is(err, session.ErrExists) {
+			if made.RequestHash != pl.hash {
+				return session.Session{}, ErrIdempotency
+			}
+			return made, nil
+		}
+		return session.Session{}, fmt.Errorf("create session: %w", err)
+	}
+	go run.lead(life, made, pl.work)
+	return made, nil
+}
+
+// admit registers s as live. The run it returns must be led or abandoned. The
+// context is the session's: it outlives ctx, and ends with an *ending as cause.
+func (p *Plane) admit(ctx context.Context, s session.Session) (context.Context, *run, error) {
+	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closing {
+		cancel(nil)
+		return nil, nil, ErrClosing
+	}
+	l := newLive(s, cancel)
+	p.live[s.ID] = l
+	p.wg.Add(1)
+	return life, &run{plane: p, id: s.ID, sandbox: backend.ID(s.Sandbox), live: l}, nil
+}
+
+// Session returns the session called id.
+func (p *Plane) Session(ctx context.Context, c auth.Caller, id string) (session.Session, error) {
+	if !c.May(auth.ReadSessions) {
+		return session.Session{}, ErrForbidden
+	}
+	return p.store.Session(ctx, c.Org, id)
+}
+
+// Sessions returns up to limit of the caller's sessions, newest first, created
+// before the one called before.
+func (p *Plane) Sessions(ctx context.Context, c auth.Caller, before string, limit int) ([]session.Session, error) {
+	if !c.May(auth.ReadSessions) {
+		return nil, ErrForbidden
+	}
+	return p.store.Sessions(ctx, c.Org, before, limit)
+}
+
+// Result returns what an ended session gave and its denials, or ErrNotEnded.
+func (p *Plane) Result(ctx context.Context, c auth.Caller, id string) (session.Result, []audit.Event, error) {
+	s, err := p.Session(ctx, c, id)
+	if err != nil {
+		return session.Result{}, nil, err
+	}
+	if s.Outcome == "" {
+		return session.Result{}, nil, ErrNotEnded
+	}
+	r, err := p.store.Result(ctx, c.Org, id)
+	if err != nil {
+		return session.Result{}, nil, fmt.Errorf("result of %s: %w", id, err)
+	}
+	events, err := p.store.Events(ctx, c.Org, id, 0, maxEvents)
+	if err != nil {
+		return session.Result{}, nil, fmt.Errorf("denials of %s: %w", id, err)
+	}
+	var denials []audit.Event
+	for _, e := range events {
+		if e.Type == audit.EgressDenied {
+			denials = append(denials, e)
+		}
+	}
+	return r, denials, nil
+}
+
+// maxEvents bounds one read of a session's record. The gateway writes at most
+// 200 rows of distinct attempts and as many closing ones for denials; allowed
+// connections are bounded by their own budget, and the rest is a dozen.
+const maxEvents = 10_000
+
+// Events returns up to limit events of a session's record after number after.
+func (p *Plane) Events(ctx context.Context, c auth.Caller, id string, after uint64, limit int) ([]audit.Event, error) {
+	if !c.May(auth.ReadSessions) {
+		return nil, ErrForbidden
+	}
+	return p.store.Events(ctx, c.Org, id, after, limit)
+}
+
+// Bundle returns what is needed to check the record of a session offline.
+func (p *Plane) Bundle(ctx context.Context, c auth.Caller, id string) (json.RawMessage, error) {
+	if !c.May(auth.ReadSessions) {
+		return nil, ErrForbidden
+	}
+	return p.log.Bundle(ctx, c.Org, id)
+}
+
+// Checkpoint returns the newest signed checkpoint of the log.
+func (p *Plane) Checkpoint(ctx context.Context, c auth.Caller) ([]byte, error) {
+	if !c.May(auth.ReadSessions) {
+		return nil, ErrForbidden
+	}
+	return p.log.Checkpoint(ctx)
+}
+
+// Teardown ends the session if it has not ended, and closes its record. It
+// returns once the sandbox is gone. Tearing down again changes nothing.
+func (p *Plane) Teardown(ctx context.Context, c auth.Caller, id string) (session.Session, error) {
+	if !c.May(auth.WriteSessions) {
+		return session.Session{}, ErrForbidden
+	}
+	s, err := p.store.Session(ctx, c.Org, id)
+	if err != nil {
+		return session.Session{}, err
+	}
+	p.mu.Lock()
+	l := p.live[id]
+	p.mu.Unlock()
+	if l != nil {
+		l.cancel(&ending{reason: session.Cancelled})
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+			return session.Session{}, ctx.Err()
+		}
+	}
+	for {
+		if s, err = p.store.Session(ctx, c.Org, id); err != nil || s.Phase == session.TornDown {
+			return s, err
+		}
+		down, err := s.To(session.TornDown)
+		if err != nil {
+			return session.Session{}, fmt.Errorf("tear down: %w", err)
+		}
+		down, err = p.store.Commit(ctx, down, nil, audit.Event{Type: audit.SessionTornDown, Data: audit.Data{Caller: c.Key}})
+		if !errors.Is(err, session.ErrConflict) { // a concurrent Teardown was first: look again
+			return down, err
+		}
+	}
+}
+
+// Status says what is wired and whether sessions can run now.
+func (p *Plane) Status(ctx context.Context) Status {
+	info := p.backend.Info()
+	st := Status{Backend: info.Name, Isolation: info.Isolation}
+	p.mu.Lock()
+	closing := p.closing
+	p.mu.Unlock()
+	if closing {
+		st.Reason = ErrClosing.Error()
+		return st
+	}
+	if _, err := p.image(ctx); err != nil {
+		st.Reason = fmt.Sprintf("image: %v", err)
+		return st
+	}
+	if _, err := p.backend.List(ctx); err != nil {
+		st.Reason = fmt.Sprintf("backend: %v", err)
+		return st
+	}
+	st.Ready = true
+	return st
+}
+
+// Active returns how many sessions have not ended or still have a sandbox.
+func (p *Plane) Active() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.live)
+}
+
+// random returns n random bytes in hex.
+func random(n int) string {
+	b := make([]byte, n)
+	rand.Read(b) // never fails: crypto/rand
+	return hex.EncodeToString(b)
+}

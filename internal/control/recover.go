@@ -1,0 +1,185 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// reconcileEvery is how often what exists is compared with what should.
+const reconcileEvery = 5 * time.Second
+
+// Start takes up what an earlier process left: its sandboxes are destroyed, its
+// running sessions end as killed/backend_lost, and its pending ones are run.
+// From then on, until ctx ends, sandboxes of this instance that no session owns
+// are destroyed. Start must return before Create is called.
+func (p *Plane) Start(ctx context.Context) error {
+	unended, err := p.store.Unended(ctx)
+	if err != nil {
+		return fmt.Errorf("read unended sessions: %w", err)
+	}
+	if err := p.destroyStrangers(ctx); err != nil { // nothing is live yet: all are
+		return err
+	}
+	for _, s := range unended {
+		if s.Phase == session.Pending {
+			w, err := p.store.Work(ctx, s.Org, s.ID)
+			if err != nil {
+				return fmt.Errorf("work of %s: %w", s.ID, err)
+			}
+			life, run, err := p.admit(ctx, s)
+			if err != nil {
+				return err
+			}
+			go run.lead(life, s, w)
+			continue
+		}
+		if err := p.endLost(ctx, s); err != nil {
+			return err
+		}
+	}
+	p.mu.Lock()
+	p.wg.Add(1)
+	p.mu.Unlock()
+	go func() {
+		defer p.wg.Done()
+		p.reconcile(ctx)
+	}()
+	return nil
+}
+
+// endLost ends a session that ran when an earlier process died. If that had
+// already recorded a limit, the limit is the reason.
+func (p *Plane) endLost(ctx context.Context, s session.Session) error {
+	end := lost("the control plane was restarted")
+	events, err := p.store.Events(ctx, s.Org, s.ID, 0, maxEvents)
+	if err != nil {
+		return fmt.Errorf("record of %s: %w", s.ID, err)
+	}
+	for _, e := range events {
+		if e.Type == audit.LimitExceeded {
+			end = &ending{reason: reasonOf(e.Data.Resource), limit: &e.Data}
+		}
+	}
+	if _, err := p.commitEnd(ctx, s, session.Result{}, outcome{}, end); err != nil && !errors.Is(err, session.ErrConflict) {
+		return err
+	}
+	p.logger.Warn("session lost", "session", s.ID, "tenant", s.Org, "backend", s.Backend, "why", end.Error())
+	return nil
+}
+
+// reasonOf is the kill reason of a limit that the control plane itself judges.
+func reasonOf(resource string) session.KillReason {
+	switch resource {
+	case "wallSeconds":
+		return session.WallClockExceeded
+	case "outputBytes":
+		return session.OutputExceeded
+	case "egressBytes":
+		return session.EgressExceeded
+	}
+	return session.BackendLost
+}
+
+func (p *Plane) reconcile(ctx context.Context) {
+	tick := time.NewTicker(reconcileEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := p.destroyStrangers(ctx); err != nil && ctx.Err() == nil {
+				p.logger.Warn("reconcile", "err", err)
+			}
+		case <-ctx.Done():
+			return
+		case <-p.abort:
+			return
+		}
+	}
+}
+
+// destroyStrangers destroys the sandboxes that no live session owns. The set
+// that exists is read before the set that should: a sandbox is only made for a
+// session that is live already.
+func (p *Plane) destroyStrangers(ctx context.Context) error {
+	exist, err := p.backend.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list sandboxes: %w", err)
+	}
+	p.mu.Lock()
+	known := map[backend.ID]bool{}
+	for _, l := range p.live {
+		known[backend.ID(l.sandbox)] = true
+	}
+	p.mu.Unlock()
+	for _, id := range exist {
+		if known[id] {
+			continue
+		}
+		attempt, cancel := context.WithTimeout(ctx, stopTimeout)
+		err := p.backend.Destroy(attempt, id)
+		cancel()
+		if err != nil {
+			p.logger.Warn("stray sandbox not destroyed", "sandbox", id, "err", err)
+			continue
+		}
+		p.logger.Info("stray sandbox destroyed", "sandbox", id)
+	}
+	return nil
+}
+
+// Close refuses new sessions and waits for those that exist to end. Once ctx
+// ends it ends those that run as cancelled; those still pending stay so, for the
+// next Start. It returns when no sandbox is left, or an error that says how many
+// are.
+func (p *Plane) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closing = true
+	p.mu.Unlock()
+
+	if !p.drain(ctx) {
+		p.mu.Lock()
+		for _, l := range p.live {
+			l.cancel(&ending{reason: session.Cancelled, detail: "the control plane shut down", later: true})
+		}
+		p.mu.Unlock()
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		if !p.drain(last) {
+			close(p.abort)
+			return fmt.Errorf("%d sandboxes could not be destroyed; the next start does it", p.Active())
+		}
+	}
+	close(p.abort)
+	p.wg.Wait()
+	return nil
+}
+
+// drain waits until no session is live, or reports false once ctx has ended.
+func (p *Plane) drain(ctx context.Context) bool {
+	for {
+		l := p.anyLive()
+		if l == nil {
+			return true
+		}
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (p *Plane) anyLive() *live {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.live {
+		return l
+	}
+	return nil
+}

@@ -1,0 +1,445 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/session"
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+// How long the control plane waits for what a sandbox should do at once.
+const (
+	helloTimeout = 60 * time.Second       // from Start to the guest's hello, on a loaded machine or under emulation
+	markTimeout  = 250 * time.Millisecond // from the workload's exit to the guest's last packet
+	exitTimeout  = 2 * time.Second        // from the guest's shutdown to the backend's word that it ended
+	stopTimeout  = 30 * time.Second       // one attempt to destroy a sandbox
+)
+
+// An ending is why a session ends. It is the cause with which a session's
+// context is cancelled, and what everything that can end one is turned into.
+type ending struct {
+	exited bool               // the workload ended by itself, with code
+	code   int                //
+	reason session.KillReason // else: why the platform ended it
+	limit  *audit.Data        // for a limit: the data of limit_exceeded
+	detail string             // for the operator's log
+
+	unrecorded bool // limit is not yet in the record
+	later      bool // a session that is still pending stays so, for the next start
+}
+
+func (e *ending) Error() string {
+	if e.exited {
+		return fmt.Sprintf("exited with %d", e.code)
+	}
+	return strings.TrimSpace(string(e.reason) + " " + e.detail)
+}
+
+func lost(format string, args ...any) *ending {
+	return &ending{reason: session.BackendLost, detail: fmt.Sprintf(format, args...)}
+}
+
+func overLimit(reason session.KillReason, resource string, limit, observed int64, evidence string) *ending {
+	return &ending{reason: reason, limit: &audit.Data{
+		Resource: resource, Limit: limit, Observed: observed, Evidence: evidence, Source: "host",
+	}}
+}
+
+// A run leads one session from pending to its end.
+type run struct {
+	plane   *Plane
+	id      string
+	sandbox backend.ID
+	live    *live
+}
+
+// abandon forgets a session that never became durable.
+func (r *run) abandon() {
+	p := r.plane
+	r.live.cancel(nil)
+	close(r.live.done)
+	p.mu.Lock()
+	delete(p.live, r.id)
+	p.mu.Unlock()
+	p.wg.Done()
+}
+
+// lead runs s and returns once its end is durable and its sandbox is gone.
+func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
+	defer r.abandon()
+	p := r.plane
+	begun := p.now()
+	release, end := r.queue(ctx)
+	var o outcome
+	if end == nil {
+		s, o, end = r.sandboxed(ctx, s, w)
+	}
+	s, err := r.finish(context.WithoutCancel(ctx), s, o, end)
+	if err == nil {
+		r.live.notify()
+		p.logger.Info("session ended", "session", s.ID, "tenant", s.Org, "backend", s.Backend,
+			"outcome", s.Outcome, "why", end.Error(), "duration", p.now().Sub(begun))
+	} else if !errors.Is(err, errLeftPending) {
+		// The record of the end could not be kept. The sandbox goes all the same;
+		// the next start finds the session unended and ends it as backend_lost.
+		p.logger.Error("session's end not recorded", "session", s.ID, "tenant", s.Org, "err", err)
+	}
+	r.destroy(context.WithoutCancel(ctx))
+	release()
+}
+
+// queue waits for a place among the running sandboxes.
+func (r *run) queue(ctx context.Context) (release func(), end *ending) {
+	select {
+	case r.plane.running <- struct{}{}:
+		return func() { <-r.plane.running }, nil
+	case <-ctx.Done():
+		return func() {}, endingOf(ctx)
+	}
+}
+
+// endingOf returns why ctx was cancelled.
+func endingOf(ctx context.Context) *ending {
+	var e *ending
+	if errors.As(context.Cause(ctx), &e) {
+		own := *e // the cause is shared; what is learnt of this end is not
+		return &own
+	}
+	return lost("the control plane ended it: %v", context.Cause(ctx))
+}
+
+// An outcome is what is known of a session besides why it ended.
+type outcome struct {
+	json    []byte
+	traffic egress.Traffic
+	usage   backend.Usage
+}
+
+// sandboxed creates the sandbox, runs the work in it and returns once the
+// sandbox has ended or must. The returned session is s, running if it got there.
+func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) (session.Session, outcome, *ending) {
+	var o outcome
+	box, end := r.create(ctx, s)
+	if box == nil {
+		return s, o, end
+	}
+	defer box.packets.Close()
+	defer box.control.Close()
+
+	// The gateway serves the sandbox before any of the workload is in it.
+	serve, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	served := make(chan struct{})
+	var serveErr error
+	go func() {
+		defer close(served)
+		grant := egress.Grant{Mode: s.Egress.Mode, Allow: s.Egress.Allow, Budget: s.Limits.EgressBytes}
+		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, s.ID, grant, recorder{r.plane.store, r.live})
+	}()
+
+	running, end := r.begin(ctx, s, box)
+	if end == nil {
+		s = running
+		end = r.work(ctx, s, w, box, &o, served)
+	}
+
+	// What ended the session may have been the sandbox's or the gateway's death:
+	// then theirs is the better account.
+	stopping := context.WithoutCancel(ctx)
+	if end.exited {
+		box.shutdown(stopping)
+		within(served, markTimeout)
+	}
+	stopServing()
+	<-served
+	switch {
+	case o.traffic.Spent:
+		end = overLimit(session.EgressExceeded, "egressBytes", s.Limits.EgressBytes, o.traffic.In+o.traffic.Out, "gateway's byte count")
+	case serveErr != nil && !end.exited:
+		end = preferred(end, lost("gateway: %v", serveErr))
+	case serveErr != nil:
+		end = lost("gateway: %v", serveErr) // its record may be incomplete: never a success
+	}
+	if end.limit != nil {
+		// Intent before effect: should this process die while it destroys the
+		// sandbox, the next start finds in the record why the session ended.
+		if err := r.plane.store.Record(stopping, s.ID, audit.LimitExceeded, *end.limit); err != nil {
+			end = lost("record the limit: %v", err)
+		}
+	}
+	exit, ended := box.exit(stopping, end)
+	o.usage = exit.Usage
+	if limit := r.breach(exit, s.Limits); ended && limit != nil && end.limit == nil {
+		limit.unrecorded = true
+		end = limit
+	}
+	return s, o, end
+}
+
+// preferred returns the more telling of two accounts: a limit or a wish before
+// a loss.
+func preferred(a, b *ending) *ending {
+	if a.reason == session.BackendLost {
+		return b
+	}
+	return a
+}
+
+func within(done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// breach returns what exit says of a limit, or nil.
+func (r *run) breach(exit backend.Exit, l session.Limits) *ending {
+	var e *ending
+	switch exit.Cause {
+	case backend.PidsLimit:
+		e = overLimit(session.PidsExceeded, "pidsLimit", l.Pids, exit.Observed, exit.Evidence)
+	case backend.MemoryLimit:
+		e = overLimit(session.MemoryExceeded, "memoryMb", l.MemoryMB, up(exit.Observed, 1<<20), exit.Evidence)
+	case backend.CPULimit:
+		e = overLimit(session.CPUExceeded, "cpuSeconds", l.CPUSeconds, up(exit.Observed, int64(time.Second)), exit.Evidence)
+	case backend.DiskLimit:
+		e = overLimit(session.DiskExceeded, "diskMb", l.DiskMB, up(exit.Observed, 1<<20), exit.Evidence)
+	default:
+		return nil
+	}
+	if exit.FromGuest {
+		e.limit.Source = "guest"
+	}
+	return e
+}
+
+func up(n, unit int64) int64 { return (n + unit - 1) / unit }
+
+// begin makes the session running once its guest has said hello.
+func (r *run) begin(ctx context.Context, s session.Session, box *box) (session.Session, *ending) {
+	hello, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	if _, err := box.guest.Hello(hello); err != nil {
+		return s, r.because(ctx, lost("guest's hello: %v", err))
+	}
+	running, err := s.To(session.Running)
+	if err != nil {
+		return s, lost("%v", err)
+	}
+	running.Started = r.plane.now().UTC()
+	running, err = r.plane.store.Commit(ctx, running, nil, audit.Event{Type: audit.SandboxStarted, Data: audit.Data{
+		Backend: s.Backend, Isolation: s.Isolation, Image: box.image, Modelled: s.Isolation == backend.NoIsolation.String(),
+	}})
+	if err != nil {
+		return s, r.because(ctx, lost("record the start: %v", err))
+	}
+	r.live.notify()
+	return running, nil
+}
+
+// because returns why ctx ended if it did, else e.
+func (r *run) because(ctx context.Context, e *ending) *ending {
+	if context.Cause(ctx) != nil {
+		return endingOf(ctx)
+	}
+	return e
+}
+
+// work sends the work to the guest and waits for the first thing that ends it.
+func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *box, o *outcome, served <-chan struct{}) *ending {
+	wall := time.Duration(s.Limits.WallSeconds) * time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, wall-r.plane.now().Sub(s.Started),
+		overLimit(session.WallClockExceeded, "wallSeconds", s.Limits.WallSeconds, s.Limits.WallSeconds, "control plane's clock"))
+	defer cancel()
+
+	said := make(chan *ending, 1)
+	go func() { said <- r.converse(ctx, s, w, box, o) }()
+	select {
+	case end := <-said:
+		return end
+	case <-box.ended:
+	case <-served: // the budget is spent, the sandbox closed its packet stream, or the gateway is gone
+	case <-ctx.Done():
+		box.control.Close()
+		<-said
+		return endingOf(ctx)
+	}
+	// Nothing of it goes on. What the sandbox said before it ended still counts.
+	last := time.AfterFunc(markTimeout, func() { box.control.Close() })
+	defer last.Stop()
+	return <-said
+}
+
+// converse has the guest run the work and reads what it says, until the
+// workload has ended. What it returns is the guest's word: only that the
+// workload exited, and how, is believed.
+func (r *run) converse(ctx context.Context, s session.Session, w session.Work, box *box, o *outcome) *ending {
+	for name, content := range w.Files {
+		if err := box.guest.WriteFile(ctx, "/work/"+name, 0o644, strings.NewReader(content)); err != nil {
+			if errors.Is(err, wire.ErrRefused) { // the disk limit is smaller than the files, say
+				r.live.write(true, fmt.Appendf(nil, "enclave: write /work/%s: %v\n", name, err), s.Limits.OutputBytes)
+				return &ending{exited: true, code: 126}
+			}
+			return r.because(ctx, lost("write %q: %v", name, err))
+		}
+	}
+	proc, err := box.guest.Start(ctx, wire.StartRequest{
+		Language: s.Language, Argv: w.Argv, Code: w.Code,
+		Env: map[string]string{"ENCLAVE_SESSION_ID": s.ID},
+	})
+	if errors.Is(err, wire.ErrNoInterpreter) || errors.Is(err, wire.ErrRefused) {
+		r.live.write(true, fmt.Appendf(nil, "enclave: %v\n", err), s.Limits.OutputBytes)
+		return &ending{exited: true, code: 127}
+	}
+	if err != nil {
+		return r.because(ctx, lost("start the workload: %v", err))
+	}
+	defer proc.Close()
+	for {
+		ev, err := proc.Next()
+		if err != nil {
+			return r.because(ctx, lost("workload's output: %v", err))
+		}
+		switch ev.Kind {
+		case wire.Stdout, wire.Stderr:
+			if !r.live.write(ev.Kind == wire.Stderr, ev.Data, s.Limits.OutputBytes) {
+				return overLimit(session.OutputExceeded, "outputBytes", s.Limits.OutputBytes, s.Limits.OutputBytes+1, "control plane's byte count")
+			}
+		case wire.Result:
+			if o.json == nil {
+				o.json = ev.Data
+			}
+		case wire.Exited:
+			return &ending{exited: true, code: ev.ExitCode()}
+		}
+	}
+}
+
+// A box is a sandbox whose guest has connected.
+type box struct {
+	run      *run
+	image    string
+	listener net.Listener
+	packets  net.Conn
+	control  net.Conn
+	guest    *wire.Client
+	ended    chan struct{} // closed once Wait has returned
+	waited   backend.Exit
+	waitErr  error
+}
+
+// create makes the sandbox of s and waits for its guest to connect. If it
+// returns no box, the ending says why.
+func (r *run) create(ctx context.Context, s session.Session) (*box, *ending) {
+	p := r.plane
+	select {
+	case p.starting <- struct{}{}:
+		defer func() { <-p.starting }()
+	case <-ctx.Done():
+		return nil, endingOf(ctx)
+	}
+	image, err := p.image(ctx)
+	if err != nil {
+		return nil, r.because(ctx, lost("image: %v", err))
+	}
+	l, err := p.backend.Listen(ctx, r.sandbox)
+	if err != nil {
+		return nil, r.because(ctx, lost("listen: %v", err))
+	}
+	defer l.Close() // after the two connections are made, no other is ever accepted
+	spec := backend.Spec{Image: image, Limits: backend.Limits{
+		MilliCPU: s.Limits.CPUMillis, CPU: time.Duration(s.Limits.CPUSeconds) * time.Second,
+		Memory: s.Limits.MemoryMB << 20, Pids: s.Limits.Pids, Disk: s.Limits.DiskMB << 20,
+	}}
+	if err := p.backend.Start(ctx, r.sandbox, spec); err != nil {
+		return nil, r.because(ctx, lost("start: %v", err))
+	}
+	b := &box{run: r, image: image, ended: make(chan struct{})}
+	// Until the sandbox is destroyed somebody waits for it.
+	go func() {
+		defer close(b.ended)
+		b.waited, b.waitErr = p.backend.Wait(context.WithoutCancel(ctx), r.sandbox)
+	}()
+	hello, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	go func() { // a sandbox that ended will not connect
+		select {
+		case <-b.ended:
+			cancel()
+		case <-hello.Done():
+		}
+	}()
+	b.packets, b.control, err = wire.Accept(hello, l)
+	if err != nil {
+		end := r.because(ctx, lost("guest's connections: %v", err))
+		exit, ended := b.exit(context.WithoutCancel(ctx), end)
+		if limit := r.breach(exit, s.Limits); ended && limit != nil {
+			limit.unrecorded = true
+			end = limit
+		}
+		return nil, end
+	}
+	b.guest = wire.NewClient(b.control)
+	return b, nil
+}
+
+// shutdown asks the guest to end itself, which makes it send its last packets.
+func (b *box) shutdown(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	_ = b.guest.Shutdown(ctx) // one that does not is destroyed
+}
+
+// exit returns how the sandbox ended. One that should have ended by itself and
+// does not, and one that the control plane ends, is destroyed first. It
+// reports false if even that did not end it.
+func (b *box) exit(ctx context.Context, end *ending) (backend.Exit, bool) {
+	p := b.run.plane
+	// For a loss, the sandbox's own end is probably the reason: let it show.
+	if end.exited || end.reason == session.BackendLost {
+		within(b.ended, exitTimeout)
+	}
+	select {
+	case <-b.ended:
+	default:
+		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+		defer cancel()
+		if err := p.backend.Destroy(ctx, b.run.sandbox); err != nil {
+			p.logger.Warn("sandbox not yet destroyed", "session", b.run.id, "err", err)
+		}
+		if !within(b.ended, exitTimeout) {
+			return backend.Exit{}, false
+		}
+	}
+	return b.waited, b.waitErr == nil
+}
+
+// destroy removes the sandbox, however often that must be tried.
+func (r *run) destroy(ctx context.Context) {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		attempt, cancel := context.WithTimeout(ctx, stopTimeout)
+		err := r.plane.backend.Destroy(attempt, r.sandbox)
+		cancel()
+		if err == nil {
+			return
+		}
+		r.plane.logger.Warn("sandbox not yet destroyed", "session", r.id, "err", err)
+		select {
+		case <-time.After(wait):
+		case <-r.plane.abort:
+			return // the next start destroys it
+		}
+	}
+}

@@ -1,10 +1,12 @@
 # Everything that CI does is a target here. Each target sets up what it needs.
 SHELL   := /bin/bash
 .DEFAULT_GOAL := help
+.PRECIOUS: bin/guest-% bin/runsc-% bin/pack/%.zst
+.NOTPARALLEL:
 .PHONY: help setup build demo demo-parity test check race bench fuzz clean release image
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-GOFLAGS  += -trimpath
+BUILD    := -trimpath
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 STATE    ?= /var/lib/enclave
 CARRIED  := cmd/enclave/carried
@@ -19,19 +21,23 @@ help: ## list the targets
 setup: ## install the system packages that are missing (as root, on Debian)
 	@./build/setup
 
-bin/guest-%: $(GOSRC)
-	GOARCH=$* go build $(GOFLAGS) -ldflags '-s -w' -o $@ ./cmd/enclave-guest
-bin/runsc-%: cmd/enclave-runsc/*.go go.mod go.sum
-	@echo "building gVisor for $* (about a minute the first time)"
-	GOARCH=$* go build $(GOFLAGS) -ldflags '-s -w' -o $@ ./cmd/enclave-runsc
-
 HOSTARCH := $(shell go env GOARCH 2>/dev/null)
 
-$(CARRIED)/%.zst: bin/% build/pack/main.go
-	GOARCH= go run ./build/pack $< $@
+bin/guest-%: $(GOSRC)
+	GOARCH=$* go build $(BUILD) -ldflags '-s -w' -o $@ ./cmd/enclave-guest
+bin/runsc-%: $(wildcard cmd/enclave-runsc/*.go) go.mod go.sum
+	@echo "building gVisor for $* (about a minute the first time)"
+	GOARCH=$* go build $(BUILD) -ldflags '-s -w' -o $@ ./cmd/enclave-runsc
+bin/pack/%.zst: bin/% build/pack/main.go
+	go run ./build/pack $< $@
 
-bin/enclave-%: $(CARRIED)/guest-%.zst $(CARRIED)/runsc-%.zst $(GOSRC)
-	GOARCH=$* go build $(GOFLAGS) -tags carried -ldflags '$(LDFLAGS)' -o $@ ./cmd/enclave
+# The programs that enclave carries are put where go:embed finds them just before
+# it is built: one architecture after the other.
+bin/enclave-%: bin/pack/guest-%.zst bin/pack/runsc-%.zst $(GOSRC)
+	@rm -rf $(CARRIED) && mkdir -p $(CARRIED)
+	@cp bin/pack/guest-$*.zst $(CARRIED)/enclave-guest.zst && cp bin/pack/runsc-$*.zst $(CARRIED)/enclave-runsc.zst
+	@cd bin && sha256sum guest-$* runsc-$* | sed 's/-$*$$//; s/  /  enclave-/' > ../$(CARRIED)/SHA256SUMS
+	GOARCH=$* go build $(BUILD) -tags carried -ldflags '$(LDFLAGS)' -o $@ ./cmd/enclave
 
 bin/enclave: bin/enclave-$(HOSTARCH)
 	ln -sf enclave-$(HOSTARCH) $@
@@ -76,4 +82,4 @@ fuzz: ## every fuzz target for FUZZTIME
 	    echo "$$f $$t"; go test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; done; done
 
 clean: ## remove what was built; the state directory stays (enclave uninstall removes it)
-	rm -rf bin $(CARRIED)/*.zst evidence
+	rm -rf bin $(CARRIED) evidence

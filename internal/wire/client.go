@@ -1,0 +1,284 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// callTimeout bounds every call that answers at once, whatever the caller's
+// context allows: a guest that is silent is one that is broken or hostile.
+const callTimeout = 30 * time.Second
+
+// A Client makes the guest's calls. All methods may be called concurrently; each
+// takes at most as long as its context, and but for Start, Connect, ReadFile and
+// WriteFile no longer than 30 s.
+type Client struct {
+	http *http.Client
+	conn net.Conn
+}
+
+// NewClient returns a client on conn, the control connection, which it owns.
+func NewClient(conn net.Conn) *Client {
+	var once sync.Once
+	p := new(http.Protocols)
+	p.SetUnencryptedHTTP2(true)
+	t := &http.Transport{
+		Protocols: p,
+		// There is one connection, made by the guest. When it is gone the
+		// sandbox is.
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			err := fmt.Errorf("call the guest: %w", net.ErrClosed)
+			var c net.Conn
+			once.Do(func() { c, err = conn, nil })
+			return c, err
+		},
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: maxHeader,
+		// Without these the library buffers 4 MiB a stream, 1 GiB a connection.
+		HTTP2: &http.HTTP2Config{
+			MaxReceiveBufferPerStream:     256 << 10,
+			MaxReceiveBufferPerConnection: 2 << 20,
+			MaxReadFrameSize:              MaxChunk,
+		},
+	}
+	return &Client{
+		conn: conn,
+		http: &http.Client{
+			Transport: t,
+			// A guest leads its core nowhere.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// Close closes the connection. The guest ends everything when it notices.
+func (c *Client) Close() error {
+	c.http.CloseIdleConnections()
+	return c.conn.Close()
+}
+
+// Hello waits for the guest to have set itself up, and refuses one of another
+// version or whose privileges are not gone.
+func (c *Client) Hello(ctx context.Context) (Hello, error) {
+	var h Hello
+	if err := c.call(ctx, http.MethodGet, PathHello, nil, nil, &h); err != nil {
+		return Hello{}, fmt.Errorf("greet the guest: %w", err)
+	}
+	if h.Version != Version || !h.Confined {
+		return Hello{}, fmt.Errorf("%w: guest of version %d, confined %t", ErrProtocol, h.Version, h.Confined)
+	}
+	return h, nil
+}
+
+// Shutdown makes the guest end every process, send what packets they left and
+// the mark, and exit. It returns when the mark has been sent.
+func (c *Client) Shutdown(ctx context.Context) error {
+	if err := c.call(ctx, http.MethodPost, PathShutdown, nil, nil, nil); err != nil {
+		return fmt.Errorf("shut the guest down: %w", err)
+	}
+	return nil
+}
+
+// Start starts a process. ctx bounds the call, not the process.
+//
+// An image that can't run the language gives a CallError that is
+// ErrNoInterpreter and names it.
+func (c *Client) Start(ctx context.Context, r StartRequest) (*Process, error) {
+	p, err := c.events(ctx, http.MethodPost, PathProcesses, r)
+	if err != nil {
+		return nil, fmt.Errorf("start process: %w", err)
+	}
+	return p, nil
+}
+
+// Connect returns what the process id does from now on, beginning with a
+// Started event. A slow reader of it loses output, of which Dropped tells.
+func (c *Client) Connect(ctx context.Context, id uint32) (*Process, error) {
+	p, err := c.events(ctx, http.MethodGet, processPath(PathOutput, id), nil)
+	if err != nil {
+		return nil, fmt.Errorf("connect to process %d: %w", id, err)
+	}
+	return p, nil
+}
+
+// Processes lists what was started and has not exited.
+func (c *Client) Processes(ctx context.Context) ([]ProcessInfo, error) {
+	var l ProcessList
+	if err := c.call(ctx, http.MethodGet, PathProcesses, nil, nil, &l); err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	return l.Processes, nil
+}
+
+// Stat describes the file at path; a link is not followed.
+func (c *Client) Stat(ctx context.Context, path string) (FileInfo, error) {
+	var f FileInfo
+	if err := c.call(ctx, http.MethodGet, PathStat, url.Values{"path": {path}}, nil, &f); err != nil {
+		return FileInfo{}, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// List describes what the directory at path holds.
+func (c *Client) List(ctx context.Context, path string) (Listing, error) {
+	var l Listing
+	if err := c.call(ctx, http.MethodGet, PathList, url.Values{"path": {path}}, nil, &l); err != nil {
+		return Listing{}, fmt.Errorf("list %s: %w", path, err)
+	}
+	if len(l.Entries) > MaxEntries {
+		return Listing{}, fmt.Errorf("list %s: %w: %d entries", path, ErrProtocol, len(l.Entries))
+	}
+	return l, nil
+}
+
+// MakeDir makes the directory at path and those above it. One that exists is
+// left as it is.
+func (c *Client) MakeDir(ctx context.Context, path string) error {
+	if err := c.call(ctx, http.MethodPost, PathMakeDir, nil, PathRequest{path}, nil); err != nil {
+		return fmt.Errorf("make directory %s: %w", path, err)
+	}
+	return nil
+}
+
+// Move renames from to to, replacing a file that is there.
+func (c *Client) Move(ctx context.Context, from, to string) error {
+	if err := c.call(ctx, http.MethodPost, PathMove, nil, MoveRequest{from, to}, nil); err != nil {
+		return fmt.Errorf("move %s to %s: %w", from, to, err)
+	}
+	return nil
+}
+
+// Remove removes path and all below it. Removing what does not exist succeeds.
+func (c *Client) Remove(ctx context.Context, path string) error {
+	if err := c.call(ctx, http.MethodPost, PathRemove, nil, PathRequest{path}, nil); err != nil {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	return nil
+}
+
+// WriteFile writes the file at path, with the workload's identity, making the
+// directories above it. A relative path is below WorkDir.
+func (c *Client) WriteFile(ctx context.Context, path string, mode fs.FileMode, r io.Reader) error {
+	q := url.Values{"path": {path}, "mode": {strconv.FormatUint(uint64(mode.Perm()), 8)}}
+	resp, err := c.do(ctx, http.MethodPut, PathContent, q, io.NopCloser(r))
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer resp.Body.Close()
+	return nil
+}
+
+// ReadFile reads the regular file at path, with the workload's identity. How
+// much to read is the caller's to bound; ctx ends the reading too.
+func (c *Client) ReadFile(ctx context.Context, path string) (io.ReadCloser, error) {
+	resp, err := c.do(ctx, http.MethodGet, PathContent, url.Values{"path": {path}}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return resp.Body, nil
+}
+
+// call makes a call whose answer is one JSON value, or nothing if out is nil.
+func (c *Client) call(ctx context.Context, method, path string, q url.Values, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode call: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	resp, err := c.do(ctx, method, path, q, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	b, err := readCapped(resp.Body, maxReply)
+	if err != nil {
+		return err
+	}
+	return decodeStrict(b, out)
+}
+
+// do makes a call and returns an answer that is not a refusal. Its body is the
+// caller's to close.
+func (c *Client) do(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
+	u := url.URL{Scheme: "http", Host: "guest", Path: path, RawQuery: q.Encode()}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, fmt.Errorf("make call: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("call the guest: %w", violation(err))
+	}
+	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusNoContent {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	b, err := readCapped(resp.Body, maxError)
+	if err != nil {
+		return nil, err
+	}
+	var refused CallError
+	if err := decodeStrict(b, &refused); err != nil {
+		return nil, fmt.Errorf("%w (status %d)", err, resp.StatusCode)
+	}
+	return nil, &refused
+}
+
+// violation adds ErrProtocol to an error of the transport that tells of what
+// the guest did. The library has no types for these (golang.org/issue/53896),
+// so all that is neither the context's nor the connection's end counts.
+func violation(err error) error {
+	var op *net.OpError
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded),
+		errors.Is(err, net.ErrClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.As(err, &op), strings.Contains(err.Error(), "client connection lost"):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrProtocol, err)
+}
+
+// readCapped reads r, which may have at most limit bytes.
+func readCapped(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the guest's answer: %w", violation(err))
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%w: answer of more than %d bytes", ErrProtocol, limit)
+	}
+	return b, nil
+}
+
+// decodeStrict decodes the one JSON value in b and refuses unknown fields.
+func decodeStrict(b []byte, out any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(out); err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("%w: more than one answer", ErrProtocol)
+	}
+	return nil
+}

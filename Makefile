@@ -23,7 +23,7 @@ setup: ## install the system packages that are missing (as root, on Debian)
 
 HOSTARCH := $(shell go env GOARCH 2>/dev/null)
 
-bin/guest-%: $(GOSRC)
+bin/guest-%: $(shell find cmd/enclave-guest internal/wire -type f) go.mod go.sum
 	GOARCH=$* go build $(BUILD) -ldflags '-s -w' -o $@ ./cmd/enclave-guest
 bin/runsc-%: $(wildcard cmd/enclave-runsc/*.go) go.mod go.sum
 	@echo "building gVisor for $* (about a minute the first time)"

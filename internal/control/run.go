@@ -288,7 +288,8 @@ func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *
 func (r *run) converse(ctx context.Context, s session.Session, w session.Work, box *box, o *outcome) *ending {
 	for name, content := range w.Files {
 		if err := box.guest.WriteFile(ctx, "/work/"+name, 0o644, strings.NewReader(content)); err != nil {
-			if errors.Is(err, wire.ErrRefused) { // the disk limit is smaller than the files, say
+			var refused *wire.CallError
+			if errors.As(err, &refused) { // the disk limit is smaller than the files, say
 				r.live.write(true, fmt.Appendf(nil, "enclave: write /work/%s: %v\n", name, err), s.Limits.OutputBytes)
 				return &ending{exited: true, code: 126}
 			}
@@ -299,7 +300,8 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 		Language: s.Language, Argv: w.Argv, Code: w.Code,
 		Env: map[string]string{"ENCLAVE_SESSION_ID": s.ID},
 	})
-	if errors.Is(err, wire.ErrNoInterpreter) || errors.Is(err, wire.ErrRefused) {
+	var refused *wire.CallError
+	if errors.As(err, &refused) { // there is no such interpreter or program in the image
 		r.live.write(true, fmt.Appendf(nil, "enclave: %v\n", err), s.Limits.OutputBytes)
 		return &ending{exited: true, code: 127}
 	}
@@ -322,7 +324,7 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 				o.json = ev.Data
 			}
 		case wire.Exited:
-			return &ending{exited: true, code: ev.ExitCode()}
+			return &ending{exited: true, code: ev.Code}
 		}
 	}
 }

@@ -1,0 +1,180 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+func TestBadRequestsAreRefusedWithTheirField(t *testing.T) {
+	n := func(v int64) *int64 { return &v }
+	allow := func(rules ...string) Request {
+		return Request{Code: "1", Egress: session.Egress{Mode: "allowlist", Allow: rules}}
+	}
+	for name, tc := range map[string]struct {
+		req   Request
+		field string
+	}{
+		"no code":                       {Request{}, "code"},
+		"code and argv":                 {Request{Code: "1", Argv: []string{"true"}}, "code"},
+		"code over 10 MiB":              {Request{Code: strings.Repeat("x", maxCode+1)}, "code"},
+		"NUL in code":                   {Request{Code: "print(1)\x00"}, "code"},
+		"code that is not UTF-8":        {Request{Code: "\xff\xfe"}, "code"},
+		"unknown language":              {Request{Code: "1", Language: "ruby"}, "language"},
+		"language with argv":            {Request{Argv: []string{"true"}, Language: "bash"}, "language"},
+		"empty program":                 {Request{Argv: []string{""}}, "argv[0]"},
+		"NUL in argv":                   {Request{Argv: []string{"echo", "a\x00b"}}, "argv[1]"},
+		"pids 0":                        {Request{Code: "1", Limits: LimitsRequest{Pids: n(0)}}, "limits.pidsLimit"},
+		"memory negative":               {Request{Code: "1", Limits: LimitsRequest{MemoryMB: n(-1)}}, "limits.memoryMb"},
+		"cpu share 0":                   {Request{Code: "1", Limits: LimitsRequest{CPUMillis: n(0)}}, "limits.cpuMillis"},
+		"cpu seconds 0":                 {Request{Code: "1", Limits: LimitsRequest{CPUSeconds: n(0)}}, "limits.cpuSeconds"},
+		"wall negative":                 {Request{Code: "1", Limits: LimitsRequest{WallSeconds: n(-5)}}, "limits.wallSeconds"},
+		"disk 0":                        {Request{Code: "1", Limits: LimitsRequest{DiskMB: n(0)}}, "limits.diskMb"},
+		"output 0":                      {Request{Code: "1", Limits: LimitsRequest{OutputBytes: n(0)}}, "limits.outputBytes"},
+		"egress bytes 0":                {Request{Code: "1", Limits: LimitsRequest{EgressBytes: n(0)}}, "limits.egressBytes"},
+		"huge pids":                     {Request{Code: "1", Limits: LimitsRequest{Pids: n(1 << 62)}}, "limits.pidsLimit"},
+		"memory over the ceiling":       {Request{Code: "1", Limits: LimitsRequest{MemoryMB: n(1 << 40)}}, "limits.memoryMb"},
+		"unknown mode":                  {Request{Code: "1", Egress: session.Egress{Mode: "allow_all"}}, "egress"},
+		"rules with deny_all":           {Request{Code: "1", Egress: session.Egress{Mode: "deny_all", Allow: []string{"a.example.com"}}}, "egress"},
+		"empty rule":                    {allow("api.example.com", ""), "egress.allow[1]"},
+		"a URL as rule":                 {allow("https://api.example.com"), "egress.allow[0]"},
+		"a path in a rule":              {allow("api.example.com/v1"), "egress.allow[0]"},
+		"an IDN as rule":                {allow("bücher.example"), "egress.allow[0]"},
+		"a numeric host":                {allow("2130706433"), "egress.allow[0]"},
+		"hexadecimal host":              {allow("0x7f000001"), "egress.allow[0]"},
+		"metadata address":              {allow("169.254.169.254"), "egress.allow[0]"},
+		"loopback":                      {allow("127.0.0.1"), "egress.allow[0]"},
+		"port 0":                        {allow("api.example.com:0"), "egress.allow[0]"},
+		"port 70000":                    {allow("api.example.com:70000"), "egress.allow[0]"},
+		"file above /work":              {Request{Code: "1", Files: map[string]string{"../etc/passwd": ""}}, "files"},
+		"absolute file":                 {Request{Code: "1", Files: map[string]string{"/etc/passwd": ""}}, "files"},
+		"file with a climbing middle":   {Request{Code: "1", Files: map[string]string{"a/../../b": ""}}, "files"},
+		"file named like /work":         {Request{Code: "1", Files: map[string]string{"/work/": ""}}, "files"},
+		"file that is also a directory": {Request{Code: "1", Files: map[string]string{"a": "", "a/b": ""}}, "files"},
+		"file named twice":              {Request{Code: "1", Files: map[string]string{"a": "", "/work/a": ""}}, "files"},
+		"files over 10 MiB":             {Request{Code: "1", Files: map[string]string{"a": strings.Repeat("x", maxFileBytes+1)}}, "files"},
+		"label with a control code":     {Request{Code: "1", Labels: map[string]string{"a": "\x1b[2J"}}, "labels"},
+		"empty label":                   {Request{Code: "1", Labels: map[string]string{"": "x"}}, "labels"},
+		"idempotency key with newline":  {Request{Code: "1", Idempotency: "a\nb"}, "idempotencyKey"},
+		"unknown isolation":             {Request{Code: "1", MinIsolation: "strong"}, "minIsolation"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, _ := newPlane(t)
+			_, err := p.Create(t.Context(), caller, tc.req)
+			var v *ValidationError
+			if !errors.As(err, &v) {
+				t.Fatalf("error is %v, want a ValidationError", err)
+			}
+			if v.Field != tc.field {
+				t.Errorf("field %q (%s), want %q", v.Field, v.Detail, tc.field)
+			}
+			if left, err := p.Sessions(t.Context(), caller, "", 10); err != nil || len(left) != 0 {
+				t.Errorf("%d sessions exist after a refusal, error %v", len(left), err)
+			}
+		})
+	}
+}
+
+func TestIsolationBelowTheWishIsRefused(t *testing.T) {
+	p, _ := newPlane(t) // the simulator isolates nothing
+	for _, want := range []string{"shared_kernel", "emulated", "userspace_kernel", "microvm"} {
+		if _, err := p.Create(t.Context(), caller, Request{Code: "1", MinIsolation: want}); !errors.Is(err, ErrIsolation) {
+			t.Errorf("minIsolation %s: error is %v", want, err)
+		}
+	}
+	if _, err := p.Create(t.Context(), caller, Request{Code: "1", MinIsolation: "none"}); err != nil {
+		t.Errorf("minIsolation none: %v", err)
+	}
+}
+
+func TestLimitsAreAllFilledIn(t *testing.T) {
+	p, _ := newPlane(t)
+	pids := int64(64)
+	s, err := p.Create(t.Context(), caller, Request{Code: "1", Limits: LimitsRequest{Pids: &pids}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := session.Limits{Pids: 64, MemoryMB: 512, CPUMillis: 1000, CPUSeconds: 60, WallSeconds: 300, DiskMB: 512, OutputBytes: 10_000_000, EgressBytes: 100_000_000}
+	if s.Limits != want {
+		t.Errorf("limits are %+v, want %+v", s.Limits, want)
+	}
+}
+
+func TestAnIdempotencyKeyMakesOneSession(t *testing.T) {
+	p, _ := newPlane(t)
+	first, err := p.Create(t.Context(), caller, Request{Code: "1", Idempotency: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := p.Create(t.Context(), caller, Request{Code: "1", Idempotency: "k"})
+	if err != nil || again.ID != first.ID {
+		t.Errorf("the same request again: session %q, error %v; want %q", again.ID, err, first.ID)
+	}
+	if _, err := p.Create(t.Context(), caller, Request{Code: "2", Idempotency: "k"}); !errors.Is(err, ErrIdempotency) {
+		t.Errorf("another request with the same key: error is %v", err)
+	}
+	other := caller
+	other.Org = "other"
+	foreign, err := p.Create(t.Context(), other, Request{Code: "1", Idempotency: "k"})
+	if err != nil || foreign.ID == first.ID {
+		t.Errorf("another organisation's request with the same key: session %q, error %v", foreign.ID, err)
+	}
+}
+
+// Every method refuses a caller without the scope, and shows another
+// organisation's session exactly as one that does not exist.
+func TestEveryMethodAsksWhoCalls(t *testing.T) {
+	p, _ := newPlane(t)
+	s := runToEnd(t, p, Request{Code: "1"})
+	stranger := auth.Caller{User: "eve", Org: "other", Scopes: caller.Scopes}
+	nobody := auth.Caller{Org: "acme"}
+	for name, call := range map[string]func(context.Context, auth.Caller, string) error{
+		"Session": func(ctx context.Context, c auth.Caller, id string) error { _, err := p.Session(ctx, c, id); return err },
+		"Result": func(ctx context.Context, c auth.Caller, id string) error {
+			_, _, err := p.Result(ctx, c, id)
+			return err
+		},
+		"Events": func(ctx context.Context, c auth.Caller, id string) error {
+			_, err := p.Events(ctx, c, id, 0, 10)
+			return err
+		},
+		"Watch": func(ctx context.Context, c auth.Caller, id string) error {
+			_, err := p.Watch(ctx, c, id, Cursor{})
+			return err
+		},
+		"Bundle": func(ctx context.Context, c auth.Caller, id string) error { _, err := p.Bundle(ctx, c, id); return err },
+		"Teardown": func(ctx context.Context, c auth.Caller, id string) error {
+			_, err := p.Teardown(ctx, c, id)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for who, c := range map[string]auth.Caller{"zero caller": {}, "caller without scopes": nobody} {
+				if err := call(t.Context(), c, s.ID); !errors.Is(err, ErrForbidden) {
+					t.Errorf("%s: error is %v", who, err)
+				}
+			}
+			foreign := call(t.Context(), stranger, s.ID)
+			missing := call(t.Context(), stranger, "s-000000-999")
+			if !errors.Is(foreign, session.ErrNotFound) || foreign.Error() != missing.Error() {
+				t.Errorf("a foreign session gives %v, one that does not exist %v", foreign, missing)
+			}
+			if err := call(t.Context(), caller, s.ID); err != nil {
+				t.Errorf("its owner: %v", err)
+			}
+		})
+	}
+	if _, err := p.Create(t.Context(), nobody, Request{Code: "1"}); !errors.Is(err, ErrForbidden) {
+		t.Errorf("Create without the scope: %v", err)
+	}
+	if _, err := p.Sessions(t.Context(), nobody, "", 10); !errors.Is(err, ErrForbidden) {
+		t.Errorf("Sessions without the scope: %v", err)
+	}
+	if l, err := p.Sessions(t.Context(), stranger, "", 10); err != nil || len(l) != 0 {
+		t.Errorf("a stranger lists %d sessions, error %v", len(l), err)
+	}
+}

@@ -34,9 +34,11 @@ type Target struct {
 type Decision struct {
 	Target Target
 	Reason Reason
-	Rule   string // the rule that allowed it, as written
-	named  bool
-	addr   netip.AddrPort
+	Rule   string // the rule that names the host and port, as written; kept if Pin refuses
+	// named is set by Decide, if a rule allows the target, and taken by Pin.
+	named   bool
+	literal netip.Addr // if the target is an address
+	addr    netip.AddrPort
 }
 
 // Addr returns the only address this decision permits to dial.

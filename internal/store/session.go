@@ -1,0 +1,212 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+var _ session.Store = (*Store)(nil)
+
+// NextNumber returns the number of the next session.
+func (s *Store) NextNumber(ctx context.Context) (n uint64, err error) {
+	err = s.do(ctx, func(ctx context.Context, t *tx) error {
+		return t.row(ctx, "UPDATE counter SET last = last + 1 RETURNING last").Scan(&n)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("number a session: %w", err)
+	}
+	return n, nil
+}
+
+// Create saves a new session. Its Version is 1 then. If the Idempotency is
+// taken, the Session returned with ErrExists is the whole of the one that has
+// it, for comparing RequestHash.
+func (s *Store) Create(ctx context.Context, n session.Session, w session.Work, created audit.Data) (session.Session, error) {
+	if n.ID == "" || n.Org == "" || n.Phase != session.Pending {
+		return session.Session{}, fmt.Errorf("create session %q of %q: it needs an id, an organisation and phase pending, not %q", n.ID, n.Org, n.Phase)
+	}
+	n.Version, n.Outcome = 1, ""
+	args, err := fields(&n)
+	if err != nil {
+		return session.Session{}, fmt.Errorf("create session %s: %w", n.ID, err)
+	}
+	body, err := encodeWork(w)
+	if err != nil {
+		return session.Session{}, fmt.Errorf("create session %s: encode its work: %w", n.ID, err)
+	}
+	out := n
+	err = s.do(ctx, func(ctx context.Context, t *tx) error {
+		if n.Idempotency != "" {
+			old, _, err := scanSession(t.row(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND idempotency = ?", n.Org, n.Idempotency))
+			if err == nil {
+				out = old
+				return session.ErrExists
+			} else if !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
+		}
+		var row int64
+		if err := t.row(ctx, "INSERT INTO sessions ("+settable+") VALUES (?"+strings.Repeat(", ?", len(args)-1)+") RETURNING n", args...).Scan(&row); err != nil {
+			return err
+		}
+		if _, err := t.exec(ctx, "INSERT INTO work (session, body) VALUES (?, ?)", row, body); err != nil {
+			return err
+		}
+		return s.append(ctx, t, row, n.ID, audit.Event{Type: audit.SessionCreated, Data: created})
+	})
+	if errors.Is(err, session.ErrExists) {
+		return out, err
+	}
+	if err != nil {
+		return session.Session{}, fmt.Errorf("create session %s: %w", n.ID, err)
+	}
+	return out, nil
+}
+
+// Commit saves what can change of a session: Phase, KillReason, Backend,
+// Isolation, Started, Finished and Sandbox. The rest is as it was created, and
+// Outcome follows from the phases; the Session returned says what is stored.
+//
+// A change of phase needs an event, and must be a step that session.To knows.
+// A result comes with the step to an ended phase, once. An ended session's
+// record is closed but for the step to torn_down: its other events get ErrConflict.
+func (s *Store) Commit(ctx context.Context, n session.Session, r *session.Result, events ...audit.Event) (session.Session, error) {
+	var out session.Session
+	err := s.do(ctx, func(ctx context.Context, t *tx) error {
+		old, row, err := scanSession(t.row(ctx, "SELECT "+columns+" FROM sessions WHERE id = ? AND org = ?", n.ID, n.Org))
+		if errors.Is(err, sql.ErrNoRows) {
+			return session.ErrNotFound
+		} else if err != nil {
+			return err
+		}
+		if old.Version != n.Version {
+			return session.ErrConflict
+		}
+		next := old
+		if n.Phase != old.Phase {
+			if next, err = old.To(n.Phase); err != nil {
+				return err
+			}
+			if len(events) == 0 {
+				return fmt.Errorf("a change to %s needs its record", n.Phase)
+			}
+		} else if old.Phase.Ended() && len(events) > 0 {
+			return session.ErrConflict
+		}
+		if r != nil && (old.Phase.Ended() || !next.Phase.Ended()) {
+			return errors.New("a result comes with the end of the session and not otherwise")
+		}
+		next.KillReason, next.Backend, next.Isolation = n.KillReason, n.Backend, n.Isolation
+		next.Started, next.Finished, next.Sandbox = exact(n.Started), exact(n.Finished), n.Sandbox
+		next.Version++
+		if _, err := t.exec(ctx, `UPDATE sessions SET phase = ?, outcome = ?, kill_reason = ?, backend = ?, isolation = ?,
+			started = ?, finished = ?, sandbox = ?, version = ? WHERE n = ?`,
+			next.Phase, next.Outcome, next.KillReason, next.Backend, next.Isolation,
+			micros(next.Started), micros(next.Finished), next.Sandbox, int64(next.Version), row); err != nil {
+			return err
+		}
+		if r != nil {
+			if _, err := t.exec(ctx, `INSERT INTO results (session, exit_code, stdout, stderr, json, truncated, duration)
+				VALUES (?, ?, ?, ?, ?, ?, ?)`,
+				row, r.ExitCode, blob(r.Stdout), blob(r.Stderr), []byte(r.JSON), r.Truncated, int64(r.Duration)); err != nil {
+				return err
+			}
+		}
+		out = next
+		return s.append(ctx, t, row, n.ID, events...)
+	})
+	if err != nil {
+		return session.Session{}, fmt.Errorf("commit session %s: %w", n.ID, err)
+	}
+	return out, nil
+}
+
+// Record appends one event to the record of a session that has not ended.
+func (s *Store) Record(ctx context.Context, id string, typ audit.Type, d audit.Data) error {
+	err := s.do(ctx, func(ctx context.Context, t *tx) error {
+		var row int64
+		var phase session.Phase
+		err := t.row(ctx, "SELECT n, phase FROM sessions WHERE id = ?", id).Scan(&row, &phase)
+		if errors.Is(err, sql.ErrNoRows) {
+			return session.ErrNotFound
+		} else if err != nil {
+			return err
+		}
+		if phase.Ended() {
+			return session.ErrConflict
+		}
+		return s.append(ctx, t, row, id, audit.Event{Type: typ, Data: d})
+	})
+	if err != nil {
+		return fmt.Errorf("record %s of session %s: %w", typ, id, err)
+	}
+	return nil
+}
+
+// append seals events, in order, behind the record of the session in row.
+func (s *Store) append(ctx context.Context, t *tx, row int64, id string, events ...audit.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	prev := audit.Event{}
+	err := t.row(ctx, "SELECT seq, hash FROM events WHERE session = ? ORDER BY seq DESC LIMIT 1", row).Scan(&prev.Seq, &prev.Hash)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	for _, e := range events {
+		if !e.Type.Known() {
+			return fmt.Errorf("event type %q is unknown", e.Type)
+		}
+		e = audit.Seal(prev, audit.Event{Session: id, Time: s.now(), Type: e.Type, Data: e.Data})
+		data, err := json.Marshal(e.Data)
+		if err != nil {
+			return err
+		}
+		if _, err := t.exec(ctx, "INSERT INTO events (session, seq, time, type, data, hash) VALUES (?, ?, ?, ?, ?, ?)",
+			row, int64(e.Seq), e.Time.UnixMicro(), e.Type, string(data), e.Hash); err != nil {
+			return err
+		}
+		t.events++
+		prev = e
+	}
+	return nil
+}
+
+// exact is t as the database keeps it: in UTC and whole microseconds.
+func exact(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return t.UTC().Truncate(time.Microsecond)
+}
+
+// micros is t as a column: NULL if zero.
+func micros(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixMicro()
+}
+
+func fromMicros(m sql.NullInt64) time.Time {
+	if !m.Valid {
+		return time.Time{}
+	}
+	return time.UnixMicro(m.Int64).UTC()
+}
+
+// blob is b as a column that is never NULL.
+func blob(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}

@@ -46,6 +46,10 @@ var table = map[string][]string{
 	"cmd/enclave-guest": {"internal/wire"},
 	"cmd/enclave-runsc": {},
 	"cmd/enclave":       {"*"},
+	// Parts of the program that wire as it does, such as its demos.
+	"cmd/enclave/*": {"*"},
+	// A tool of the build, which packs programs for go:embed.
+	"build/pack": {},
 }
 
 // testOnly are packages that only tests import.

@@ -1,0 +1,115 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// An answer is what a client is told of an error.
+type answer struct {
+	err    error // which error; compared with errors.Is
+	status int
+	code   string
+	detail string // "" shows the error's own words
+}
+
+// retryAfter is how many seconds a client of a server that is shutting down is
+// asked to wait: about what a restart takes.
+const retryAfter = 5
+
+var (
+	errUnauthorized = errors.New("no valid credential")
+	errCrossOrigin  = errors.New("a request from another web site")
+	errHost         = errors.New("not a name of this server")
+	errNoRoute      = errors.New("no such resource")
+	errMethod       = errors.New("the resource does not have this method")
+)
+
+// answers is the only place where errors become status codes. What is not in it
+// is logged, and shown as "internal". A foreign, a nonexistent and a malformed
+// id have one error, hence one answer, byte for byte.
+func answers() []answer {
+	return []answer{
+		{errUnauthorized, http.StatusUnauthorized, "unauthorized", "the request has no valid credential"},
+		{errCrossOrigin, http.StatusForbidden, "cross_origin", "requests from other web sites are refused"},
+		{errHost, http.StatusForbidden, "unknown_host", "this server does not answer to that host name"},
+		{control.ErrForbidden, http.StatusForbidden, "forbidden", "the credential lacks the scope for this"},
+		{session.ErrNotFound, http.StatusNotFound, "not_found", "there is no such session"},
+		{errNoRoute, http.StatusNotFound, "no_route", "there is no such resource"},
+		{errMethod, http.StatusMethodNotAllowed, "method_not_allowed", "the resource does not have this method"},
+		{control.ErrIdempotency, http.StatusConflict, "idempotency_conflict", "the idempotencyKey was used with another request"},
+		{control.ErrNotEnded, http.StatusConflict, "not_ended", "the session has not ended"},
+		{session.ErrConflict, http.StatusConflict, "conflict", "the session was changed by another; try again"},
+		{control.ErrIsolation, http.StatusBadRequest, "isolation_unavailable", ""},
+		{control.ErrClosing, http.StatusServiceUnavailable, "unavailable", "the control plane is shutting down"},
+	}
+}
+
+// A refusal is a request that failed validation; always a 400.
+type refusal struct {
+	code, field, detail string
+}
+
+func (e *refusal) Error() string { return e.code + ": " + e.field + ": " + e.detail }
+
+func refuse(code, field, format string, args ...any) error {
+	return &refusal{code, field, fmt.Sprintf(format, args...)}
+}
+
+// problemOf returns what to tell a client of err, and whether err is known.
+func problemOf(err error) (enclave.Error, bool) {
+	p := enclave.Error{Status: http.StatusInternalServerError, Code: "internal", Detail: "the server could not do this; its log says why"}
+	known := true
+	var bad *refusal
+	var invalid *control.ValidationError
+	switch {
+	case errors.As(err, &bad):
+		p.Status, p.Code, p.Field, p.Detail = http.StatusBadRequest, bad.code, bad.field, bad.detail
+	case errors.As(err, &invalid):
+		p.Status, p.Code, p.Field, p.Detail = http.StatusBadRequest, "invalid_request", invalid.Field, invalid.Detail
+	default:
+		known = false
+		for _, a := range answers() {
+			if errors.Is(err, a.err) {
+				known = true
+				p.Status, p.Code, p.Detail = a.status, a.code, a.detail
+				if p.Detail == "" {
+					p.Detail = err.Error()
+				}
+				if a.err == control.ErrIsolation {
+					p.Field = "minIsolation"
+				}
+				break
+			}
+		}
+	}
+	// RFC 9457, section 4.2.1: a problem that is told by its status and
+	// extensions has this type, and its title is the status's.
+	p.Type, p.Title = "about:blank", http.StatusText(p.Status)
+	return p, known
+}
+
+// fail answers r with the problem document of err.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		return // nobody is there to read an answer
+	}
+	p, known := problemOf(err)
+	if !known {
+		s.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "route", r.Pattern, "err", err)
+	}
+	switch p.Status {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110, section 11.6.1
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	}
+	s.write(w, r, p.Status, "application/problem+json", p)
+}

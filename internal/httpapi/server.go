@@ -1,0 +1,278 @@
+// Package httpapi is the control plane's HTTP API: routes, one JSON decoder,
+// one table from errors to status codes, and server-sent events. It decides
+// nothing: every handler hands a Caller to the Plane. It refuses what it does
+// not understand, sets no CORS header, and knows no way around the Plane.
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// A Plane does what the API is asked for. *control.Plane is the one there is.
+//
+// It judges the Caller itself: the API's own check of scopes comes before it
+// and does not replace it. A session of another organisation is
+// session.ErrNotFound. Watch returns control.ErrClosing, or any error, to end a
+// stream that the client may resume.
+type Plane interface {
+	Create(ctx context.Context, c auth.Caller, r control.Request) (session.Session, error)
+	Session(ctx context.Context, c auth.Caller, id string) (session.Session, error)
+	Sessions(ctx context.Context, c auth.Caller, before string, limit int) ([]session.Session, error)
+	Result(ctx context.Context, c auth.Caller, id string) (session.Result, []audit.Event, error)
+	Events(ctx context.Context, c auth.Caller, id string, after uint64, limit int) ([]audit.Event, error)
+	Watch(ctx context.Context, c auth.Caller, id string, from control.Cursor) (control.Update, error)
+	Teardown(ctx context.Context, c auth.Caller, id string) (session.Session, error)
+	Bundle(ctx context.Context, c auth.Caller, id string) (json.RawMessage, error)
+	Checkpoint(ctx context.Context, c auth.Caller) ([]byte, error)
+	Status(ctx context.Context) control.Status
+}
+
+// A KeyStore finds API keys. It returns auth.ErrNoKey for an id it does not
+// have; any other error means that nothing is known, and nobody is let in.
+type KeyStore interface {
+	Key(ctx context.Context, id string) (auth.Key, error)
+}
+
+// Config is what a Server is made of. All but Hosts is required.
+type Config struct {
+	Plane Plane
+	Keys  KeyStore
+	Log   *slog.Logger // of errors that clients are not shown
+
+	// Hosts are the names, without port, that the server answers to on a
+	// loopback address besides "localhost" and literal addresses. Others are
+	// refused there: a web page whose name was made to resolve to this machine
+	// sends its own name.
+	Hosts []string
+}
+
+// A Server answers the API's requests. HTTPServer makes it listen.
+type Server struct {
+	plane  Plane
+	keys   KeyStore
+	log    *slog.Logger
+	hosts  map[string]bool
+	mux    *http.ServeMux
+	origin *http.CrossOriginProtection
+
+	closing chan struct{} // closed when streams must end
+	close   sync.Once
+
+	recheck   time.Duration // how often a stream asks whether its credential is still good
+	keepAlive time.Duration // how often an idle stream says that it lives
+	writeTime time.Duration // how long a client may take to accept one event
+}
+
+// NewServer returns a Server, or an error if something required is missing.
+func NewServer(c Config) (*Server, error) {
+	if c.Plane == nil || c.Keys == nil || c.Log == nil {
+		return nil, errors.New("httpapi: a server needs a plane, keys and a log")
+	}
+	s := &Server{
+		plane: c.Plane, keys: c.Keys, log: c.Log,
+		hosts:  map[string]bool{"localhost": true},
+		mux:    http.NewServeMux(),
+		origin: http.NewCrossOriginProtection(),
+
+		closing:   make(chan struct{}),
+		recheck:   5 * time.Second,
+		keepAlive: 15 * time.Second,
+		writeTime: 30 * time.Second,
+	}
+	for _, h := range c.Hosts {
+		s.hosts[strings.ToLower(h)] = true
+	}
+	for _, rt := range s.routes() {
+		s.mux.HandleFunc(rt.method+" "+rt.path, s.guard(rt))
+	}
+	s.mux.HandleFunc("/", s.noRoute)
+	return s, nil
+}
+
+// A route is one line of the API. The zero scope is one that nobody has.
+type route struct {
+	method, path string
+	scope        string
+	query        []string // parameters it takes; others are refused
+	serve        func(w http.ResponseWriter, r *http.Request, c auth.Caller) error
+}
+
+// public marks the routes that need no credential. They say nothing of any
+// session.
+const public = "public"
+
+func (s *Server) routes() []route {
+	page := []string{"limit", "cursor"}
+	return []route{
+		{"GET", "/healthz", public, nil, s.health},
+		{"GET", "/readyz", public, nil, s.ready},
+		{"POST", "/v1/sessions", auth.WriteSessions, nil, s.create},
+		{"GET", "/v1/sessions", auth.ReadSessions, page, s.list},
+		{"GET", "/v1/sessions/{id}", auth.ReadSessions, nil, s.get},
+		{"GET", "/v1/sessions/{id}/result", auth.ReadSessions, nil, s.result},
+		{"GET", "/v1/sessions/{id}/audit", auth.ReadSessions, page, s.audit},
+		{"GET", "/v1/sessions/{id}/stream", auth.ReadSessions, nil, s.stream},
+		{"GET", "/v1/sessions/{id}/export", auth.ReadSessions, nil, s.export},
+		{"DELETE", "/v1/sessions/{id}", auth.WriteSessions, nil, s.teardown},
+		{"GET", "/v1/audit/checkpoint", auth.ReadSessions, nil, s.checkpoint},
+	}
+}
+
+// guard lets a request through to rt if its sender may do what rt does. The
+// body is not read before that.
+func (s *Server) guard(rt route) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var c auth.Caller
+		if rt.scope != public {
+			var err error
+			if c, err = s.identify(r); err != nil {
+				s.fail(w, r, err)
+				return
+			}
+			if !c.May(rt.scope) {
+				s.fail(w, r, control.ErrForbidden)
+				return
+			}
+		}
+		err := checkShape(r, rt)
+		if err == nil {
+			err = rt.serve(w, r, c)
+		}
+		if err != nil {
+			s.fail(w, r, err)
+		}
+	}
+}
+
+// checkShape refuses what rt would ignore: parameters it does not take, a body
+// where there is none, and an id that no session can have.
+func checkShape(r *http.Request, rt route) error {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return refuse("invalid_request", "", "the query is malformed")
+	}
+	for k, v := range query {
+		switch {
+		case !slices.Contains(rt.query, k):
+			return refuse("invalid_request", join("", k), "is not a parameter of this resource")
+		case len(v) != 1:
+			return refuse("invalid_request", k, "is given twice")
+		}
+	}
+	if rt.method != "POST" && r.ContentLength != 0 {
+		return refuse("invalid_request", "", "the request must have no body")
+	}
+	if strings.Contains(rt.path, "{id}") && !sessionID(r.PathValue("id")) {
+		return session.ErrNotFound
+	}
+	return nil
+}
+
+// sessionID reports whether id has the form s-<6 hex>-<n>.
+func sessionID(id string) bool {
+	const hex = 6
+	if len(id) < 2+hex+2 || len(id) > 2+hex+1+20 || id[:2] != "s-" || id[2+hex] != '-' || id[3+hex] == '0' {
+		return false
+	}
+	for _, c := range id[2 : 2+hex] {
+		if !strings.ContainsRune("0123456789abcdef", c) {
+			return false
+		}
+	}
+	for _, c := range id[3+hex:] {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	switch {
+	case !s.hostKnown(r):
+		s.fail(w, r, errHost)
+	case s.crossOrigin(r):
+		s.fail(w, r, errCrossOrigin)
+	case path.Clean(r.URL.Path) != r.URL.Path:
+		// ServeMux would redirect to the clean path. A client that means another
+		// resource than it wrote is better told.
+		s.fail(w, r, errNoRoute)
+	default:
+		s.mux.ServeHTTP(w, r)
+	}
+}
+
+// noRoute answers what no route matches.
+func (s *Server) noRoute(w http.ResponseWriter, r *http.Request) {
+	var allowed []string
+	for _, m := range []string{"GET", "POST", "DELETE"} {
+		other := r.WithContext(r.Context())
+		other.Method = m
+		if _, pattern := s.mux.Handler(other); pattern != "/" {
+			allowed = append(allowed, m)
+		}
+	}
+	if allowed == nil {
+		s.fail(w, r, errNoRoute)
+		return
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	s.fail(w, r, errMethod)
+}
+
+// write sends v as JSON.
+func (s *Server) write(w http.ResponseWriter, r *http.Request, status int, contentType string, v any) {
+	b, err := encode(v)
+	if err != nil {
+		s.log.ErrorContext(r.Context(), "encode an answer", "route", r.Pattern, "err", err)
+		http.Error(w, "", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(status)
+	w.Write(b) // an error means that the client is gone
+}
+
+// HTTPServer returns a server of s that bounds what a client can hold open. It
+// may serve several listeners; connections from a unix socket are judged by
+// who is at their other end.
+func (s *Server) HTTPServer() *http.Server {
+	h := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       time.Minute,     // of a whole request; streams lift it
+		WriteTimeout:      2 * time.Minute, // of a whole answer; streams renew it
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ConnContext:       markLocal,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	h.RegisterOnShutdown(s.endStreams)
+	return h
+}
+
+// endStreams ends the streams that are open and those to come; their clients
+// resume them elsewhere or later. Shutdown would wait for them otherwise.
+func (s *Server) endStreams() { s.close.Do(func() { close(s.closing) }) }

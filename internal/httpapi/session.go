@@ -1,0 +1,281 @@
+package httpapi
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// A createRequest is enclave.SessionRequest as a server must read it: a limit of
+// 0 differs from one that was left out.
+type createRequest struct {
+	Code           string            `json:"code"`
+	Argv           []string          `json:"argv"`
+	Language       string            `json:"language"`
+	Egress         createEgress      `json:"egress"`
+	Limits         createLimits      `json:"limits"`
+	Files          map[string]string `json:"files"`
+	Labels         map[string]string `json:"labels"`
+	MinIsolation   string            `json:"minIsolation"`
+	IdempotencyKey string            `json:"idempotencyKey"`
+}
+
+type createEgress struct {
+	Mode  string   `json:"mode"`
+	Allow []string `json:"allow"`
+}
+
+type createLimits struct {
+	PidsLimit   *int64 `json:"pidsLimit"`
+	MemoryMB    *int64 `json:"memoryMb"`
+	CPUMillis   *int64 `json:"cpuMillis"`
+	CPUSeconds  *int64 `json:"cpuSeconds"`
+	WallSeconds *int64 `json:"wallSeconds"`
+	DiskMB      *int64 `json:"diskMb"`
+	OutputBytes *int64 `json:"outputBytes"`
+	EgressBytes *int64 `json:"egressBytes"`
+}
+
+func (q createRequest) request() control.Request {
+	l := q.Limits
+	return control.Request{
+		Code: q.Code, Argv: q.Argv, Language: q.Language,
+		Egress: session.Egress{Mode: q.Egress.Mode, Allow: q.Egress.Allow},
+		Limits: control.LimitsRequest{
+			Pids: l.PidsLimit, MemoryMB: l.MemoryMB, CPUMillis: l.CPUMillis, CPUSeconds: l.CPUSeconds,
+			WallSeconds: l.WallSeconds, DiskMB: l.DiskMB, OutputBytes: l.OutputBytes, EgressBytes: l.EgressBytes,
+		},
+		Files: q.Files, Labels: q.Labels, MinIsolation: q.MinIsolation, Idempotency: q.IdempotencyKey,
+	}
+}
+
+func (s *Server) create(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	var q createRequest
+	if err := readBody(w, r, &q); err != nil {
+		return err
+	}
+	made, err := s.plane.Create(r.Context(), c, q.request())
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Location", "/v1/sessions/"+made.ID)
+	s.write(w, r, http.StatusCreated, "application/json", publicSession(made))
+	return nil
+}
+
+func (s *Server) get(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	id := r.PathValue("id")
+	found, err := s.plane.Session(r.Context(), c, id)
+	if err != nil {
+		return err
+	}
+	out := publicSession(found)
+	if found.Phase.Ended() {
+		res, denials, err := s.plane.Result(r.Context(), c, id)
+		switch {
+		case err == nil:
+			public := publicResult(res, denials)
+			out.Result = &public
+		case !errors.Is(err, session.ErrNotFound) && !errors.Is(err, control.ErrNotEnded):
+			return err
+		}
+	}
+	s.write(w, r, http.StatusOK, "application/json", out)
+	return nil
+}
+
+func (s *Server) list(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	const most, usual = 100, 50
+	limit, err := pageLimit(r, usual, most)
+	if err != nil {
+		return err
+	}
+	before := r.URL.Query().Get("cursor")
+	if before != "" && !sessionID(before) {
+		return refuse("invalid_request", "cursor", "is not a nextCursor of this list")
+	}
+	// One more than is shown tells whether there is a next page.
+	found, err := s.plane.Sessions(r.Context(), c, before, limit+1)
+	if errors.Is(err, session.ErrNotFound) && before != "" {
+		return refuse("invalid_request", "cursor", "is not a nextCursor of this list")
+	}
+	if err != nil {
+		return err
+	}
+	p := enclave.Page[enclave.Session]{Items: []enclave.Session{}}
+	for _, f := range found[:min(limit, len(found))] {
+		p.Items = append(p.Items, publicSession(f))
+	}
+	if len(found) > limit {
+		p.NextCursor = found[limit-1].ID
+	}
+	s.write(w, r, http.StatusOK, "application/json", p)
+	return nil
+}
+
+func (s *Server) result(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	res, denials, err := s.plane.Result(r.Context(), c, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	s.write(w, r, http.StatusOK, "application/json", publicResult(res, denials))
+	return nil
+}
+
+func (s *Server) audit(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	const most, usual = 1000, 500
+	limit, err := pageLimit(r, usual, most)
+	if err != nil {
+		return err
+	}
+	var after uint64
+	if q := r.URL.Query().Get("cursor"); q != "" {
+		if after, err = strconv.ParseUint(q, 10, 63); err != nil || strconv.FormatUint(after, 10) != q {
+			return refuse("invalid_request", "cursor", "is not a nextCursor of this list")
+		}
+	}
+	events, err := s.plane.Events(r.Context(), c, r.PathValue("id"), after, limit+1)
+	if err != nil {
+		return err
+	}
+	p := enclave.Page[audit.Event]{Items: []audit.Event{}}
+	p.Items = append(p.Items, events[:min(limit, len(events))]...)
+	if len(events) > limit {
+		p.NextCursor = strconv.FormatUint(events[limit-1].Seq, 10)
+	}
+	s.write(w, r, http.StatusOK, "application/json", p)
+	return nil
+}
+
+func (s *Server) teardown(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	ended, err := s.plane.Teardown(r.Context(), c, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	s.write(w, r, http.StatusOK, "application/json", publicSession(ended))
+	return nil
+}
+
+func (s *Server) export(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	b, err := s.plane.Bundle(r.Context(), c, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	s.write(w, r, http.StatusOK, "application/json", b)
+	return nil
+}
+
+func (s *Server) checkpoint(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	b, err := s.plane.Checkpoint(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Write(b) // an error means that the client is gone
+	return nil
+}
+
+// health says that the process answers, and nothing else.
+func (s *Server) health(w http.ResponseWriter, r *http.Request, _ auth.Caller) error {
+	s.write(w, r, http.StatusOK, "application/json", struct {
+		Status string `json:"status"`
+	}{"ok"})
+	return nil
+}
+
+func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ auth.Caller) error {
+	st := s.plane.Status(r.Context())
+	status := http.StatusOK
+	if !st.Ready {
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	}
+	s.write(w, r, status, "application/json", enclave.Health{
+		Ready: st.Ready, Backend: st.Backend, Isolation: st.Isolation.String(), Reason: st.Reason,
+	})
+	return nil
+}
+
+func pageLimit(r *http.Request, usual, most int) (int, error) {
+	q := r.URL.Query()
+	if !q.Has("limit") {
+		return usual, nil
+	}
+	n, err := strconv.Atoi(q.Get("limit"))
+	if err != nil || n < 1 || n > most || strconv.Itoa(n) != q.Get("limit") {
+		return 0, refuse("invalid_request", "limit", "must be from 1 to %d", most)
+	}
+	return n, nil
+}
+
+// publicSession returns what the world may see of s. It names each field, so
+// that one added to session.Session stays private until someone decides.
+func publicSession(s session.Session) enclave.Session {
+	l := s.Limits
+	out := enclave.Session{
+		ID: s.ID, OrgID: s.Org, CreatedBy: s.CreatedBy,
+		Phase: enclave.Phase(s.Phase), KillReason: string(s.KillReason), Outcome: enclave.Phase(s.Outcome),
+		Language: s.Language,
+		Limits: enclave.Limits{
+			PidsLimit: l.Pids, MemoryMB: l.MemoryMB, CPUMillis: l.CPUMillis, CPUSeconds: l.CPUSeconds,
+			WallSeconds: l.WallSeconds, DiskMB: l.DiskMB, OutputBytes: l.OutputBytes, EgressBytes: l.EgressBytes,
+		},
+		Egress:  enclave.Egress{Mode: s.Egress.Mode, Allow: append([]string{}, s.Egress.Allow...)},
+		Backend: s.Backend, Isolation: s.Isolation,
+		Labels:    s.Labels,
+		CreatedAt: s.Created.UTC(), StartedAt: moment(s.Started), FinishedAt: moment(s.Finished),
+	}
+	if out.Labels == nil {
+		out.Labels = map[string]string{}
+	}
+	return out
+}
+
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+func publicResult(r session.Result, denials []audit.Event) enclave.Result {
+	out := enclave.Result{
+		ExitCode: r.ExitCode, JSON: r.JSON, Truncated: r.Truncated,
+		Denials: []enclave.Denial{}, DurationMS: r.Duration.Milliseconds(),
+	}
+	out.Stdout, out.StdoutBase64 = text(r.Stdout)
+	out.Stderr, out.StderrBase64 = text(r.Stderr)
+	for _, e := range denials {
+		d := e.Data
+		out.Denials = append(out.Denials, enclave.Denial{
+			Host: d.Host, Port: d.Port, Protocol: d.Protocol, Reason: d.Reason,
+			Rule: d.Rule, Binding: d.Binding, Count: d.Count,
+		})
+	}
+	return out
+}
+
+// text returns b as a JSON string can hold it, and b itself if that lost
+// something.
+func text(b []byte) (string, []byte) {
+	if utf8.Valid(b) {
+		return string(b), nil
+	}
+	var s strings.Builder
+	for rest := b; len(rest) > 0; {
+		r, n := utf8.DecodeRune(rest)
+		s.WriteRune(r)
+		rest = rest[n:]
+	}
+	return s.String(), b
+}

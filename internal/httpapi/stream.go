@@ -1,0 +1,250 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"time"
+	"unicode/utf8"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
+)
+
+// maxOutput is how many bytes of output one event has at most.
+const maxOutput = 32 << 10
+
+// stream sends what happens in a session as server-sent events. The id of each
+// says how much of the stream the client has once it has that event; sent back
+// as Last-Event-ID it resumes there. A stream that ends without "end" is to be
+// resumed.
+func (s *Server) stream(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	var cur control.Cursor
+	if last := r.Header.Values("Last-Event-ID"); len(last) > 0 {
+		var err error
+		if cur, err = parseCursor(last[0]); err != nil || len(last) > 1 {
+			return errCursor()
+		}
+	}
+	id := r.PathValue("id")
+	// Watch may have nothing to say for long; the client shall know at once
+	// whether it was let in.
+	if _, err := s.plane.Session(r.Context(), c, id); err != nil {
+		return err
+	}
+	select {
+	case <-s.closing:
+		return control.ErrClosing
+	default:
+	}
+
+	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+	w.Header().Set("X-Accel-Buffering", "no") // proxies that know it don't hold events back
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	out := &events{w: w, rc: http.NewResponseController(w), allow: s.writeTime}
+	// The deadline for reading the request has no say over a stream. An error
+	// means that there is none, as in tests without a connection.
+	if err := out.rc.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return nil
+	}
+	err := s.follow(r, c, id, cur, out)
+	if err != nil && r.Context().Err() == nil && !errors.Is(err, errCut) && !errors.Is(err, control.ErrClosing) {
+		s.log.ErrorContext(r.Context(), "stream ended", "session", id, "err", err)
+	}
+	return nil // the status has been sent
+}
+
+// errCut ends the stream of a client that does not read, is gone, or may no
+// longer read. That is no fault of the server's.
+var errCut = errors.New("the stream was cut")
+
+// follow sends the updates of a session until its end, the client's, or the
+// server's.
+func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.Cursor, out *events) error {
+	ctx, cancel := context.WithCancel(r.Context())
+	type step struct {
+		u   control.Update
+		err error
+	}
+	steps := make(chan step)
+	done := make(chan struct{})
+	defer func() {
+		cancel()
+		<-done
+	}()
+	go func() {
+		defer close(done)
+		for at := cur; ; {
+			u, err := s.plane.Watch(ctx, c, id, at)
+			at = u.Cursor
+			select {
+			case steps <- step{u, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil || u.End {
+				return
+			}
+		}
+	}()
+
+	recheck := time.NewTicker(s.recheck)
+	defer recheck.Stop()
+	alive := time.NewTicker(s.keepAlive)
+	defer alive.Stop()
+	if err := out.comment("stream of " + id); err != nil {
+		return err
+	}
+	for {
+		select {
+		case st := <-steps:
+			if st.err != nil {
+				return st.err
+			}
+			var result *enclave.Result
+			if st.u.Result != nil {
+				res, denials, err := s.plane.Result(ctx, c, id)
+				if err != nil {
+					return err
+				}
+				public := publicResult(res, denials)
+				result = &public
+			}
+			if err := out.update(cur, st.u, result); err != nil || st.u.End {
+				return err
+			}
+			cur = st.u.Cursor
+			alive.Reset(s.keepAlive)
+		case <-alive.C:
+			if err := out.comment("alive"); err != nil {
+				return err
+			}
+		case <-recheck.C:
+			// A key that was revoked while its stream is open ends the stream.
+			now, err := s.identify(r)
+			if err != nil || !now.May(auth.ReadSessions) || now.Org != c.Org {
+				return fmt.Errorf("%w: the credential is no longer good", errCut)
+			}
+		case <-s.closing:
+			return control.ErrClosing
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// events writes server-sent events.
+type events struct {
+	w     http.ResponseWriter
+	rc    *http.ResponseController
+	allow time.Duration // for each write
+	buf   bytes.Buffer
+}
+
+// update sends u, which follows cur, each event with the cursor after it.
+// result is u.Result as the world may see it.
+func (e *events) update(cur control.Cursor, u control.Update, result *enclave.Result) error {
+	for _, p := range u.Phases {
+		cur.Phases++
+		if err := e.event(cur, enclave.StreamPhase, map[string]string{"phase": string(p)}); err != nil {
+			return err
+		}
+	}
+	for _, a := range u.Audit {
+		cur.Audit = a.Seq
+		if err := e.event(cur, enclave.StreamAudit, a); err != nil {
+			return err
+		}
+	}
+	for part, left := range pieces(u.Stdout) {
+		cur.Stdout = u.Cursor.Stdout - int64(left)
+		if err := e.event(cur, enclave.StreamStdout, part); err != nil {
+			return err
+		}
+	}
+	for part, left := range pieces(u.Stderr) {
+		cur.Stderr = u.Cursor.Stderr - int64(left)
+		if err := e.event(cur, enclave.StreamStderr, part); err != nil {
+			return err
+		}
+	}
+	if result != nil {
+		cur.Result = true
+		if err := e.event(cur, enclave.StreamResult, result); err != nil {
+			return err
+		}
+	}
+	if u.End {
+		return e.event(cur, enclave.StreamEnd, struct{}{})
+	}
+	return nil
+}
+
+// A piece is the data of a stdout or stderr event: Text if the bytes are UTF-8,
+// else Base64. No byte is lost.
+type piece struct {
+	Text   string `json:"text,omitempty"`
+	Base64 []byte `json:"base64,omitempty"`
+}
+
+// pieces yields b in events' worth, each with the number of bytes left after
+// it. A character is split only if its bytes have not all come.
+func pieces(b []byte) iter.Seq2[piece, int] {
+	return func(yield func(piece, int) bool) {
+		for len(b) > 0 {
+			n := min(len(b), maxOutput)
+			whole := n
+			for whole > 0 && n-whole < utf8.UTFMax-1 && !utf8.Valid(b[:whole]) {
+				whole--
+			}
+			p := piece{}
+			if whole > 0 && utf8.Valid(b[:whole]) {
+				n = whole
+				p.Text = string(b[:n])
+			} else {
+				p.Base64 = b[:n]
+			}
+			b = b[n:]
+			if !yield(p, len(b)) {
+				return
+			}
+		}
+	}
+}
+
+func (e *events) event(cur control.Cursor, kind string, data any) error {
+	b, err := encode(data) // one line, and its end
+	if err != nil {
+		return fmt.Errorf("encode a %s event: %w", kind, err)
+	}
+	e.buf.Reset()
+	fmt.Fprintf(&e.buf, "id: %s\nevent: %s\ndata: %s\n", formatCursor(cur), kind, b)
+	return e.send()
+}
+
+// comment sends what is no event, for the sake of sending.
+func (e *events) comment(text string) error {
+	e.buf.Reset()
+	fmt.Fprintf(&e.buf, ": %s\n\n", text)
+	return e.send()
+}
+
+func (e *events) send() error {
+	if err := e.rc.SetWriteDeadline(time.Now().Add(e.allow)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return fmt.Errorf("%w: %w", errCut, err)
+	}
+	if _, err := e.w.Write(e.buf.Bytes()); err != nil {
+		return fmt.Errorf("%w: %w", errCut, err)
+	}
+	if err := e.rc.Flush(); err != nil {
+		return fmt.Errorf("%w: %w", errCut, err)
+	}
+	return nil
+}

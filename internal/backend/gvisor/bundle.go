@@ -1,0 +1,157 @@
+package gvisor
+
+import (
+	"hash/fnv"
+	"path/filepath"
+	"strconv"
+
+	"github.com/enclave-run/enclave/internal/backend"
+)
+
+const (
+	// sentryMemory is what a sandbox's cgroup may use beyond Limits.Memory: the
+	// heap of gVisor's kernel, its file server, and the processes whose memory
+	// it uses. An idle one takes 20 MiB.
+	sentryMemory = 64 << 20
+
+	// processWall is how many tasks beyond Limits.Pids a workload's user gets
+	// before the sandbox's kernel refuses more. Between the limit and the wall
+	// lies the evidence: a fork that is refused at the limit leaves none.
+	processWall = 32
+
+	// diskWall is how many bytes beyond Limits.Disk each of /work and /tmp takes
+	// before the sandbox's kernel refuses more, for the same reason.
+	diskWall = 8 << 20
+
+	// runSize bounds /run/enclave, which is memory.
+	runSize = "4m"
+)
+
+// hostTasks bounds the threads of a whole sandbox on the host. It is head room,
+// not the limit: gVisor's kernel panics when the host refuses it a thread (gVisor
+// issue 2490).
+func hostTasks(l backend.Limits) int64 { return 4*l.Pids + 512 }
+
+// firstUser is the user of the host that is root in the sandbox, the first of
+// usersPerSandbox. Sandboxes share no file that any of them may write, so two
+// with one range, which is rare, do each other no harm.
+func firstUser(id backend.ID) int {
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	return 1<<30 + int(h.Sum32()%8192)*usersPerSandbox
+}
+
+const usersPerSandbox = 1 << 16
+
+// An OCI runtime configuration: of the specification only what is used here.
+type (
+	bundle struct {
+		Version     string            `json:"ociVersion"`
+		Process     process           `json:"process"`
+		Root        root              `json:"root"`
+		Hostname    string            `json:"hostname"`
+		Mounts      []mount           `json:"mounts"`
+		Linux       linux             `json:"linux"`
+		Annotations map[string]string `json:"annotations"`
+	}
+	process struct {
+		User            user                `json:"user"`
+		Args            []string            `json:"args"`
+		Env             []string            `json:"env"`
+		Cwd             string              `json:"cwd"`
+		Capabilities    map[string][]string `json:"capabilities"`
+		Rlimits         []rlimit            `json:"rlimits"`
+		NoNewPrivileges bool                `json:"noNewPrivileges"`
+	}
+	user struct {
+		UID int `json:"uid"`
+		GID int `json:"gid"`
+	}
+	rlimit struct {
+		Type string `json:"type"`
+		Hard int64  `json:"hard"`
+		Soft int64  `json:"soft"`
+	}
+	root struct {
+		Path     string `json:"path"`
+		Readonly bool   `json:"readonly"`
+	}
+	mount struct {
+		Destination string   `json:"destination"`
+		Type        string   `json:"type"`
+		Source      string   `json:"source"`
+		Options     []string `json:"options"`
+	}
+	linux struct {
+		Namespaces  []namespace `json:"namespaces"`
+		UIDMappings []idMapping `json:"uidMappings"`
+		GIDMappings []idMapping `json:"gidMappings"`
+	}
+	namespace struct {
+		Type string `json:"type"`
+	}
+	idMapping struct {
+		ContainerID int `json:"containerID"`
+		HostID      int `json:"hostID"`
+		Size        int `json:"size"`
+	}
+)
+
+// newBundle describes the sandbox to runsc. What it does not name the sandbox
+// does not have.
+func newBundle(dir, rootfs string, id backend.ID, l backend.Limits) bundle {
+	// The guest's, to make its network and start the workload as another user;
+	// it gives the workload none.
+	caps := []string{"CAP_NET_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"}
+	ids := []idMapping{{ContainerID: 0, HostID: firstUser(id), Size: usersPerSandbox}}
+	b := bundle{
+		Version: "1.0.0",
+		Process: process{
+			Args:            []string{"/.enclave/" + guestFile},
+			Env:             []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+			Cwd:             "/",
+			Capabilities:    map[string][]string{"bounding": caps, "effective": caps, "permitted": caps},
+			NoNewPrivileges: true,
+			Rlimits: []rlimit{
+				{Type: "RLIMIT_NPROC", Hard: l.Pids + processWall, Soft: l.Pids + processWall},
+				{Type: "RLIMIT_NOFILE", Hard: 65536, Soft: 4096},
+				{Type: "RLIMIT_CORE"},
+			},
+		},
+		Root:     root{Path: rootfs, Readonly: true},
+		Hostname: "sandbox",
+		Mounts: []mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "nodev", "noexec"}},
+			// Without a mount of ours runsc would mount the sandbox's sysfs.
+			{Destination: "/sys", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555"}},
+			{Destination: "/run/enclave", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "noexec", "size=" + runSize, "mode=0755"}},
+			{Destination: "/.enclave", Type: "bind", Source: filepath.Join(dir, mountDir), Options: []string{"bind", "ro", "nosuid", "nodev"}},
+		},
+		Linux: linux{
+			Namespaces:  []namespace{{"pid"}, {"network"}, {"ipc"}, {"uts"}, {"mount"}, {"user"}},
+			UIDMappings: ids,
+			GIDMappings: ids,
+		},
+		Annotations: map[string]string{},
+	}
+	// /work and /tmp are file systems of the sandbox's kernel whose pages lie in
+	// a file of ours: memory of the sandbox they are not, and its blocks are
+	// counted from outside. These annotations are how runsc is told so
+	// (boot.MountHint).
+	for name, dest := range map[string]string{workDir: "/work", tmpDir: "/tmp"} {
+		source := filepath.Join(dir, name)
+		b.Mounts = append(b.Mounts, mount{Destination: dest, Type: "bind", Source: source, Options: []string{"bind", "rw", "nosuid", "nodev"}})
+		hint := "dev.gvisor.spec.mount." + name + "."
+		b.Annotations[hint+"source"] = source
+		b.Annotations[hint+"type"] = "tmpfs"
+		b.Annotations[hint+"share"] = "container"
+		b.Annotations[hint+"options"] = "rw,nosuid,nodev,mode=1777,size=" + strconv.FormatInt(l.Disk+diskWall, 10)
+	}
+	return b
+}
+
+// filestores are the files that hold /work and /tmp.
+func (s *sandbox) filestores() []string {
+	name := ".gvisor.filestore." + string(s.id)
+	return []string{filepath.Join(s.dir, workDir, name), filepath.Join(s.dir, tmpDir, name)}
+}

@@ -1,0 +1,227 @@
+// Package gvisor is a backend whose sandboxes run on gVisor, a kernel in user
+// space, on this host and without any daemon. It refuses to run a sandbox
+// without control groups, without a user namespace, or with a network: the only
+// way out of a sandbox is the socket that Listen opens.
+package gvisor
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
+)
+
+// Config is what a Backend needs. Every field is required.
+type Config struct {
+	// Dir is the state directory, of this backend only. It is given mode 0711: a
+	// sandbox's processes are unprivileged users of the host. The directories
+	// above it may be closed to them.
+	Dir string
+
+	// Instance marks what this control plane makes: nothing else is listed or
+	// touched. It is 1 to 40 of [a-z0-9-].
+	Instance string
+
+	// Runsc and Guest are the programs enclave-runsc and enclave-guest.
+	Runsc, Guest string
+
+	// Rootfs returns the directory where an image is unpacked, which nobody
+	// changes afterwards, and which every user may read. It has the directories
+	// /work, /tmp, /run/enclave and /.enclave, as mount points.
+	Rootfs func(digest string) (string, error)
+}
+
+// A Backend is a backend.Backend on gVisor. Its state is in its directory and in
+// the kernel: another value on the same Config goes on with its sandboxes.
+type Backend struct {
+	dir      string
+	instance string
+	runsc    string
+	guest    string
+	rootfs   func(string) (string, error)
+	tree     *cgroup.Tree
+	netns    *os.File // an empty network namespace, for the file servers
+
+	closing  chan struct{} // closed by Close
+	watchers sync.WaitGroup
+
+	mu        sync.Mutex // guards what follows
+	closed    bool
+	sandboxes map[backend.ID]*sandbox
+}
+
+var _ backend.Backend = (*Backend)(nil)
+
+// New returns a backend and resumes the enforcement of the limits of every
+// sandbox that it finds. What the host lacks is an error that wraps
+// backend.ErrUnavailable and says it in words.
+func New(c Config) (*Backend, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("%w: gvisor needs root", backend.ErrUnavailable)
+	}
+	if _, err := os.Stat("/proc/self/ns/user"); err != nil {
+		return nil, fmt.Errorf("%w: the kernel has no user namespaces", backend.ErrUnavailable)
+	}
+	tree, err := cgroup.Host()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
+	}
+	dir, err := openDir(c.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open gvisor state: %w", err)
+	}
+	runsc, err := filepath.Abs(c.Runsc)
+	if err != nil {
+		return nil, fmt.Errorf("find enclave-runsc: %w", err)
+	}
+	if err := unix.Access(runsc, unix.X_OK); err != nil {
+		return nil, fmt.Errorf("%w: enclave-runsc at %s: %w", backend.ErrUnavailable, runsc, err)
+	}
+	guest, err := keepGuest(dir, c.Guest)
+	if err != nil {
+		return nil, fmt.Errorf("keep a copy of the guest: %w", err)
+	}
+	netns, err := emptyNetwork()
+	if err != nil {
+		return nil, fmt.Errorf("%w: make a network namespace: %w", backend.ErrUnavailable, err)
+	}
+	b := &Backend{
+		netns: netns, dir: dir, instance: c.Instance, runsc: runsc, guest: guest, rootfs: c.Rootfs, tree: tree,
+		closing: make(chan struct{}), sandboxes: map[backend.ID]*sandbox{},
+	}
+	ids, err := b.List(context.Background())
+	if err != nil {
+		netns.Close()
+		return nil, err
+	}
+	for _, id := range ids {
+		// A sandbox that can't be resumed is still listed; Wait and Destroy say
+		// what is wrong with it.
+		b.resume(id)
+	}
+	return b, nil
+}
+
+func (c Config) validate() error {
+	switch {
+	case c.Dir == "":
+		return errors.New("gvisor: no state directory")
+	case !validInstance(c.Instance):
+		return fmt.Errorf("gvisor: instance %q is not 1 to 40 of [a-z0-9-]", c.Instance)
+	case c.Runsc == "":
+		return errors.New("gvisor: no path of enclave-runsc")
+	case c.Guest == "":
+		return errors.New("gvisor: no path of enclave-guest")
+	case c.Rootfs == nil:
+		return errors.New("gvisor: no image store")
+	}
+	return nil
+}
+
+// Info says that a kernel in user space is between a workload and its host.
+func (b *Backend) Info() backend.Info {
+	return backend.Info{Name: "gvisor", Isolation: backend.UserspaceKernel}
+}
+
+// Close lets go of the sandboxes, which go on, unwatched, until another value
+// resumes them. If there are none it leaves nothing in the kernel.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	first := !b.closed
+	if first {
+		b.closed = true
+		close(b.closing)
+	}
+	b.mu.Unlock()
+	b.watchers.Wait()
+	if !first {
+		return nil
+	}
+	// Directories that still have a group, of whatever instance, stay.
+	b.tree.RemoveParent(cgroupParent)
+	return b.netns.Close()
+}
+
+// keepGuest copies the guest program into the state directory, unless the same
+// is there, so that each sandbox can link it: one file in the page cache for
+// all of them, and an upgrade changes none that runs.
+func keepGuest(dir, path string) (string, error) {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(src)
+	name := filepath.Join(dir, "guest-"+hex.EncodeToString(sum[:12]))
+	if old, err := os.ReadFile(name); err == nil && sha256.Sum256(old) == sum {
+		return name, nil
+	}
+	tmp, err := os.CreateTemp(dir, "guest-*.tmp")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(src)
+	if err := errors.Join(err, tmp.Chmod(0o755), tmp.Close()); err != nil {
+		return "", err
+	}
+	return name, os.Rename(tmp.Name(), name)
+}
+
+// openDir makes the state directory and returns its path, without links.
+func openDir(path string) (string, error) {
+	if err := os.MkdirAll(path, 0o711); err != nil {
+		return "", err
+	}
+	dir, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", err
+	}
+	// The umask may have taken what sandboxes need.
+	return dir, os.Chmod(dir, 0o711)
+}
+
+// emptyNetwork makes a network namespace in which nothing is, not even a
+// loopback that is up. The file servers of all sandboxes share it. They would
+// otherwise share one that runsc keeps as a mount, which nobody removes.
+func emptyNetwork() (*os.File, error) {
+	type result struct {
+		file *os.File
+		err  error
+	}
+	done := make(chan result)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- result{nil, err}
+			return
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		done <- result{f, err}
+	}()
+	r := <-done
+	return r.file, r.err
+}
+
+// copyLimited reads at most n bytes of r.
+func copyLimited(r io.Reader, n int64) string {
+	b, _ := io.ReadAll(io.LimitReader(r, n))
+	return string(b)
+}

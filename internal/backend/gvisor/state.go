@@ -1,0 +1,314 @@
+package gvisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
+)
+
+const (
+	idLen        = 20
+	cgroupParent = "enclave"
+)
+
+// Files in a sandbox's directory. What is there says how far the sandbox has
+// come; each is written whole before the effect that it announces.
+const (
+	factsFile   = "facts.json"   // it is being made
+	pidFile     = "pid"          // runsc's word of the sentry's pid
+	startedFile = "started.json" // it runs
+	destroyFile = "destroying"   // Destroy has been called
+	exitFile    = "exit.json"    // it has ended
+	bundleFile  = "config.json"
+	logFile     = "log"
+	runscDir    = "run"
+	mountDir    = "mnt"  // /.enclave in the sandbox: the guest and the socket
+	workDir     = "work" // the host's side of /work
+	tmpDir      = "tmp"  // the host's side of /tmp
+	socketFile  = "sock"
+	guestFile   = "enclave-guest"
+)
+
+// facts are what a restarted control plane must know of a sandbox.
+type facts struct {
+	ID     backend.ID
+	Image  string
+	Limits backend.Limits
+}
+
+// started names the sentry. A pid alone would name another process after a
+// while.
+type started struct {
+	PID       int
+	StartTime uint64 // proc_pid_stat(5), starttime
+}
+
+// A phase is how far a sandbox has come.
+type phase int
+
+const (
+	unmade   phase = iota // at most Listen was called
+	starting              // Start is at work
+	live                  // a watcher owns it
+	over                  // exit is set
+	gone                  // destroyed, or its start has failed
+)
+
+// A sandbox is what a Backend knows of one sandbox.
+type sandbox struct {
+	id    backend.ID
+	dir   string
+	group *cgroup.Group
+
+	// op is held while Listen, Start or Destroy changes what exists. It has one
+	// slot rather than being a mutex so that waiting for it ends with a context.
+	op chan struct{}
+
+	settled chan struct{} // closed when the phase becomes over or gone
+
+	mu       sync.Mutex // guards what follows
+	phase    phase
+	limits   backend.Limits
+	exit     backend.Exit
+	listener interface{ Close() error }
+}
+
+func validID(id backend.ID) bool {
+	if len(id) != idLen {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return true
+}
+
+func validInstance(s string) bool {
+	if s == "" || len(s) > 40 {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+// name is the sandbox's directory and cgroup: "instance-id". The id has no dash
+// and a fixed width, so no instance's names are another's.
+func (b *Backend) name(id backend.ID) string { return b.instance + "-" + string(id) }
+
+// acquire returns the sandbox id with its op held, whether or not it exists.
+func (b *Backend) acquire(ctx context.Context, id backend.ID) (*sandbox, error) {
+	for {
+		s, err := b.lookup(id)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case s.op <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		b.mu.Lock()
+		current := b.sandboxes[id] == s
+		b.mu.Unlock()
+		if current {
+			return s, nil
+		}
+		// It was destroyed while we waited.
+		<-s.op
+	}
+}
+
+func (s *sandbox) release() { <-s.op }
+
+// lookup returns the entry of id and makes one if there is none.
+func (b *Backend) lookup(id backend.ID) (*sandbox, error) {
+	if !validID(id) {
+		return nil, fmt.Errorf("sandbox id %q is not %d of [a-z0-9]", id, idLen)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, errors.New("gvisor backend is closed")
+	}
+	if s := b.sandboxes[id]; s != nil {
+		return s, nil
+	}
+	group, err := b.tree.Group(cgroupParent, b.name(id))
+	if err != nil {
+		return nil, err
+	}
+	s := &sandbox{
+		id: id, dir: filepath.Join(b.dir, b.name(id)), group: group,
+		op: make(chan struct{}, 1), settled: make(chan struct{}),
+	}
+	b.sandboxes[id] = s
+	return s, nil
+}
+
+// forget drops the entry of a sandbox that does not exist; pending Waits have
+// their own hold of it.
+func (b *Backend) forget(s *sandbox) {
+	s.mu.Lock()
+	if s.phase != over && s.phase != gone {
+		s.phase = gone
+		close(s.settled)
+	}
+	s.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.sandboxes[s.id] == s {
+		delete(b.sandboxes, s.id)
+	}
+}
+
+// settle records how the sandbox ended, for this process and the next.
+func (s *sandbox) settle(e backend.Exit) {
+	// Another process may have watched it as well; the first word stands. A full
+	// disk must not keep Wait from returning: the record is for the next process.
+	if err := writeNew(filepath.Join(s.dir, exitFile), e); errors.Is(err, fs.ErrExist) {
+		var first backend.Exit
+		if readJSON(filepath.Join(s.dir, exitFile), &first) == nil {
+			e = first
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase == over || s.phase == gone {
+		return
+	}
+	s.phase, s.exit = over, e
+	close(s.settled)
+}
+
+// resume makes the entry of a sandbox that this value has not started say what
+// its files say, and watches it if it is alive.
+func (b *Backend) resume(id backend.ID) (*sandbox, error) {
+	s, err := b.lookup(id)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase != unmade {
+		return s, nil
+	}
+	var f facts
+	if err := readJSON(filepath.Join(s.dir, factsFile), &f); errors.Is(err, fs.ErrNotExist) {
+		return s, nil // at most listened for
+	} else if err != nil {
+		return nil, fmt.Errorf("resume sandbox %s: %w", id, err)
+	}
+	s.limits = f.Limits
+	var e backend.Exit
+	if err := readJSON(filepath.Join(s.dir, exitFile), &e); err == nil {
+		s.phase, s.exit = over, e
+		close(s.settled)
+		return s, nil
+	}
+	var st started
+	if err := readJSON(filepath.Join(s.dir, startedFile), &st); errors.Is(err, fs.ErrNotExist) {
+		// Its start was cut short, or another process is at it: say nothing yet.
+		return s, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("resume sandbox %s: %w", id, err)
+	}
+	if err := b.watchLocked(s, st, nil); err != nil {
+		return nil, fmt.Errorf("resume sandbox %s: %w", id, err)
+	}
+	return s, nil
+}
+
+// List returns the ids of this instance that have a directory or a cgroup.
+func (b *Backend) List(ctx context.Context) ([]backend.ID, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(b.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list sandboxes: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	leaves, err := b.tree.Leaves(cgroupParent)
+	if err != nil {
+		return nil, fmt.Errorf("list sandboxes: %w", err)
+	}
+	seen := map[backend.ID]bool{}
+	var ids []backend.ID
+	for _, name := range append(names, leaves...) {
+		rest, ok := strings.CutPrefix(name, b.instance+"-")
+		if id := backend.ID(rest); ok && validID(id) && !seen[id] {
+			seen[id] = true
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// writeNew writes v to a file that must not exist, whole or not at all.
+func writeNew(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(b)
+	if err := errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	// link fails if the name exists, which rename does not.
+	return os.Link(tmp.Name(), path)
+}
+
+func readJSON(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("read %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+// startTime is when a process started, in clock ticks since boot.
+func startTime(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	return parseStartTime(string(b))
+}
+
+// parseStartTime reads field 22 of proc_pid_stat(5). The second field, the
+// program's name, may hold spaces and parentheses.
+func parseStartTime(stat string) (uint64, error) {
+	i := strings.LastIndexByte(stat, ')')
+	if i < 0 {
+		return 0, errors.New("malformed process status")
+	}
+	fields := strings.Fields(stat[i+1:])
+	if len(fields) < 20 {
+		return 0, errors.New("malformed process status")
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}

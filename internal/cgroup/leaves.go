@@ -1,0 +1,35 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// Leaves are the names of the groups below parent, in any hierarchy. A parent
+// that does not exist has none; one that can't be read is an error.
+func (t *Tree) Leaves(parent string) ([]string, error) {
+	g, err := t.Group(parent, "any")
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, d := range g.Dirs() {
+		entries, err := os.ReadDir(filepath.Dir(d))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list cgroups: %w", err)
+		}
+		for _, e := range entries {
+			if e.IsDir() && !slices.Contains(names, e.Name()) {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	return names, nil
+}

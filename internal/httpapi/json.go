@@ -16,7 +16,7 @@ import (
 
 const (
 	// maxBody is the most that a request's body may have: 10 MiB of code and 10
-	// MiB of files, and what JSON adds to them.
+	// MiB of files, and what JSON adds to ordinary text.
 	maxBody = 24 << 20
 	// maxMembers bounds what one object or array costs in memory, which for the
 	// smallest members is many times their size on the wire.

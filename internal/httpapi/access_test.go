@@ -1,0 +1,323 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// at fills the id of a route's path in, and gives it a body if it takes one.
+func at(rt route, id string) (path string, body io.Reader) {
+	if rt.method == "POST" {
+		body = strings.NewReader(`{"code":"x"}`)
+	}
+	return strings.Replace(rt.path, "{id}", id, 1), body
+}
+
+// The routes are taken from the server, so one that is added is tested.
+func TestEveryRouteDemandsACredentialAndItsScope(t *testing.T) {
+	r := newRig(t)
+	open := []string{"/healthz", "/readyz"}
+	for _, rt := range r.routes() {
+		t.Run(rt.method+rt.path, func(t *testing.T) {
+			path, _ := at(rt, "s-0a1b2c-7")
+			status := func(key string) int {
+				_, body := at(rt, "s-0a1b2c-7")
+				resp, text := r.do(t, rt.method, path, key, body)
+				if resp.StatusCode >= 400 && resp.Header.Get("Content-Type") != "application/problem+json" {
+					t.Errorf("with %q: %s: %s", key, resp.Header.Get("Content-Type"), text)
+				}
+				return resp.StatusCode
+			}
+			if slices.Contains(open, rt.path) {
+				if rt.scope != public || status("") != http.StatusOK {
+					t.Error("it is not public")
+				}
+				return
+			}
+			if rt.scope != auth.ReadSessions && rt.scope != auth.WriteSessions {
+				t.Fatalf("its scope is %q", rt.scope)
+			}
+			if (rt.scope == auth.WriteSessions) != (rt.method != "GET") {
+				t.Errorf("%s wants %s", rt.method, rt.scope)
+			}
+			before := len(r.plane.calls)
+			for _, key := range []string{"", "REVOKED"} {
+				if got := status(key); got != http.StatusUnauthorized {
+					t.Errorf("with key %q: %d, want 401", key, got)
+				}
+			}
+			if got := status("STATELESS"); got != http.StatusForbidden {
+				t.Errorf("with a key of no organisation: %d, want 403", got)
+			}
+			if rt.scope == auth.WriteSessions {
+				if got := status("VIEWER"); got != http.StatusForbidden {
+					t.Errorf("with a viewer's key: %d, want 403", got)
+				}
+			}
+			if calls := r.plane.calls[before:]; len(calls) != 0 {
+				t.Errorf("the plane was asked by who may not: %q", calls)
+			}
+			if got := status("DEV"); got/100 != 2 {
+				t.Errorf("with a good key: %d", got)
+			}
+			if strings.Contains(rt.path, "{id}") {
+				if got := status("OTHER"); got != http.StatusNotFound {
+					t.Errorf("with another organisation's key: %d, want 404", got)
+				}
+			}
+		})
+	}
+}
+
+// A foreign session must not be told from one that does not exist.
+func TestForeignAndNonexistentAreOneAnswer(t *testing.T) {
+	r := newRig(t)
+	for _, rt := range r.routes() {
+		if !strings.Contains(rt.path, "{id}") {
+			continue
+		}
+		var answers []string
+		for _, id := range []string{"s-0a1b2c-9", "s-ffffff-1", "nonsense", "s-0a1b2c-7x"} {
+			path, body := at(rt, id)
+			resp, text := r.do(t, rt.method, path, "DEV", body)
+			resp.Header.Del("Date")
+			var head strings.Builder
+			if err := resp.Header.Write(&head); err != nil {
+				t.Fatal(err)
+			}
+			answers = append(answers, resp.Status+"\n"+head.String()+text)
+		}
+		for _, a := range answers[1:] {
+			if a != answers[0] {
+				t.Errorf("%s %s: %q differs from %q", rt.method, rt.path, a, answers[0])
+			}
+		}
+		if !strings.HasPrefix(answers[0], "404") {
+			t.Errorf("%s %s: %q", rt.method, rt.path, answers[0])
+		}
+	}
+}
+
+func TestUnreachableKeyStoreLetsNobodyIn(t *testing.T) {
+	r := newRig(t)
+	r.keys.fail = errors.New("canary: disk on fire")
+	resp, body := r.do(t, "GET", "/v1/sessions", "DEV", nil)
+	if resp.StatusCode != http.StatusInternalServerError || strings.Contains(body, "canary") {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	if !strings.Contains(r.log.String(), "canary: disk on fire") {
+		t.Error("the log does not say why")
+	}
+}
+
+// A store that answers with another key than it was asked for must not open.
+func TestKeyOfAnotherIDOpensNothing(t *testing.T) {
+	r := newRig(t)
+	id, secret, err := auth.Parse(r.key["DEV"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	alias := strings.Repeat("0", 16)
+	r.keys.keys[alias] = r.keys.keys[id]
+	r.key["ALIAS"] = "ek_" + alias + "_" + secret
+	if resp, _ := r.do(t, "GET", "/v1/sessions", "ALIAS", nil); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
+func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
+	for _, tc := range []struct {
+		err    error
+		status int
+		code   string
+		field  string
+	}{
+		{&control.ValidationError{Field: "limits.pidsLimit", Detail: "0 is not positive"}, 400, "invalid_request", "limits.pidsLimit"},
+		{control.ErrIsolation, 400, "isolation_unavailable", "minIsolation"},
+		{control.ErrForbidden, 403, "forbidden", ""},
+		{session.ErrNotFound, 404, "not_found", ""},
+		{control.ErrIdempotency, 409, "idempotency_conflict", ""},
+		{control.ErrNotEnded, 409, "not_ended", ""},
+		{session.ErrConflict, 409, "conflict", ""},
+		{control.ErrClosing, 503, "unavailable", ""},
+		{errors.New("canary: /var/lib/enclave/db is gone"), 500, "internal", ""},
+	} {
+		t.Run(tc.code, func(t *testing.T) {
+			r := newRig(t)
+			r.plane.fail = errors.Join(errors.New("create a session"), tc.err) // as wrapped errors arrive
+			_, err := r.client("DEV").Run(t.Context(), enclave.SessionRequest{Code: "x"})
+			var p *enclave.Error
+			if !errors.As(err, &p) {
+				t.Fatalf("%v is no refusal", err)
+			}
+			if p.Status != tc.status || p.Code != tc.code || p.Field != tc.field || p.Type != "about:blank" || p.Title != http.StatusText(tc.status) {
+				t.Errorf("%+v", p)
+			}
+			if tc.status == 503 && p.RetryAfter <= 0 {
+				t.Error("it does not say when to retry")
+			}
+			if strings.Contains(p.Detail, "canary") {
+				t.Errorf("an internal error is shown: %s", p.Detail)
+			}
+			if logged := strings.Contains(r.log.String(), "canary"); logged != (tc.code == "internal") {
+				t.Errorf("logged: %v", logged)
+			}
+		})
+	}
+}
+
+func TestNotReadySaysWhy(t *testing.T) {
+	r := newRig(t)
+	r.plane.status = control.Status{Backend: "gvisor", Reason: "no image"}
+	resp, body := r.do(t, "GET", "/readyz", "", nil)
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	h, err := r.client("").Health(t.Context())
+	if err != nil || h.Ready || h.Reason != "no image" || h.Backend != "gvisor" {
+		t.Errorf("Health = %+v, %v", h, err)
+	}
+}
+
+func TestPrivateFieldsStayPrivate(t *testing.T) {
+	r := newRig(t)
+	for _, path := range []string{"/v1/sessions/s-0a1b2c-7", "/v1/sessions", "/v1/sessions/s-0a1b2c-7/stream"} {
+		if _, body := r.do(t, "GET", path, "DEV", nil); strings.Contains(body, "canary") || strings.Contains(body, "999") || !strings.Contains(body, "s-0a1b2c-7") {
+			t.Errorf("%s: %s", path, body)
+		}
+	}
+}
+
+func TestLocalSocketIsTheOperator(t *testing.T) {
+	r := newRig(t)
+	c := &enclave.Client{Socket: r.sock}
+	h, err := c.Run(t.Context(), enclave.SessionRequest{Code: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := h.Session(); s.OrgID != "default" || s.CreatedBy != "local" {
+		t.Errorf("the session is of %+v", s)
+	}
+	if got := r.plane.calls[0]; got != "Create local" {
+		t.Errorf("the plane was called with %q", got)
+	}
+
+	// Over TCP the same request is nobody's.
+	if _, err := r.client("").Run(t.Context(), enclave.SessionRequest{Code: "x"}); !errors.Is(err, enclave.ErrUnauthorized) {
+		t.Errorf("over TCP: %v", err)
+	}
+	// A bad key is not excused by the socket.
+	bad := &enclave.Client{Socket: r.sock, APIKey: r.key["REVOKED"]}
+	if _, err := bad.List(t.Context(), enclave.ListOptions{}); !errors.Is(err, enclave.ErrUnauthorized) {
+		t.Errorf("with a revoked key over the socket: %v", err)
+	}
+	// A good one counts as what it is.
+	viewer := &enclave.Client{Socket: r.sock, APIKey: r.key["VIEWER"]}
+	if _, err := viewer.Run(t.Context(), enclave.SessionRequest{Code: "x"}); !errors.Is(err, enclave.ErrForbidden) {
+		t.Errorf("as a viewer over the socket: %v", err)
+	}
+}
+
+// The peer is another user's process: the test runs itself as nobody.
+func TestSocketIsNotTheOperatorForAnotherUser(t *testing.T) {
+	if path := os.Getenv("TEST_SOCKET"); path != "" {
+		_, err := (&enclave.Client{Socket: path}).List(t.Context(), enclave.ListOptions{})
+		if !errors.Is(err, enclave.ErrUnauthorized) {
+			t.Fatalf("as another user: %v", err)
+		}
+		return
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become another user")
+	}
+	dir, err := os.MkdirTemp("/tmp", "peer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	exe, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t)
+	served := make(chan struct{})
+	ln, err := net.Listen("unix", dir+"/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(served)
+		r.http.Serve(ln)
+	}()
+	t.Cleanup(func() { ln.Close(); <-served })
+	// As careless as a directory can be, so that only the peer's uid is left.
+	for path, err := range map[string]error{
+		dir:           os.Chmod(dir, 0o755),
+		dir + "/test": os.WriteFile(dir+"/test", exe, 0o755),
+		dir + "/s":    os.Chmod(dir+"/s", 0o777),
+	} {
+		if err != nil {
+			t.Fatal(path, err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), dir+"/test", "-test.run=^TestSocketIsNotTheOperatorForAnotherUser$")
+	cmd.Env = []string{"TEST_SOCKET=" + dir + "/s"}
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestServerNeedsItsParts(t *testing.T) {
+	r := newRig(t)
+	for name, c := range map[string]Config{
+		"plane": {Keys: r.keys, Log: r.Server.log}, "keys": {Plane: r.plane, Log: r.Server.log}, "log": {Plane: r.plane, Keys: r.keys},
+	} {
+		if _, err := NewServer(c); err == nil {
+			t.Errorf("a server without %s was made", name)
+		}
+	}
+}
+
+func TestHTTPServerBoundsWhatClientsHold(t *testing.T) {
+	h := newRig(t).HTTPServer()
+	if h.ReadHeaderTimeout <= 0 || h.ReadTimeout <= 0 || h.WriteTimeout <= 0 || h.IdleTimeout <= 0 || h.MaxHeaderBytes <= 0 || h.MaxHeaderBytes > 64<<10 {
+		t.Errorf("%+v", h)
+	}
+	r := newRig(t)
+	resp, _ := r.do(t, "GET", "/healthz", "", nil, "X-Long", strings.Repeat("x", 64<<10))
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("64 KiB of headers: %d", resp.StatusCode)
+	}
+}
+
+// Where the server's own address is not a loopback one, a browser's tricks with
+// names gain nothing, and names are the operator's matter.
+func TestHostIsFreeOffLoopback(t *testing.T) {
+	r := newRig(t)
+	for addr, want := range map[string]int{"192.0.2.1": http.StatusOK, "127.0.0.1": http.StatusForbidden, "::1": http.StatusForbidden} {
+		req := httptest.NewRequest("GET", "http://enclave.example/healthz", nil)
+		req = req.WithContext(context.WithValue(req.Context(), http.LocalAddrContextKey, net.Addr(&net.TCPAddr{IP: net.ParseIP(addr), Port: 8090})))
+		w := httptest.NewRecorder()
+		r.ServeHTTP(w, req)
+		if w.Code != want {
+			t.Errorf("on %s: %d, want %d", addr, w.Code, want)
+		}
+	}
+}

@@ -1,0 +1,411 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// A fakePlane keeps sessions in memory and lets tests write their streams. It
+// does not look at scopes, so that what refuses is the API's own check. fail
+// makes every method return it.
+type fakePlane struct {
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced at each change
+	sessions []session.Session
+	results  map[string]session.Result
+	events   map[string][]audit.Event
+	streams  map[string]*fakeStream
+	created  []control.Request
+	calls    []string // method names, with the caller's key
+	status   control.Status
+	fail     error
+	watching int // calls of Watch that wait
+}
+
+type fakeStream struct {
+	phases     []session.Phase
+	audit      []audit.Event
+	stdout     []byte
+	stderr     []byte
+	ended      bool
+	result     *session.Result
+	breakAfter error // Watch returns it instead of waiting
+}
+
+var created = time.Date(2026, 9, 1, 12, 0, 0, 123456000, time.UTC)
+
+func newFake() *fakePlane {
+	code := 0
+	mine := session.Session{
+		ID: "s-0a1b2c-7", Org: "acme", CreatedBy: "ada", Phase: session.Succeeded, Outcome: session.Succeeded,
+		Language: "python",
+		Limits: session.Limits{Pids: 256, MemoryMB: 512, CPUMillis: 1000, CPUSeconds: 60, WallSeconds: 300,
+			DiskMB: 512, OutputBytes: 10_000_000, EgressBytes: 100_000_000},
+		Egress: session.Egress{Mode: "allowlist", Allow: []string{"api.example.com", "*.example.org:8443"}}, Backend: "gvisor", Isolation: "userspace_kernel",
+		Labels: map[string]string{"team": "a<b"}, Created: created, Started: created.Add(time.Second), Finished: created.Add(2 * time.Second),
+		Sandbox: "canarysandbox0000000", Idempotency: "canary-idempotency", RequestHash: "canary-hash", Version: 999,
+	}
+	running := session.Session{
+		ID: "s-0a1b2c-8", Org: "acme", CreatedBy: "ada", Phase: session.Running, Language: "bash",
+		Limits: mine.Limits, Egress: session.Egress{Mode: "deny_all"}, Backend: "gvisor", Isolation: "userspace_kernel",
+		Created: created, Started: created.Add(time.Second),
+	}
+	foreign := running
+	foreign.ID, foreign.Org = "s-0a1b2c-9", "globex"
+	f := &fakePlane{
+		changed:  make(chan struct{}),
+		sessions: []session.Session{foreign, running, mine},
+		results: map[string]session.Result{mine.ID: {
+			ExitCode: &code, Stdout: []byte("hello\n"), Stderr: []byte("w\xffrn"), JSON: json.RawMessage(`{"answer":285}`),
+			Duration: 1234567 * time.Microsecond,
+		}},
+		events: map[string][]audit.Event{mine.ID: {
+			{Session: mine.ID, Seq: 1, Time: created, Type: audit.SessionCreated, Data: audit.Data{Caller: "k1", Language: "python"}, Hash: "aa"},
+			{Session: mine.ID, Seq: 2, Time: created, Type: audit.EgressDenied,
+				Data: audit.Data{Host: "evil.example.com", Protocol: "dns", Reason: "not_allowed", Count: 1}, Hash: "bb"},
+			{Session: mine.ID, Seq: 3, Time: created, Type: audit.WorkloadExited, Data: audit.Data{Outcome: "succeeded", ExitCode: &code}, Hash: "cc"},
+		}},
+		streams: map[string]*fakeStream{running.ID: {phases: []session.Phase{session.Pending, session.Running}}},
+		status:  control.Status{Backend: "gvisor", Ready: true},
+	}
+	res := f.results[mine.ID]
+	f.streams[mine.ID] = &fakeStream{
+		phases: []session.Phase{session.Pending, session.Running, session.Succeeded}, audit: f.events[mine.ID],
+		stdout: res.Stdout, stderr: res.Stderr, ended: true, result: &res,
+	}
+	return f
+}
+
+// change changes the fake under its lock and wakes who waits.
+func (f *fakePlane) change(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fakePlane) called(c auth.Caller, method string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, method+" "+c.Key)
+	return f.fail
+}
+
+func (f *fakePlane) find(c auth.Caller, id string) (session.Session, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.sessions {
+		if s.ID == id && s.Org == c.Org {
+			return s, nil
+		}
+	}
+	return session.Session{}, session.ErrNotFound
+}
+
+func (f *fakePlane) Create(_ context.Context, c auth.Caller, r control.Request) (session.Session, error) {
+	if err := f.called(c, "Create"); err != nil {
+		return session.Session{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.created = append(f.created, r)
+	return session.Session{ID: "s-0a1b2c-10", Org: c.Org, CreatedBy: c.User, Phase: session.Pending, Language: r.Language, Egress: r.Egress, Created: created}, nil
+}
+
+func (f *fakePlane) Session(_ context.Context, c auth.Caller, id string) (session.Session, error) {
+	if err := f.called(c, "Session"); err != nil {
+		return session.Session{}, err
+	}
+	return f.find(c, id)
+}
+
+func (f *fakePlane) Sessions(_ context.Context, c auth.Caller, before string, limit int) ([]session.Session, error) {
+	if err := f.called(c, "Sessions"); err != nil {
+		return nil, err
+	}
+	if before != "" {
+		if _, err := f.find(c, before); err != nil {
+			return nil, err
+		}
+	}
+	var out []session.Session
+	started := before == ""
+	for _, s := range f.sessions {
+		if s.Org == c.Org && started && len(out) < limit {
+			out = append(out, s)
+		}
+		started = started || s.ID == before
+	}
+	return out, nil
+}
+
+func (f *fakePlane) Result(_ context.Context, c auth.Caller, id string) (session.Result, []audit.Event, error) {
+	if err := f.called(c, "Result"); err != nil {
+		return session.Result{}, nil, err
+	}
+	s, err := f.find(c, id)
+	if err != nil {
+		return session.Result{}, nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r, ok := f.results[s.ID]
+	if !ok {
+		return session.Result{}, nil, control.ErrNotEnded
+	}
+	var denials []audit.Event
+	for _, e := range f.events[s.ID] {
+		if e.Type == audit.EgressDenied {
+			denials = append(denials, e)
+		}
+	}
+	return r, denials, nil
+}
+
+func (f *fakePlane) Events(_ context.Context, c auth.Caller, id string, after uint64, limit int) ([]audit.Event, error) {
+	if err := f.called(c, "Events"); err != nil {
+		return nil, err
+	}
+	if _, err := f.find(c, id); err != nil {
+		return nil, err
+	}
+	var out []audit.Event
+	for _, e := range f.events[id] {
+		if e.Seq > after && len(out) < limit {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+func (f *fakePlane) Watch(ctx context.Context, c auth.Caller, id string, cur control.Cursor) (control.Update, error) {
+	for {
+		if err := f.called(c, "Watch"); err != nil {
+			return control.Update{}, err
+		}
+		if _, err := f.find(c, id); err != nil {
+			return control.Update{}, err
+		}
+		f.mu.Lock()
+		st, changed := f.streams[id], f.changed
+		u := control.Update{Cursor: cur, End: st.ended}
+		if cur.Phases < len(st.phases) {
+			u.Phases, u.Cursor.Phases = st.phases[cur.Phases:], len(st.phases)
+		}
+		for _, e := range st.audit {
+			if e.Seq > cur.Audit {
+				u.Audit = append(u.Audit, e)
+				u.Cursor.Audit = e.Seq
+			}
+		}
+		if n := int64(len(st.stdout)); cur.Stdout < n {
+			u.Stdout, u.Cursor.Stdout = bytes.Clone(st.stdout[cur.Stdout:]), n
+		}
+		if n := int64(len(st.stderr)); cur.Stderr < n {
+			u.Stderr, u.Cursor.Stderr = bytes.Clone(st.stderr[cur.Stderr:]), n
+		}
+		if st.result != nil && !cur.Result {
+			u.Result, u.Cursor.Result = st.result, true
+		}
+		broken := st.breakAfter
+		if u.Cursor == cur && !u.End {
+			f.watching++
+		}
+		f.mu.Unlock()
+		if u.Cursor != cur || u.End {
+			return u, nil
+		}
+		if broken != nil {
+			return control.Update{}, broken
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return control.Update{}, ctx.Err()
+		}
+	}
+}
+
+func (f *fakePlane) Teardown(_ context.Context, c auth.Caller, id string) (session.Session, error) {
+	if err := f.called(c, "Teardown"); err != nil {
+		return session.Session{}, err
+	}
+	s, err := f.find(c, id)
+	s.Phase = session.TornDown
+	return s, err
+}
+
+func (f *fakePlane) Bundle(_ context.Context, c auth.Caller, id string) (json.RawMessage, error) {
+	if err := f.called(c, "Bundle"); err != nil {
+		return nil, err
+	}
+	_, err := f.find(c, id)
+	return json.RawMessage(`{"bundle":"of ` + id + `"}`), err
+}
+
+func (f *fakePlane) Checkpoint(_ context.Context, c auth.Caller) ([]byte, error) {
+	return []byte("enclave/log\n3\nabc=\n\n— log sig\n"), f.called(c, "Checkpoint")
+}
+
+func (f *fakePlane) Status(context.Context) control.Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.status
+}
+
+// fakeKeys is a key store with one key for each role of acme, one of globex, one
+// that is revoked and one without an organisation.
+type fakeKeys struct {
+	mu   sync.Mutex
+	keys map[string]auth.Key
+	fail error
+}
+
+func (f *fakeKeys) Key(_ context.Context, id string) (auth.Key, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return auth.Key{}, f.fail
+	}
+	k, ok := f.keys[id]
+	if !ok {
+		return auth.Key{}, auth.ErrNoKey
+	}
+	return k, nil
+}
+
+func (f *fakeKeys) change(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
+}
+
+// A rig is a Server on a loopback port and a unix socket.
+type rig struct {
+	*Server
+	plane *fakePlane
+	keys  *fakeKeys
+	key   map[string]string // plaintexts by name
+	log   *syncBuffer
+	http  *http.Server
+	addr  string // of the TCP listener
+	sock  string
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func newRig(t testing.TB, adjust ...func(*rig)) *rig {
+	t.Helper()
+	r := &rig{plane: newFake(), keys: &fakeKeys{keys: map[string]auth.Key{}}, key: map[string]string{}, log: new(syncBuffer)}
+	for _, k := range []struct{ name, org, role string }{
+		{"DEV", "acme", auth.Developer}, {"VIEWER", "acme", auth.Viewer}, {"OTHER", "globex", auth.Owner},
+		{"REVOKED", "acme", auth.Owner}, {"STATELESS", "acme", auth.Owner},
+	} {
+		key, plain, err := auth.Generate(created, k.org, "ada", k.role)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k.name == "REVOKED" {
+			key.Revoked = created
+		}
+		if k.name == "STATELESS" {
+			key.Org = ""
+		}
+		r.keys.keys[key.ID], r.key[k.name] = key, plain
+	}
+	var err error
+	r.Server, err = NewServer(Config{
+		Plane: r.plane, Keys: r.keys, Log: slog.New(slog.NewTextHandler(r.log, nil)), Hosts: []string{"Enclave.Internal"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.http = r.HTTPServer()
+	for _, a := range adjust {
+		a(r)
+	}
+	r.sock = t.TempDir() + "/s"
+	for _, l := range []struct{ network, addr string }{{"tcp", "127.0.0.1:0"}, {"unix", r.sock}} {
+		ln, err := net.Listen(l.network, l.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.network == "tcp" {
+			r.addr = ln.Addr().String()
+		}
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			r.http.Serve(ln)
+		}()
+		t.Cleanup(func() {
+			r.http.Close()
+			<-served
+		})
+	}
+	return r
+}
+
+func (r *rig) client(key string) *enclave.Client {
+	return &enclave.Client{BaseURL: "http://" + r.addr, APIKey: r.key[key]}
+}
+
+// do sends a request through net/http and returns the answer.
+func (r *rig) do(t testing.TB, method, path, key string, body io.Reader, header ...string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+r.addr+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key != "" {
+		req.Header.Set("Authorization", "Bearer "+r.key[key])
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	tr := &http.Transport{DisableKeepAlives: true}
+	defer tr.CloseIdleConnections()
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(b)
+}

@@ -25,18 +25,23 @@ type Bundle struct {
 
 // LeafAt is the place of an event in the global log, with its proof.
 type LeafAt struct {
-	Index int64            `json:"index"`
-	Proof tlog.RecordProof `json:"proof"`
+	Index int64
+	Proof tlog.RecordProof
 }
 
 // bundleFile is a Bundle as its file has it.
 type bundleFile struct {
-	Version    int          `json:"version"`
-	Session    string       `json:"session"`
-	Outcome    string       `json:"outcome,omitempty"`
-	Events     list[Event]  `json:"events"`
-	Checkpoint string       `json:"checkpoint"`
-	Leaves     list[LeafAt] `json:"leaves"`
+	Version    int            `json:"version"`
+	Session    string         `json:"session"`
+	Outcome    string         `json:"outcome,omitempty"`
+	Events     list[Event]    `json:"events"`
+	Checkpoint string         `json:"checkpoint"`
+	Leaves     list[leafFile] `json:"leaves"`
+}
+
+type leafFile struct {
+	Index int64    `json:"index"`
+	Proof [][]byte `json:"proof"` // base64
 }
 
 // A Report is what is known of a Bundle that verified.
@@ -66,8 +71,9 @@ func ReadBundle(r io.Reader) (Bundle, error) {
 }
 
 // ParseBundle decodes the bytes that Encode made, and no others: every byte of
-// a bundle counts. Whitespace, unknown, repeated or reordered fields, other
-// spellings of a number or string, and anything behind the final newline are refused.
+// a bundle counts. White space, unknown, repeated or reordered fields, other
+// spellings of a number or string, and anything behind the final newline are
+// refused.
 func ParseBundle(data []byte) (Bundle, error) {
 	if len(data) > MaxBundle {
 		return Bundle{}, fmt.Errorf("the bundle is larger than %d bytes", MaxBundle)
@@ -76,28 +82,76 @@ func ParseBundle(data []byte) (Bundle, error) {
 	if err := strict(data, &f); err != nil {
 		return Bundle{}, fmt.Errorf("parse bundle: %w", err)
 	}
-	b := Bundle{f.Version, f.Session, f.Outcome, f.Events, f.Checkpoint, f.Leaves}
 	// encoding/json takes fields in any case and order, the last of repeated
-	// ones, and white space. Only what it writes the same way again is canonical.
-	again, err := b.Encode()
+	// ones, and white space. Only what is written the same way again is canonical.
+	again, err := f.encode(f.Events.raw, f.Leaves.raw)
 	if err != nil {
 		return Bundle{}, fmt.Errorf("parse bundle: %w", err)
 	}
 	if !bytes.Equal(again, data) {
 		return Bundle{}, errors.New("parse bundle: not in canonical form")
 	}
+	b := Bundle{Version: f.Version, Session: f.Session, Outcome: f.Outcome, Events: f.Events.items, Checkpoint: f.Checkpoint}
+	for i, l := range f.Leaves.items {
+		if l.Proof == nil {
+			return Bundle{}, fmt.Errorf("parse bundle: the proof of event %d is null", i+1)
+		}
+		at := LeafAt{Index: l.Index, Proof: make(tlog.RecordProof, len(l.Proof))}
+		for j, h := range l.Proof {
+			if len(h) != tlog.HashSize {
+				return Bundle{}, fmt.Errorf("parse bundle: hash %d in the proof of event %d has %d bytes", j, i+1, len(h))
+			}
+			copy(at.Proof[j][:], h)
+		}
+		b.Leaves = append(b.Leaves, at)
+	}
 	return b, nil
 }
 
 // Encode returns the one byte form of b: JSON as encoding/json writes it,
-// without white space, and a newline.
+// without white space, and a newline. Empty arrays are [].
 func (b Bundle) Encode() ([]byte, error) {
-	f := bundleFile{b.Version, b.Session, b.Outcome, b.Events, b.Checkpoint, b.Leaves}
-	data, err := json.Marshal(f)
+	leaves := make([]leafFile, len(b.Leaves))
+	for i, l := range b.Leaves {
+		leaves[i] = leafFile{l.Index, make([][]byte, len(l.Proof))}
+		for j := range l.Proof {
+			leaves[i].Proof[j] = l.Proof[j][:]
+		}
+	}
+	el, err := json.Marshal(append([]Event{}, b.Events...))
 	if err != nil {
 		return nil, fmt.Errorf("encode bundle: %w", err)
 	}
-	return append(data, '\n'), nil
+	ll, err := json.Marshal(leaves)
+	if err != nil {
+		return nil, fmt.Errorf("encode bundle: %w", err)
+	}
+	return bundleFile{Version: b.Version, Session: b.Session, Outcome: b.Outcome, Checkpoint: b.Checkpoint}.encode(el, ll)
+}
+
+// encode returns the file of f with the given canonical arrays.
+func (f bundleFile) encode(events, leaves []byte) ([]byte, error) {
+	var b bytes.Buffer
+	var bad error
+	put := func(name string, v any) {
+		j, err := json.Marshal(v)
+		bad = errors.Join(bad, err)
+		b.WriteString(name)
+		b.Write(j)
+	}
+	b.Grow(len(events) + len(leaves) + 2*len(f.Checkpoint) + 256)
+	put(`{"version":`, f.Version)
+	put(`,"session":`, f.Session)
+	if f.Outcome != "" {
+		put(`,"outcome":`, f.Outcome)
+	}
+	b.WriteString(`,"events":`)
+	b.Write(events)
+	put(`,"checkpoint":`, f.Checkpoint)
+	b.WriteString(`,"leaves":`)
+	b.Write(leaves)
+	b.WriteString("}\n")
+	return b.Bytes(), bad
 }
 
 // VerifyBundle checks b against the log's public key and nothing else: that
@@ -158,26 +212,12 @@ func VerifyBundle(b Bundle, publicKey string) (Report, error) {
 	return r, nil
 }
 
-// A list decodes element by element and stops at the first that is not
-// canonical, so that a hostile file of a million "{}" doesn't become a million
-// large structs. It encodes as an array even if it is nil.
-type list[T any] []T
-
-// MarshalJSON writes no proof as an empty array: a log of one event has it, and
-// there is one way to write each bundle.
-func (l LeafAt) MarshalJSON() ([]byte, error) {
-	type plain LeafAt
-	if l.Proof == nil {
-		l.Proof = tlog.RecordProof{}
-	}
-	return json.Marshal(plain(l))
-}
-
-func (l list[T]) MarshalJSON() ([]byte, error) {
-	if l == nil {
-		return []byte("[]"), nil
-	}
-	return json.Marshal([]T(l))
+// A list decodes an array element by element and stops at the first that is
+// not canonical, so that a hostile file of a million "{}" does not become a
+// million large structs. Its raw bytes are then canonical too.
+type list[T any] struct {
+	items []T
+	raw   []byte
 }
 
 func (l *list[T]) UnmarshalJSON(data []byte) error {
@@ -185,14 +225,15 @@ func (l *list[T]) UnmarshalJSON(data []byte) error {
 	if t, err := d.Token(); err != nil || t != json.Delim('[') {
 		return errors.New("not an array")
 	}
-	*l = nil
+	*l = list[T]{raw: bytes.Clone(data)}
+	size := len("[]")
+	var raw json.RawMessage
 	for d.More() {
-		var raw json.RawMessage
 		if err := d.Decode(&raw); err != nil {
 			return err
 		}
 		var v T
-		if err := strict(raw, &v); err != nil {
+		if err := json.Unmarshal(raw, &v); err != nil {
 			return err
 		}
 		again, err := json.Marshal(v)
@@ -200,9 +241,15 @@ func (l *list[T]) UnmarshalJSON(data []byte) error {
 			return err
 		}
 		if !bytes.Equal(again, raw) {
-			return fmt.Errorf("element %d is not in canonical form", len(*l))
+			return fmt.Errorf("element %d is not in canonical form", len(l.items)+1)
 		}
-		*l = append(*l, v)
+		if size += len(raw); len(l.items) > 0 {
+			size += len(",")
+		}
+		l.items = append(l.items, v)
+	}
+	if size != len(data) {
+		return errors.New("an array with white space")
 	}
 	return nil
 }

@@ -5,7 +5,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -42,6 +44,9 @@ func confine() error {
 		return err
 	}
 	if err := limitResources(); err != nil {
+		return err
+	}
+	if err := keepDescriptors(); err != nil {
 		return err
 	}
 	return confirm()
@@ -92,6 +97,25 @@ func limitResources() error {
 	// guest's own start in each child.
 	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("limit open files: %w", err)
+	}
+	return nil
+}
+
+// keepDescriptors makes sure that no workload inherits a descriptor which the
+// backend or what started it left open in the guest.
+func keepDescriptors() error {
+	if err := unix.CloseRange(3, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC); err == nil {
+		return nil
+	}
+	// Kernels before 5.11 do not know the flag.
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("list descriptors: %w", err)
+	}
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -108,7 +109,7 @@ func readResult(r io.Reader) ([]byte, error) {
 	if err := wire.CheckResult(b); err != nil {
 		return nil, err
 	}
-	return b, nil
+	return bytes.TrimSpace(b), nil // what echo and editors put at the end
 }
 
 func peer(conn *net.UnixConn) (*unix.Ucred, error) {

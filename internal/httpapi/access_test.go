@@ -55,7 +55,7 @@ func TestEveryRouteDemandsACredentialAndItsScope(t *testing.T) {
 			if (rt.scope == auth.WriteSessions) != (rt.method != "GET") {
 				t.Errorf("%s wants %s", rt.method, rt.scope)
 			}
-			before := len(r.plane.calls)
+			before := len(r.plane.asked())
 			for _, key := range []string{"", "REVOKED"} {
 				if got := status(key); got != http.StatusUnauthorized {
 					t.Errorf("with key %q: %d, want 401", key, got)
@@ -69,7 +69,7 @@ func TestEveryRouteDemandsACredentialAndItsScope(t *testing.T) {
 					t.Errorf("with a viewer's key: %d, want 403", got)
 				}
 			}
-			if calls := r.plane.calls[before:]; len(calls) != 0 {
+			if calls := r.plane.asked()[before:]; len(calls) != 0 {
 				t.Errorf("the plane was asked by who may not: %q", calls)
 			}
 			if got := status("DEV"); got/100 != 2 {
@@ -213,7 +213,7 @@ func TestLocalSocketIsTheOperator(t *testing.T) {
 	if s := h.Session(); s.OrgID != "default" || s.CreatedBy != "local" {
 		t.Errorf("the session is of %+v", s)
 	}
-	if got := r.plane.calls[0]; got != "Create local" {
+	if got := r.plane.asked()[0]; got != "Create local" {
 		t.Errorf("the plane was called with %q", got)
 	}
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -33,7 +34,6 @@ type fakePlane struct {
 	calls    []string // method names, with the caller's key
 	status   control.Status
 	fail     error
-	watching int // calls of Watch that wait
 }
 
 type fakeStream struct {
@@ -104,6 +104,20 @@ func (f *fakePlane) called(c auth.Caller, method string) error {
 	defer f.mu.Unlock()
 	f.calls = append(f.calls, method+" "+c.Key)
 	return f.fail
+}
+
+// asked returns which methods were called so far.
+func (f *fakePlane) asked() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
+}
+
+// requests returns what Create was called with so far.
+func (f *fakePlane) requests() []control.Request {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.created)
 }
 
 func (f *fakePlane) find(c auth.Caller, id string) (session.Session, error) {
@@ -223,9 +237,6 @@ func (f *fakePlane) Watch(ctx context.Context, c auth.Caller, id string, cur con
 			u.Result, u.Cursor.Result = st.result, true
 		}
 		broken := st.breakAfter
-		if u.Cursor == cur && !u.End {
-			f.watching++
-		}
 		f.mu.Unlock()
 		if u.Cursor != cur || u.End {
 			return u, nil

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"unicode/utf8"
 
@@ -43,7 +44,7 @@ func TestEveryFieldReachesThePlane(t *testing.T) {
 	if resp, text := r.do(t, "POST", "/v1/sessions", "DEV", strings.NewReader(body)); resp.StatusCode != http.StatusCreated {
 		t.Fatal(text)
 	}
-	q := r.plane.created[0]
+	q := r.plane.requests()[0]
 	// 0 and -1 must arrive as such, to be refused: nil would be the default.
 	l := q.Limits
 	if l.Pids == nil || *l.Pids != 0 || l.MemoryMB == nil || *l.MemoryMB != -1 || *l.CPUMillis != 3 || *l.CPUSeconds != 4 ||
@@ -57,13 +58,13 @@ func TestEveryFieldReachesThePlane(t *testing.T) {
 }
 
 // endless is a body without an end, which counts what was read of it.
-type endless struct{ read int }
+type endless struct{ read atomic.Int64 }
 
 func (e *endless) Read(p []byte) (int, error) {
 	for i := range p {
 		p[i] = ' '
 	}
-	e.read += len(p)
+	e.read.Add(int64(len(p)))
 	return len(p), nil
 }
 
@@ -74,10 +75,10 @@ func TestEndlessBodyIsCut(t *testing.T) {
 	if resp.StatusCode != http.StatusBadRequest || !strings.Contains(text, `"code":"body_too_large"`) {
 		t.Errorf("%d %s", resp.StatusCode, text)
 	}
-	if body.read > 2*maxBody {
-		t.Errorf("%d bytes were taken", body.read)
+	if body.read.Load() > 2*maxBody {
+		t.Errorf("%d bytes were taken", body.read.Load())
 	}
-	if len(r.plane.created) != 0 {
+	if len(r.plane.requests()) != 0 {
 		t.Error("a session was created")
 	}
 }
@@ -105,8 +106,8 @@ func TestBodyIsNotReadWithoutScope(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("status %d, want %d", resp.StatusCode, want)
 		}
-		if body.read >= maxBody {
-			t.Errorf("%d bytes of the body were taken", body.read)
+		if body.read.Load() >= maxBody {
+			t.Errorf("%d bytes of the body were taken", body.read.Load())
 		}
 	}
 }
@@ -118,7 +119,7 @@ func TestBigButLegalBodyIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.ID() == "" || r.plane.created[0].Code != code || r.plane.created[0].Files["f"] != code {
+	if h.ID() == "" || r.plane.requests()[0].Code != code || r.plane.requests()[0].Files["f"] != code {
 		t.Error("the code was changed on the way")
 	}
 }

@@ -200,16 +200,14 @@ func pieces(b []byte) iter.Seq2[piece, int] {
 	return func(yield func(piece, int) bool) {
 		for len(b) > 0 {
 			n := min(len(b), maxOutput)
-			whole := n
-			for whole > 0 && n-whole < utf8.UTFMax-1 && !utf8.Valid(b[:whole]) {
-				whole--
+			for i := max(0, n-utf8.UTFMax+1); i < n; i++ {
+				if i > 0 && utf8.RuneStart(b[i]) && !utf8.FullRune(b[i:n]) {
+					n = i
+				}
 			}
-			p := piece{}
-			if whole > 0 && utf8.Valid(b[:whole]) {
-				n = whole
-				p.Text = string(b[:n])
-			} else {
-				p.Base64 = b[:n]
+			p := piece{Text: string(b[:n])}
+			if !utf8.Valid(b[:n]) {
+				p = piece{Base64: b[:n]}
 			}
 			b = b[n:]
 			if !yield(p, len(b)) {

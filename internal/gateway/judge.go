@@ -182,12 +182,13 @@ func (b *bucket) take(now time.Time) bool {
 // is sent again or comes late is no attempt.
 type recent struct {
 	isns map[tuple]uint32
-	ring []tuple
+	ring []tuple // grows to size, since most sessions refuse little
+	size int
 	next int
 }
 
 func newRecent(size int) *recent {
-	return &recent{isns: map[tuple]uint32{}, ring: make([]tuple, 0, size)}
+	return &recent{isns: map[tuple]uint32{}, size: size}
 }
 
 func (r *recent) isn(t tuple) (uint32, bool) {
@@ -197,7 +198,7 @@ func (r *recent) isn(t tuple) (uint32, bool) {
 
 func (r *recent) add(t tuple, isn uint32) {
 	if _, ok := r.isns[t]; !ok {
-		if len(r.ring) < cap(r.ring) {
+		if len(r.ring) < r.size {
 			r.ring = append(r.ring, t)
 		} else {
 			delete(r.isns, r.ring[r.next])

@@ -27,7 +27,7 @@ func (e *RuleError) Error() string {
 	if e.Index < 0 {
 		return e.Detail
 	}
-	return fmt.Sprintf("rule %d (%q): %s", e.Index, e.Rule, e.Detail)
+	return fmt.Sprintf(`rule %d ("%s"): %s`, e.Index, e.Rule, e.Detail)
 }
 
 // A rule is one thing that a policy allows, on each of its ports. Either name
@@ -118,7 +118,7 @@ func splitPort(s string) (host, port string, err error) {
 			return "", "", fmt.Errorf("has brackets that hold no IPv6 address; write [2001:db8::1]:443")
 		}
 		if !strings.HasPrefix(port, ":") {
-			return "", "", fmt.Errorf("has brackets without a port after them; write %s or [%s]:443", host, host)
+			return "", "", fmt.Errorf("has brackets without a port after them; write %s or [%[1]s]:443", printable(host))
 		}
 		port = port[1:]
 		if port == "" {
@@ -207,6 +207,9 @@ func parseName(s string) (name string, below bool, err error) {
 	c, err := Canonical(name)
 	if err != nil {
 		return "", false, fmt.Errorf("is not a host: %w", err)
+	}
+	if _, address := literal(c); address {
+		return "", false, fmt.Errorf("puts a * before an address; write a range, like 93.184.216.0/24")
 	}
 	if below && isSuffix(c) {
 		return "", false, fmt.Errorf("allows everyone below the public suffix %s; name a host or a domain", c)

@@ -1,0 +1,126 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// compact returns a golden document without its white space.
+func compact(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile("../../api/testdata/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c bytes.Buffer
+	if err := json.Compact(&c, b); err != nil {
+		t.Fatal(err)
+	}
+	return c.String()
+}
+
+// What the server says of its own types is what all SDKs are tested with.
+func TestServerProducesTheGoldenDocuments(t *testing.T) {
+	limits := session.Limits{Pids: 256, MemoryMB: 512, CPUMillis: 1000, CPUSeconds: 60, WallSeconds: 300, DiskMB: 512, OutputBytes: 10_000_000, EgressBytes: 100_000_000}
+	pending := session.Session{
+		ID: "s-0a1b2c-9", Org: "acme", CreatedBy: "ada", Phase: session.Pending, Language: "python", Limits: limits,
+		Egress: session.Egress{Mode: "deny_all"}, Backend: "gvisor", Isolation: "userspace_kernel", Created: created,
+	}
+	killed := pending
+	killed.ID, killed.Phase, killed.Outcome, killed.KillReason = "s-0a1b2c-8", session.TornDown, session.Killed, session.PidsExceeded
+	killed.Limits.Pids = 64
+	killed.Started = time.Date(2026, 9, 1, 14, 0, 1, 0, time.FixedZone("", 7200)) // written in UTC
+	killed.Finished = killed.Started.Add(300 * time.Millisecond)
+	succeeded := pending
+	succeeded.ID, succeeded.Phase, succeeded.Outcome = "s-0a1b2c-7", session.Succeeded, session.Succeeded
+	succeeded.Egress = session.Egress{Mode: "allowlist", Allow: []string{"api.example.com"}}
+	succeeded.Labels = map[string]string{"team": "payments"}
+	succeeded.Started = time.Date(2026, 9, 1, 12, 0, 1, 0, time.UTC)
+	succeeded.Finished = succeeded.Started.Add(1357456 * time.Microsecond)
+
+	zero, two := 0, 2
+	result := publicResult(session.Result{
+		ExitCode: &zero, Stdout: []byte("hello <world>\n"), Duration: 1234567 * time.Microsecond,
+		JSON: json.RawMessage(`{"answer":285,"text":"größer & kleiner","list":[1,2.5,null,true]}`),
+	}, []audit.Event{
+		{Data: audit.Data{Host: "evil.example.com", Protocol: "dns", Reason: "not_allowed", Count: 1}},
+		{Data: audit.Data{Host: "169.254.169.254", Port: 80, Protocol: "tcp", Reason: "reserved_address", Count: 3}},
+	})
+	binary := publicResult(session.Result{ExitCode: &two, Stdout: []byte("\x00\xffA"), Truncated: true, Duration: 7 * time.Millisecond}, nil)
+	lost := publicResult(session.Result{Duration: 300 * time.Millisecond}, nil)
+
+	withResult := func(s session.Session, r enclave.Result) enclave.Session {
+		out := publicSession(s)
+		out.Result = &r
+		return out
+	}
+	notFound, _ := problemOf(session.ErrNotFound)
+	notPositive, _ := problemOf(&control.ValidationError{Field: "limits.pidsLimit", Detail: "0 is not positive; leave the field out for the default of 256"})
+	for name, v := range map[string]any{
+		"session_pending.json": publicSession(pending), "session_killed.json": withResult(killed, lost), "session_succeeded.json": withResult(succeeded, result),
+		"result.json": result, "result_binary.json": binary, "result_killed.json": lost,
+		"problem.json": notFound, "problem_field.json": notPositive,
+	} {
+		got, err := encode(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := compact(t, name); strings.TrimSuffix(string(got), "\n") != want {
+			t.Errorf("%s:\n%s\nwant\n%s", name, got, want)
+		}
+	}
+}
+
+// The golden stream is what the server sends for the updates that it tells of.
+func TestServerProducesTheGoldenStream(t *testing.T) {
+	want, err := os.ReadFile("../../api/testdata/stream.sse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var page struct{ Items []audit.Event }
+	if err := json.Unmarshal([]byte(compact(t, "events.json")), &page); err != nil {
+		t.Fatal(err)
+	}
+	var result enclave.Result
+	if err := json.Unmarshal([]byte(compact(t, "result.json")), &result); err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	out := &events{w: w, rc: http.NewResponseController(w), allow: time.Minute}
+	cur := control.Cursor{}
+	step := func(u control.Update, r *enclave.Result) {
+		t.Helper()
+		if err := out.update(cur, u, r); err != nil {
+			t.Fatal(err)
+		}
+		cur = u.Cursor
+	}
+	if err := out.comment("stream of s-0a1b2c-7"); err != nil {
+		t.Fatal(err)
+	}
+	step(control.Update{Phases: []session.Phase{session.Pending}, Cursor: control.Cursor{Phases: 1}}, nil)
+	if err := out.comment("alive"); err != nil {
+		t.Fatal(err)
+	}
+	step(control.Update{
+		Phases: []session.Phase{session.Running}, Audit: page.Items[:1], Stdout: []byte("hello <world>"),
+		Cursor: control.Cursor{Phases: 2, Audit: 1, Stdout: 13},
+	}, nil)
+	step(control.Update{Stdout: []byte("\n"), Stderr: []byte("\x00\xffA"), Cursor: control.Cursor{Phases: 2, Audit: 1, Stdout: 14, Stderr: 3}}, nil)
+	step(control.Update{Phases: []session.Phase{session.Succeeded}, Cursor: control.Cursor{Phases: 3, Audit: 1, Stdout: 14, Stderr: 3}}, nil)
+	step(control.Update{End: true, Cursor: control.Cursor{Phases: 3, Audit: 1, Stdout: 14, Stderr: 3, Result: true}}, &result)
+	if got := w.Body.String(); got != string(want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}

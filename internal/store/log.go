@@ -55,7 +55,7 @@ func (s *Store) Sequence(ctx context.Context, signer *audit.Signer) error {
 		close(end)
 	}()
 
-	if last, err := s.Checkpoint(ctx); err == nil {
+	if last, err := s.Checkpoint(context.WithoutCancel(ctx)); err == nil {
 		if _, err := audit.OpenCheckpoint(last, signer.Public()); err != nil {
 			return fmt.Errorf("%w: %w", ErrTampered, err)
 		}

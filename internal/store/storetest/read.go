@@ -1,0 +1,227 @@
+package storetest
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+func eventsAfter(t *testing.T, s Store) {
+	n := start(t, s, create(t, s, "acme", "s-000000-1"))
+	f, zero := 0.1+0.2, int64(0)
+	data := []audit.Data{
+		{Host: "evil.example.com", Port: 443, Protocol: "tcp", Reason: "not_allowed", Count: 1},
+		{Host: "a\xff\ufffd<&>\u2028b", Protocol: "dns"},
+		{CPUSeconds: &f, WallSeconds: new(float64), BytesIn: &zero},
+	}
+	for _, d := range data {
+		if err := s.Record(t.Context(), n.ID, audit.EgressDenied, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := events(t, s, "acme", n.ID)
+	if len(all) != 5 {
+		t.Fatalf("%d events, want 5", len(all))
+	}
+	if all[3].Data.Host != "a\ufffd\ufffd<&>\u2028b" || *all[4].Data.CPUSeconds != f || *all[4].Data.BytesIn != 0 {
+		t.Errorf("data %+v", all[3:])
+	}
+	for _, e := range all {
+		b, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var again audit.Event
+		if err := json.Unmarshal(b, &again); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(e, again); d != "" || e.Time.Location() != time.UTC || e.Time.Nanosecond()%1000 != 0 {
+			t.Errorf("event at %v is another after JSON: %s", e.Time, d)
+		}
+	}
+	for after := range uint64(7) {
+		for limit := range 7 {
+			got, err := s.Events(t.Context(), "acme", n.ID, after, limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			from := min(int(after), len(all))
+			want := all[from:min(from+limit, len(all))]
+			if len(want) != len(got) || len(got) > 0 && cmp.Diff(want, got) != "" {
+				t.Errorf("after %d, limit %d: %d events, want %d", after, limit, len(got), len(want))
+			}
+		}
+	}
+	for _, c := range []struct {
+		after uint64
+		limit int
+	}{{1 << 63, 10}, {1<<64 - 1, 10}, {0, -1}} {
+		if got, err := s.Events(t.Context(), "acme", n.ID, c.after, c.limit); err != nil || len(got) != 0 {
+			t.Errorf("after %d, limit %d: %d events, %v", c.after, c.limit, len(got), err)
+		}
+	}
+}
+
+func results(t *testing.T, s Store) {
+	all := make([]byte, 256)
+	for i := range all {
+		all[i] = byte(i)
+	}
+	big := bytes.Repeat(append(all, "\xff\xfe\x00'\""...), 10<<20/261)
+	zero, minus := 0, -1
+	for i, want := range []session.Result{
+		{},
+		{ExitCode: &zero, Stdout: []byte("hi\n"), JSON: json.RawMessage(`{"answer":285}`), Duration: 1234567},
+		{ExitCode: &minus, Stdout: all, Stderr: []byte("\xff\xc0"), JSON: json.RawMessage("null"), Truncated: true, Duration: 1 << 50},
+		{Stdout: big, Stderr: append([]byte{0}, big...)},
+	} {
+		n := start(t, s, create(t, s, "acme", fmt.Sprintf("s-000000-%d", i)))
+		_, err := s.Result(t.Context(), "acme", n.ID)
+		wantErr(t, "a result before the end", err, session.ErrNotFound)
+		if _, err := s.Commit(t.Context(), n, &want); err == nil {
+			t.Error("a result was committed without an end")
+		}
+		n = step(t, n, session.Failed)
+		if _, err := s.Commit(t.Context(), n, &want, ending()...); err != nil {
+			t.Fatal(err)
+		}
+		for _, when := range []string{"at once", "after a restart"} {
+			got, err := s.Result(t.Context(), "acme", n.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got.Stdout, want.Stdout) || !bytes.Equal(got.Stderr, want.Stderr) {
+				t.Errorf("result %d %s: stdout of %d bytes, stderr of %d, want %d and %d, or they differ", i, when, len(got.Stdout), len(got.Stderr), len(want.Stdout), len(want.Stderr))
+			}
+			small := want
+			got.Stdout, got.Stderr, small.Stdout, small.Stderr = nil, nil, nil, nil
+			if d := cmp.Diff(small, got); d != "" {
+				t.Errorf("result %d %s: %s", i, when, d)
+			}
+			s = s.Restart(t)
+		}
+	}
+}
+
+func work(t *testing.T, s Store) {
+	for i, want := range []session.Work{
+		{},
+		{Code: "print('\xff\x00é')", Argv: []string{"a", "", "\xfe"}, Files: map[string]string{"a/b": "\x00\xff", "c": "", "\xc0": "x"}},
+		{Code: strings.Repeat("x", 5<<20)},
+	} {
+		id := fmt.Sprintf("s-000000-%d", i)
+		if _, err := s.Create(t.Context(), pending("acme", id), want, audit.Data{}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Work(t.Context(), "acme", id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("work %d: %.1000s", i, d)
+		}
+	}
+}
+
+func pages(t *testing.T, s Store) {
+	var want []string
+	for i := range 25 {
+		// The clock goes backwards: newest is who was created last.
+		n := pending("acme", fmt.Sprintf("s-%06x-%d", 99-i, i))
+		n.Created = n.Created.Add(-time.Duration(i) * time.Hour)
+		if _, err := s.Create(t.Context(), n, session.Work{}, audit.Data{}); err != nil {
+			t.Fatal(err)
+		}
+		want = append([]string{n.ID}, want...)
+		create(t, s, "other", fmt.Sprintf("s-ffffff-%d", i))
+	}
+	for _, limit := range []int{1, 7, 25, 100} {
+		var got []string
+		before := ""
+		for range 100 {
+			page, err := s.Sessions(t.Context(), "acme", before, limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(page) > limit {
+				t.Fatalf("a page of %d, limit %d", len(page), limit)
+			}
+			if len(page) == 0 {
+				break
+			}
+			for _, n := range page {
+				got = append(got, n.ID)
+			}
+			before = page[len(page)-1].ID
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("limit %d: %s", limit, d)
+		}
+	}
+	for _, limit := range []int{0, -1} {
+		if page, err := s.Sessions(t.Context(), "acme", "", limit); err != nil || len(page) != 0 {
+			t.Errorf("limit %d: %d sessions, %v", limit, len(page), err)
+		}
+	}
+}
+
+func unended(t *testing.T, s Store) {
+	want := []session.Session{create(t, s, "acme", "s-000000-1"), start(t, s, create(t, s, "other", "s-000000-2"))}
+	ended := end(t, s, start(t, s, create(t, s, "acme", "s-000000-3")))
+	failed := create(t, s, "acme", "s-000000-4")
+	if _, err := s.Commit(t.Context(), step(t, failed, session.Failed), nil, ending()...); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(t.Context(), step(t, ended, session.TornDown), nil, audit.Event{Type: audit.SessionTornDown}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		got, err := s.Unended(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+		s = s.Restart(t)
+	}
+}
+
+func restart(t *testing.T, s Store) {
+	n := end(t, s, start(t, s, create(t, s, "acme", "s-000000-1")))
+	running := start(t, s, create(t, s, "acme", "s-000000-2"))
+	want := events(t, s, "acme", n.ID)
+	s = s.Restart(t)
+	got, err := s.Session(t.Context(), "acme", n.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(n, got); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(want, events(t, s, "acme", n.ID)); d != "" {
+		t.Error(d)
+	}
+	if w, err := s.Work(t.Context(), "acme", n.ID); err != nil || w.Code != "print(1)" {
+		t.Errorf("work %+v, %v", w, err)
+	}
+	if r, err := s.Result(t.Context(), "acme", n.ID); err != nil || string(r.Stdout) != "hi\n" {
+		t.Errorf("result %+v, %v", r, err)
+	}
+	wantErr(t, "a record after the end, after a restart", s.Record(t.Context(), n.ID, audit.EgressDenied, audit.Data{}), session.ErrConflict)
+	if err := s.Record(t.Context(), running.ID, audit.EgressDenied, audit.Data{}); err != nil {
+		t.Error(err)
+	}
+	end(t, s, running)
+	if got := types(events(t, s, "acme", running.ID)); got != "session_created sandbox_started egress_denied result_collected workload_exited usage_metered" {
+		t.Errorf("record: %s", got)
+	}
+}

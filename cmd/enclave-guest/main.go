@@ -120,20 +120,24 @@ func run(ctx context.Context, born time.Time) error {
 			Version: wire.Version, IPv6: ipv6, UID: c.uid, Confined: true,
 			Micros: time.Since(born).Microseconds(),
 		},
-		done: make(chan struct{}),
+		done: make(chan struct{}), gone: make(chan struct{}),
 	}
-	go func() { failed <- s.serve(control) }()
+	go func() {
+		err := s.serve(control)
+		close(s.gone)
+		failed <- err
+	}()
 
 	select {
 	case <-s.done:
-		return nil
+		return s.leave()
 	case err = <-failed:
 	}
 	// A shut-down that has begun ends in order even if the core hangs up first.
 	if table.isClosed() {
 		select {
 		case <-s.done:
-			return nil
+			return s.leave()
 		case <-time.After(drainLimit + killLimit):
 		}
 	}

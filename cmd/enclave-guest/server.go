@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,9 @@ import (
 // bug of it should still not fill the sandbox's memory.
 const maxCall = 64 << 20
 
+// leaveLimit is how long the guest waits for the core to have heard its last word.
+const leaveLimit = 250 * time.Millisecond
+
 // A server answers the guest's calls.
 type server struct {
 	table *table
@@ -29,6 +33,7 @@ type server struct {
 	pump  *pump
 	hello wire.Hello
 	done  chan struct{} // closed when Shutdown has been answered
+	gone  chan struct{} // closed when the core has hung up
 	once  sync.Once
 }
 
@@ -131,9 +136,16 @@ func decode[T any](w http.ResponseWriter, r *http.Request) (v T, err error) {
 func (s *server) shutdown(w http.ResponseWriter, _ *http.Request) error {
 	s.table.close()
 	s.pump.drain()
-	w.WriteHeader(http.StatusNoContent)
-	_ = http.NewResponseController(w).Flush()
 	s.once.Do(func() { close(s.done) })
+	return answer(w, nil)
+}
+
+// leave gives the answer to Shutdown time to arrive: the core hangs up when it has.
+func (s *server) leave() error {
+	select {
+	case <-s.gone:
+	case <-time.After(leaveLimit):
+	}
 	return nil
 }
 

@@ -83,11 +83,13 @@ func (c *Client) Hello(ctx context.Context) (Hello, error) {
 }
 
 // Shutdown makes the guest end every process, send what packets they left and
-// the mark, and exit. It returns when the mark has been sent.
+// the mark, and exit. It returns when the mark has been sent, and c is closed
+// then.
 func (c *Client) Shutdown(ctx context.Context) error {
 	if err := c.call(ctx, http.MethodPost, PathShutdown, nil, nil, nil); err != nil {
 		return fmt.Errorf("shut the guest down: %w", err)
 	}
+	_ = c.Close() // that the answer has arrived is what the guest waits for
 	return nil
 }
 

@@ -11,59 +11,58 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/testenv"
 )
 
-var programs struct{ runsc, guest, rootfs string }
+// scratch is where the guest and the image of these tests are, for the time of
+// the process.
+var scratch string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "enclave-gvisor-*")
-		if err != nil {
+		var err error
+		if scratch, err = os.MkdirTemp("", "enclave-gvisor-*"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
-		if err := prepare(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
+		defer os.RemoveAll(scratch)
 		return m.Run()
 	}())
 }
 
-// prepare builds the guest of these tests and a root file system that has only
-// the mount points.
-func prepare(dir string) error {
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
-	programs.guest = filepath.Join(dir, "guest")
-	programs.runsc = "/tmp/gve/enclave-runsc2"
-	programs.rootfs = filepath.Join(dir, "rootfs")
+// prepare builds the guest of these tests and makes a root file system that has
+// only the mount points.
+var prepare = sync.OnceValue(func() error {
 	for _, d := range []string{"work", "tmp", "run/enclave", ".enclave", "proc", "sys", "dev", "etc"} {
-		if err := os.MkdirAll(filepath.Join(programs.rootfs, d), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(scratch, "rootfs", d), 0o755); err != nil {
 			return err
 		}
 	}
-	cmd := exec.Command("go", "build", "-o", programs.guest, "./testdata/guest")
+	cmd := exec.Command("go", "build", "-o", filepath.Join(scratch, "guest"), "./testdata/guest")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the guest: %w\n%s", err, out)
 	}
 	return nil
-}
+})
 
 func config(t testing.TB, dir string) Config {
-	return Config{Dir: dir, Instance: "test", Runsc: programs.runsc, Guest: programs.guest,
+	t.Helper()
+	testenv.Need(t, "gvisor")
+	if err := prepare(); err != nil {
+		t.Fatal(err)
+	}
+	return Config{Dir: dir, Instance: "test", Runsc: testenv.Binaries(t).Runsc, Guest: filepath.Join(scratch, "guest"),
 		Rootfs: func(digest string) (string, error) {
 			if digest != "sha256:test" {
 				return "", errors.New("no such image")
 			}
-			return programs.rootfs, nil
+			return filepath.Join(scratch, "rootfs"), nil
 		}}
 }
 
@@ -114,6 +113,9 @@ func start(t testing.TB, b *Backend, l backend.Limits) box {
 	}
 	t.Cleanup(func() {
 		ln.Close()
+		if b.closed {
+			return // its successor has the sandbox
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		if err := b.Destroy(ctx, id); err != nil {
@@ -166,24 +168,3 @@ func (x box) wait(t testing.TB) backend.Exit {
 	return e
 }
 
-func TestShow(t *testing.T) {
-	b := open(t, t.TempDir())
-	for i := 0; i < 5; i++ {
-		t0 := time.Now()
-		x := start(t, b, limits())
-		t1 := time.Now()
-		out := x.output(t, "self", "show")
-		if i == 4 {
-			t.Log(out)
-		}
-		t2 := time.Now()
-		code := 7
-		x.send(t, order{Exit: &code})
-		t.Logf("%+v", x.wait(t))
-		t3 := time.Now()
-		if err := b.Destroy(deadline(t), x.id); err != nil {
-			t.Error(err)
-		}
-		t.Log(t1.Sub(t0), t2.Sub(t1), t3.Sub(t2), time.Since(t3))
-	}
-}

@@ -1,0 +1,72 @@
+package gvisor
+
+import (
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
+)
+
+func cgroupLimits(l backend.Limits) cgroup.Limits {
+	return cgroup.Limits{Memory: l.Memory, Pids: hostTasks(l)}
+}
+
+// inventory is what the host has of b: the files of its directory, its cgroups,
+// mounts, and processes that name the directory or are gVisor's children of it.
+func inventory(t testing.TB, b *Backend) map[string]bool {
+	t.Helper()
+	seen := map[string]bool{}
+	check := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(filepath.WalkDir(b.dir, func(p string, _ fs.DirEntry, err error) error {
+		seen["file "+p] = true
+		return err
+	}))
+	leaves, err := b.tree.Leaves(cgroupParent)
+	check(err)
+	for _, l := range leaves {
+		// Other tests of this host have their own names.
+		if strings.HasPrefix(l, b.instance+"-") {
+			seen["cgroup "+l] = true
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	check(err)
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, b.dir) {
+			seen["mount "+strings.TrimSpace(line)] = true
+		}
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	check(err)
+	for _, p := range procs {
+		cmd, err := os.ReadFile(p)
+		if err == nil && strings.Contains(string(cmd), b.dir) {
+			seen[fmt.Sprintf("process %s %q", p, cmd)] = true
+		}
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	check(err)
+	for _, fd := range fds {
+		if at, err := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); err == nil && (strings.Contains(at, b.dir) || strings.Contains(at, "pidfd")) {
+			seen["descriptor "+at] = true
+		}
+	}
+	return seen
+}
+
+// difference is what after has that before has not.
+func difference(before, after map[string]bool) string {
+	maps.DeleteFunc(after, func(k string, _ bool) bool { return before[k] })
+	return strings.Join(slices.Sorted(maps.Keys(after)), "\n")
+}

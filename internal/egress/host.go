@@ -138,7 +138,7 @@ func canonicalLabel(l string) (string, error) {
 			return "", fmt.Errorf("the label %q is not valid in an internationalized name", l)
 		}
 		u, err := idna.Lookup.ToUnicode(a)
-		if err != nil || isASCII(u) || !strings.HasPrefix(a, "xn--") {
+		if err != nil || isASCII(u) {
 			return "", fmt.Errorf("the label %q is not valid in an internationalized name", l)
 		}
 		if back, err := idna.Lookup.ToASCII(u); err != nil || back != a || !ascii && u != l {

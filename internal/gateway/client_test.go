@@ -337,3 +337,39 @@ func (c *call) end() []string {
 	}
 	return c.rec.lines()
 }
+
+// serveWith serves a sandbox in this process, with a grant and a recorder.
+func serveWith(t testing.TB, w *world, g egress.Grant, rec *record) *call {
+	t.Helper()
+	table, err := egress.Standard()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw, err := New(Config{Resolver: w, Dialer: w, Table: table})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serveOn(t, gw, w, g, rec)
+}
+
+func (r *record) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.events)
+}
+
+func (w *world) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.dialled)
+}
+
+// acknowledge returns segment with an acknowledgement of seq.
+func acknowledge(segment []byte, seq uint32) []byte {
+	h := header.TCP(segment[header.IPv4MinimumSize:])
+	h.SetAckNumber(seq)
+	h.SetChecksum(0)
+	p, _ := parse(segment)
+	h.SetChecksum(^h.CalculateChecksum(pseudo(p.src, p.dst, protoTCP, len(h))))
+	return segment
+}

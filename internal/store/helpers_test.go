@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"runtime"
 	"testing"
 
 	"github.com/enclave-run/enclave/internal/audit"
@@ -23,8 +24,8 @@ func testSigner(t testing.TB) *audit.Signer {
 	return s
 }
 
-// sequencing runs Sequence until the function that it returns is called,
-// which returns Sequence's error.
+// sequencing returns once Sequence runs. It runs until stop is called, which
+// returns its error.
 func sequencing(t testing.TB, s *Store, signer *audit.Signer) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -32,6 +33,16 @@ func sequencing(t testing.TB, s *Store, signer *audit.Signer) (stop func() error
 	go func() { ended <- s.Sequence(ctx, signer) }()
 	var err error
 	stopped := false
+	for running := false; !running && !stopped; runtime.Gosched() {
+		s.seqMu.Lock()
+		running = s.seqEnd != nil
+		s.seqMu.Unlock()
+		select {
+		case err = <-ended:
+			stopped = true
+		default:
+		}
+	}
 	stop = func() error {
 		cancel()
 		if !stopped {

@@ -65,7 +65,8 @@ type Plane struct {
 	closing bool
 	wg      sync.WaitGroup
 
-	abort chan struct{} // closed when Close no longer waits
+	abort  chan struct{} // closed when Close no longer waits
+	giveUp func()        // closes abort
 }
 
 // New returns a Plane that is not yet running: Start must come first.
@@ -90,13 +91,15 @@ func New(c Config) (*Plane, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	abort := make(chan struct{})
 	return &Plane{
 		backend: c.Backend, store: c.Store, log: c.Log, gateway: c.Gateway, table: c.Table,
 		image: c.Image, logger: c.Logger, ceilings: orCeilings(c.Ceilings), now: c.Now,
 		running:  make(chan struct{}, c.MaxRunning),
 		starting: make(chan struct{}, maxStarting),
 		live:     map[string]*live{},
-		abort:    make(chan struct{}),
+		abort:    abort,
+		giveUp:   sync.OnceFunc(func() { close(abort) }),
 	}, nil
 }
 

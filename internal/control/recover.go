@@ -136,7 +136,7 @@ func (p *Plane) destroyStrangers(ctx context.Context) error {
 // Close refuses new sessions and waits for those that exist to end. Once ctx
 // ends it ends those that run as cancelled; those still pending stay so, for the
 // next Start. It returns when no sandbox is left, or an error that says how many
-// are.
+// are. Closing again waits for what is left.
 func (p *Plane) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closing = true
@@ -151,11 +151,11 @@ func (p *Plane) Close(ctx context.Context) error {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
 		if !p.drain(last) {
-			close(p.abort)
+			p.giveUp()
 			return fmt.Errorf("%d sandboxes could not be destroyed; the next start does it", p.Active())
 		}
 	}
-	close(p.abort)
+	p.giveUp()
 	p.wg.Wait()
 	return nil
 }

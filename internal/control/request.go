@@ -85,7 +85,7 @@ func (p *Plane) understand(r Request) (plan, error) {
 	pl.policy, err = egress.Parse(pl.egress.Mode, pl.egress.Allow, p.table)
 	var rule *egress.RuleError
 	switch {
-	case errors.As(err, &rule):
+	case errors.As(err, &rule) && rule.Index >= 0:
 		return plan{}, invalid(fmt.Sprintf("egress.allow[%d]", rule.Index), "%s", rule.Detail)
 	case err != nil:
 		return plan{}, invalid("egress", "%v", err)

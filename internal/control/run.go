@@ -397,11 +397,13 @@ func (r *run) create(ctx context.Context, s session.Session) (*box, *ending) {
 	return b, nil
 }
 
-// shutdown asks the guest to end itself, which makes it send its last packets.
+// shutdown asks the guest to send its last packets, and hangs up, on which it
+// ends itself.
 func (b *box) shutdown(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	_ = b.guest.Shutdown(ctx) // one that does not is destroyed
+	_ = b.guest.Close()
 }
 
 // exit returns how the sandbox ended. One that should have ended by itself and

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/cmd/enclave/bench"
+	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+func (p *program) benchCommand() *cobra.Command {
+	var evidence string
+	var runs int
+	c := &cobra.Command{
+		Use:   "bench [NAME...]",
+		Short: "Measure what sandboxes cost on this host",
+		Long: `Bench measures on control planes of its own, which it removes again, and writes
+evidence/bench.json. Machines are shared and noisy: the ratios, of two things
+measured in turn in one run, say more than the figures. Nothing is asserted.`,
+		Example: `  sudo enclave bench
+  sudo enclave bench cold_run_vs_runsc --runs 30`,
+		RunE: func(cmd *cobra.Command, only []string) error {
+			if runs < 1 || runs > 1000 {
+				return fmt.Errorf("--runs %d is not from 1 to 1000", runs)
+			}
+			return p.bench(cmd.Context(), bench.Config{Out: p.out, Err: p.err, Evidence: evidence, Runs: runs, Only: only})
+		},
+	}
+	c.Flags().StringVar(&evidence, "evidence", "evidence", "`DIR`ectory for bench.json")
+	c.Flags().IntVar(&runs, "runs", 15, "how often each of two compared commands runs")
+	return c
+}
+
+func (p *program) bench(ctx context.Context, c bench.Config) error {
+	if p.opts.Backend = gvisorBackend; p.opts.remote() {
+		return fmt.Errorf("bench measures this host: unset ENCLAVE_BASE_URL")
+	}
+	if _, err := p.chooseBackend(); err != nil {
+		return err
+	}
+	s, err := openState(p.opts.State)
+	if err != nil {
+		return err
+	}
+	images, err := image.Open(s.file("images"))
+	if err != nil {
+		return err
+	}
+	if err := p.sweepTemp(ctx, s); err != nil {
+		return err
+	}
+	if err := p.ensureImage(ctx, images, gvisorBackend, false); err != nil {
+		return err
+	}
+	progs, err := p.carrier.unpack(s.file("bin"))
+	if err != nil {
+		return err
+	}
+	digest, err := images.Resolve(image.Default)
+	if err != nil {
+		return err
+	}
+	if c.Rootfs, err = images.Rootfs(digest); err != nil {
+		return err
+	}
+	c.Runsc = progs.runsc
+	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
+	ctx, in := p.interruptible(ctx)
+	defer in.stop()
+	err = bench.Run(ctx, c)
+	if code := in.status(); code != 0 {
+		return &exit{code, err}
+	}
+	return err
+}

@@ -1,0 +1,288 @@
+// Package bench measures what Enclave costs, against what it stands on, in one
+// run on one machine: shared machines are noisy, so a figure means little and a
+// ratio of two that were taken in turn means much. It asserts nothing.
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/cmd/enclave/demo"
+)
+
+// Config is what the measurements need. All fields are required.
+type Config struct {
+	Out, Err io.Writer
+	Evidence string // directory for bench.json
+	Boot     func(context.Context, demo.Boot) (*demo.Plane, error)
+	Runsc    string // the program that the backend starts
+	Rootfs   string // the image, unpacked
+	Runs     int    // of each command that is compared
+	Only     []string
+}
+
+// A Result is one row. Value and Against are in Unit; Ratio is the one divided
+// by the other. Without a counterpart both are null.
+type Result struct {
+	Name    string   `json:"name"`
+	Value   float64  `json:"value"`
+	Unit    string   `json:"unit"` // ms, Gbit/s, or MB of 10^6 bytes
+	Against *float64 `json:"against"`
+	Ratio   *float64 `json:"ratio"`
+
+	note string
+}
+
+// A Report is evidence/bench.json.
+type Report struct {
+	Machine string   `json:"machine"`
+	Results []Result `json:"results"`
+}
+
+// A measure produces rows. What can't be measured here says why in a skip.
+type measure struct {
+	name string
+	run  func(context.Context, Config) ([]Result, error)
+}
+
+// skip says why a measurement was not taken. It is not a failure.
+type skip string
+
+func (s skip) Error() string { return string(s) }
+
+var measures = []measure{
+	{"cold_run_vs_runsc", coldRun},
+	{"cold_run_vs_docker", coldDocker},
+	{"gateway_throughput", throughput},
+	{"gateway_added_latency", latency},
+	{"idle_session_pss", idleMemory},
+	{"burst_100", burst},
+}
+
+// Run takes all measurements, or those of c.Only, prints a row for each and
+// writes the report.
+func Run(ctx context.Context, c Config) error {
+	rep := Report{Machine: machine(), Results: []Result{}}
+	fmt.Fprintf(c.Out, "%s\n\n%-24s %12s %12s %8s\n", rep.Machine, "", "enclave", "against", "ratio")
+	for _, m := range measures {
+		if len(c.Only) > 0 && !slices.Contains(c.Only, m.name) {
+			continue
+		}
+		fmt.Fprintf(c.Err, "measuring %s\n", m.name)
+		rows, err := m.run(ctx, c)
+		var s skip
+		switch {
+		case errors.As(err, &s):
+			fmt.Fprintf(c.Out, "%-24s not run: %s\n", m.name, s)
+			continue
+		case err != nil:
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		for _, r := range rows {
+			fmt.Fprintln(c.Out, strings.TrimRight(r.line(), " "))
+		}
+		rep.Results = append(rep.Results, rows...)
+	}
+	raw, err := json.MarshalIndent(rep, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.Evidence, 0o755); err != nil {
+		return err
+	}
+	path := filepath.Join(c.Evidence, "bench.json")
+	if err := os.WriteFile(path, append(raw, '\n'), 0o644); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.Out, "\nwritten to %s\n", path)
+	return err
+}
+
+func (r Result) line() string {
+	against, ratio := "", ""
+	if r.Against != nil {
+		against, ratio = fmt.Sprintf("%.3g %s", *r.Against, r.Unit), fmt.Sprintf("%.2f", *r.Ratio)
+	}
+	return fmt.Sprintf("%-24s %12s %12s %8s  %s", r.Name, fmt.Sprintf("%.3g %s", r.Value, r.Unit), against, ratio, r.note)
+}
+
+func compared(name string, value, against float64, unit, note string) Result {
+	ratio := value / against
+	return Result{Name: name, Value: value, Unit: unit, Against: &against, Ratio: &ratio, note: note}
+}
+
+func alone(name string, value float64, unit, note string) Result {
+	return Result{Name: name, Value: value, Unit: unit, note: note}
+}
+
+// machine describes where the figures were taken.
+func machine() string {
+	var model, mem string
+	if raw, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(raw)) {
+			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
+				model = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	if raw, err := os.ReadFile("/proc/meminfo"); err == nil {
+		var kb int64
+		if _, err := fmt.Sscanf(string(raw), "MemTotal: %d kB", &kb); err == nil {
+			mem = fmt.Sprintf("%d GB", kb*1024/1e9)
+		}
+	}
+	kernel := "Linux"
+	if raw, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		kernel += " " + strings.TrimSpace(string(raw))
+	}
+	return fmt.Sprintf("%d × %s, %s, %s, %s/%s, %s", runtime.NumCPU(), model, mem, kernel, runtime.GOOS, runtime.GOARCH, runtime.Version())
+}
+
+// median of durations, in milliseconds.
+func median(ds []time.Duration) float64 {
+	slices.Sort(ds)
+	return float64(ds[len(ds)/2].Microseconds()) / 1000
+}
+
+const hello = "print('hello')"
+
+// session runs req to its end and wants it to succeed.
+func session(ctx context.Context, p *demo.Plane, req enclave.SessionRequest) (enclave.Result, error) {
+	h, err := p.Client.Run(ctx, req)
+	if err != nil {
+		return enclave.Result{}, err
+	}
+	r, err := h.Result(ctx)
+	if err != nil {
+		return enclave.Result{}, err
+	}
+	s, err := h.Refresh(ctx)
+	if err != nil {
+		return enclave.Result{}, err
+	}
+	if s.Outcome != enclave.Succeeded {
+		return enclave.Result{}, fmt.Errorf("session %s ended as %s %s: %s", s.ID, s.Outcome, s.KillReason, r.Stderr)
+	}
+	return r, nil
+}
+
+// pair times a and b in turn.
+func pair(n int, a, b func() error) (as, bs []time.Duration, err error) {
+	for i := range n + 1 {
+		for _, side := range []struct {
+			f  func() error
+			ds *[]time.Duration
+		}{{a, &as}, {b, &bs}} {
+			start := time.Now()
+			if err := side.f(); err != nil {
+				return nil, nil, err
+			}
+			if i > 0 { // the first of each warms the caches
+				*side.ds = append(*side.ds, time.Since(start))
+			}
+		}
+	}
+	return as, bs, nil
+}
+
+// coldRun compares a session, from request to result, with runsc itself running
+// the same program from the same image; then the same for the command line.
+func coldRun(ctx context.Context, c Config) ([]Result, error) {
+	p, err := c.Boot(ctx, demo.Boot{Backend: "gvisor"})
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close(context.WithoutCancel(ctx))
+	raw, err := newRaw(c)
+	if err != nil {
+		return nil, err
+	}
+	defer raw.close()
+	as, bs, err := pair(c.Runs, func() error {
+		_, err := session(ctx, p, enclave.SessionRequest{Code: hello})
+		return err
+	}, func() error { return raw.run(ctx) })
+	if err != nil {
+		return nil, err
+	}
+	return []Result{compared("cold_run_vs_runsc", median(as), median(bs), "ms", "p50, request to result, against `runsc run`")}, nil
+}
+
+// coldDocker compares a session with docker running the same program from the
+// same image, where a Docker daemon answers.
+func coldDocker(ctx context.Context, c Config) ([]Result, error) {
+	if out, err := exec.CommandContext(ctx, "docker", "info", "--format", "{{.ServerVersion}}").Output(); err != nil || len(out) == 0 {
+		return nil, skip("no Docker daemon answers here")
+	}
+	const ref = "enclave-bench:latest"
+	load := exec.CommandContext(ctx, "sh", "-c", `tar -C "$1" -c . | docker import - "$2"`, "sh", c.Rootfs, ref)
+	if out, err := load.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("import the image into docker: %w: %s", err, out)
+	}
+	defer exec.CommandContext(context.WithoutCancel(ctx), "docker", "rmi", "-f", ref).Run()
+	p, err := c.Boot(ctx, demo.Boot{Backend: "gvisor"})
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close(context.WithoutCancel(ctx))
+	as, bs, err := pair(c.Runs, func() error {
+		_, err := session(ctx, p, enclave.SessionRequest{Code: hello})
+		return err
+	}, func() error {
+		out, err := exec.CommandContext(ctx, "docker", "run", "--rm", "--network", "none", ref, "python3", "-c", hello).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("docker run: %w: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return []Result{compared("cold_run_vs_docker", median(as), median(bs), "ms", "p50, against `docker run --network none`")}, nil
+}
+
+// burst starts 100 sessions at once and waits for the last result.
+func burst(ctx context.Context, c Config) ([]Result, error) {
+	p, err := c.Boot(ctx, demo.Boot{Backend: "gvisor"})
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close(context.WithoutCancel(ctx))
+	const n, single = 100, 5
+	var one []time.Duration
+	for range single {
+		start := time.Now()
+		if _, err := session(ctx, p, enclave.SessionRequest{Code: hello}); err != nil {
+			return nil, err
+		}
+		one = append(one, time.Since(start))
+	}
+	errs := make(chan error, n)
+	start := time.Now()
+	for range n {
+		go func() {
+			_, err := session(ctx, p, enclave.SessionRequest{Code: hello})
+			errs <- err
+		}()
+	}
+	for range n {
+		err = errors.Join(err, <-errs)
+	}
+	if err != nil {
+		return nil, err
+	}
+	total := float64(time.Since(start).Milliseconds())
+	return []Result{compared("burst_100", total, n*median(one), "ms", "100 sessions at once, to the last result; against one after another")}, nil
+}

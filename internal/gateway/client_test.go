@@ -373,3 +373,12 @@ func acknowledge(segment []byte, seq uint32) []byte {
 	h.SetChecksum(^h.CalculateChecksum(pseudo(p.src, p.dst, protoTCP, len(h))))
 	return segment
 }
+
+func serveTable(t testing.TB) egress.Table {
+	t.Helper()
+	table, err := egress.Standard()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table
+}

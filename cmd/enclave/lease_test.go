@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestUnusedWaitsForTheLastClientAndTheGrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLeases(greeting{})
+		start := time.Now()
+		if !l.take() || !l.take() {
+			t.Fatal("no lease was given")
+		}
+		go func() {
+			time.Sleep(10 * time.Second)
+			l.release()
+			time.Sleep(20 * time.Second)
+			l.release()
+		}()
+		if err := l.unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
+			t.Fatal(err)
+		}
+		if got := time.Since(start); got != 32*time.Second {
+			t.Errorf("unused after %v, want 32s", got)
+		}
+		if l.take() {
+			t.Error("a lease was given after the end")
+		}
+	})
+}
+
+func TestUnusedStartsAnewWhenAClientCameAndWent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLeases(greeting{})
+		start := time.Now()
+		go func() {
+			time.Sleep(1900 * time.Millisecond)
+			if !l.take() {
+				t.Error("no lease within the grace")
+			}
+			l.release()
+		}()
+		if err := l.unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
+			t.Fatal(err)
+		}
+		if got := time.Since(start); got != 3900*time.Millisecond {
+			t.Errorf("unused after %v, want 3.9s", got)
+		}
+	})
+}
+
+func TestUnusedWaitsForSessionsWithoutClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLeases(greeting{})
+		start := time.Now()
+		busy := func() bool { return time.Since(start) < 5*time.Second }
+		if err := l.unused(t.Context(), 2*time.Second, busy); err != nil {
+			t.Fatal(err)
+		}
+		if got := time.Since(start); got != 6*time.Second {
+			t.Errorf("unused after %v, want 6s", got)
+		}
+	})
+}
+
+func TestUnusedEndsWithItsContext(t *testing.T) {
+	l := newLeases(greeting{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.unused(ctx, time.Hour, nil); err == nil {
+		t.Error("no error")
+	}
+}
+
+// serveLeases serves l on the socket of a state directory.
+func serveLeases(t *testing.T, s *stateDir, l *leases) {
+	t.Helper()
+	socket, err := listenSocket(s.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle(leasePath, l)
+	srv := &http.Server{Handler: mux}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(socket) }()
+	t.Cleanup(func() { srv.Close(); <-done })
+}
+
+func TestHoldIsGreetedAndNoticesTheEnd(t *testing.T) {
+	s := state(t)
+	if _, err := hold(t.Context(), s); !isAbsent(err) {
+		t.Fatalf("hold without a server: %v", err)
+	}
+	l := newLeases(greeting{Mode: modeEmbedded, Backend: "simulator"})
+	serveLeases(t, s, l)
+	a, err := hold(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.about.Backend != "simulator" || a.about.PID == 0 {
+		t.Errorf("greeting %+v", a.about)
+	}
+	b, err := hold(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.close()
+	select {
+	case <-a.lost:
+		t.Error("one client's end ended another's lease")
+	default:
+	}
+	l.end()
+	<-a.lost
+	if _, err := hold(t.Context(), s); !isAbsent(err) {
+		t.Errorf("hold of one that is closing: %v", err)
+	}
+}
+
+func TestHoldWorksInADeepDirectory(t *testing.T) {
+	deep := t.TempDir()
+	for len(deep) < 200 {
+		deep += "/a-directory-with-a-long-name"
+	}
+	s, err := openState(deep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveLeases(t, s, newLeases(greeting{}))
+	k, err := hold(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.close()
+}

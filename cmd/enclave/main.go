@@ -1,0 +1,147 @@
+// Command enclave runs untrusted code in isolated sandboxes: it is the control
+// plane, the client that drives one, and the tools around them, in one file. It
+// wires the packages of this module together and holds no rule of its own.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// programName is what this program calls itself when it starts itself again.
+const programName = "enclave"
+
+func main() { os.Exit(newProgram().main(os.Args[1:])) }
+
+// A program is one invocation of enclave.
+type program struct {
+	in       io.Reader
+	out, err io.Writer
+	env      func(string) string
+	environ  func() []string
+	now      func() time.Time
+	carrier  carrier
+
+	opts options
+}
+
+func newProgram() *program {
+	return &program{
+		in: os.Stdin, out: os.Stdout, err: os.Stderr,
+		env: os.Getenv, environ: os.Environ, now: time.Now,
+		carrier: newCarrier(),
+	}
+}
+
+// An exit ends the program with a status of its own. Without err it ends
+// without a word.
+type exit struct {
+	code int
+	err  error
+}
+
+func (e *exit) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exit) Unwrap() error { return e.err }
+
+// Statuses that are not the workload's.
+const (
+	statusFailed   = 1   // a command other than run failed
+	statusPlatform = 125 // run failed before or beside the workload
+	statusInt      = 130 // interrupted
+	statusKilled   = 137 // the platform killed the workload
+)
+
+// main runs the program with its arguments and returns its exit status.
+func (p *program) main(args []string) int {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	root := p.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var e *exit
+	if !errors.As(err, &e) {
+		e = &exit{statusFailed, err}
+		if len(args) > 0 && args[0] == "run" {
+			e.code = statusPlatform
+		}
+	}
+	if e.err != nil {
+		fmt.Fprintf(p.err, "enclave: %s\n", message(e.err))
+	}
+	return e.code
+}
+
+// root returns the command tree.
+func (p *program) root() *cobra.Command {
+	p.opts = defaults(p.env)
+	root := &cobra.Command{
+		Use:   "enclave",
+		Short: "Run untrusted code in isolated sandboxes",
+		Long: `Enclave runs untrusted code in isolated sandboxes: one run, one session, one
+sandbox, with its own default-deny network policy, its own limits and an audit
+log that can be checked offline.`,
+		Example: `  sudo enclave run -c 'enclave.result(sum(range(10)))'
+  sudo enclave run script.py --allow api.example.com
+  sudo enclave demo adversarial`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			return p.opts.validate()
+		},
+	}
+	root.SetIn(p.in)
+	root.SetOut(p.out)
+	root.SetErr(p.err)
+	f := root.PersistentFlags()
+	f.StringVar(&p.opts.State, "state", p.opts.State, "state `DIR`ectory (ENCLAVE_STATE)")
+	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "what isolates: auto, gvisor or simulator (ENCLAVE_BACKEND)")
+	root.AddGroup(
+		&cobra.Group{ID: "work", Title: "Work:"},
+		&cobra.Group{ID: "look", Title: "Look:"},
+		&cobra.Group{ID: "host", Title: "This host:"},
+	)
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("work", p.runCommand(), p.demoCommand())
+	add("look", p.sessionCommand(), p.auditCommand(), p.versionCommand())
+	add("host", p.serveCommand(), p.imageCommand(), p.keyCommand(), p.benchCommand(), p.uninstallCommand())
+	root.AddCommand(p.gatewayCommand())
+	return root
+}
+
+// message returns err as it is shown: what a workload, a server or a file
+// contributed to it is escaped, the line breaks that we made are kept.
+func message(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, l := range lines {
+		lines[i] = visible(l)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// terminal reports whether w is a terminal.
+func terminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

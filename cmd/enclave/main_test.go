@@ -1,0 +1,118 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/enclave-run/enclave/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	enclave := func() {
+		p := newProgram()
+		if dir := os.Getenv("ENCLAVE_TEST_BIN"); dir != "" {
+			p.carrier.beside = []string{dir}
+		}
+		os.Exit(p.main(os.Args[1:]))
+	}
+	// The gateway process is started as /proc/self/exe.
+	testscript.Main(m, map[string]func(){"enclave": enclave, "exe": enclave})
+}
+
+// The commands as a user types them, on the simulator: no root, no kernel.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("ENCLAVE_STATE", filepath.Join(e.WorkDir, "state"))
+			e.Setenv("ENCLAVE_BACKEND", "simulator")
+			e.Setenv("TMPDIR", e.WorkDir)
+			return nil
+		},
+		Cmds: scriptCommands(t),
+	})
+}
+
+// The same on real gVisor.
+func TestScriptsOnGVisor(t *testing.T) {
+	t.Parallel()
+	testenv.Need(t, "gvisor")
+	bin, images := filepath.Dir(testenv.Binaries(t).Guest), filepath.Join(testenv.Image(t), "images")
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/gvisor",
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			state, err := gvisorState(e.WorkDir, images)
+			if err != nil {
+				return err
+			}
+			e.Setenv("ENCLAVE_STATE", state)
+			e.Setenv("ENCLAVE_TEST_BIN", bin)
+			e.Setenv("TMPDIR", e.WorkDir)
+			return nil
+		},
+		Cmds: scriptCommands(t),
+	})
+}
+
+// gvisorState returns a state directory in dir that has the images of the tests.
+// A sandbox runs as a user of its own, who passes through every directory above.
+func gvisorState(dir, images string) (string, error) {
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o711); err != nil {
+			return "", err
+		}
+	}
+	state := filepath.Join(dir, "state")
+	if _, err := openState(state); err != nil {
+		return "", err
+	}
+	if err := os.Remove(filepath.Join(state, "images")); err != nil {
+		return "", err
+	}
+	return state, os.Symlink(images, filepath.Join(state, "images"))
+}
+
+func scriptCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		// gone waits until no background control plane has the state directory.
+		"gone": func(ts *testscript.TestScript, neg bool, args []string) {
+			s, err := findState(ts.Getenv("ENCLAVE_STATE"))
+			ts.Check(err)
+			locked, err := s.lock(t.Context(), modeCommand)
+			ts.Check(err)
+			locked.unlock()
+		},
+		// fill FILE writes code of more than 10 MiB.
+		"fill": func(ts *testscript.TestScript, neg bool, args []string) {
+			b := make([]byte, 10<<20+1)
+			for i := range b {
+				b[i] = '#'
+			}
+			ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
+		},
+		// nul FILE writes code with a NUL byte.
+		"nul": func(ts *testscript.TestScript, neg bool, args []string) {
+			ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte("print(1)\x00"), 0o644))
+		},
+	}
+}
+
+// enclaveCommand returns this program as a command of its own.
+func enclaveCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(exe)
+	c.Args = append([]string{programName}, args...)
+	c.Env = append(os.Environ(), env...)
+	return c
+}

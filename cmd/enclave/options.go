@@ -1,0 +1,104 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// options is everything that a flag or an environment variable can set for
+// more than one command. Nothing is opened before validate has accepted it.
+type options struct {
+	State   string // --state, ENCLAVE_STATE
+	Backend string // --backend, ENCLAVE_BACKEND
+	Listen  string // --listen, ENCLAVE_LISTEN; only serve listens
+
+	// BaseURL names a control plane to drive instead of one on this host. It and
+	// its credentials come from the environment only: a key in an argument list
+	// is a key in every process listing.
+	BaseURL string // ENCLAVE_BASE_URL
+	APIKey  string // ENCLAVE_API_KEY
+	Token   string // ENCLAVE_TOKEN
+}
+
+const (
+	defaultState  = "/var/lib/enclave"
+	defaultListen = "127.0.0.1:8090"
+
+	autoBackend      = "auto"
+	gvisorBackend    = "gvisor"
+	simulatorBackend = "simulator"
+)
+
+var backends = [...]string{autoBackend, gvisorBackend, simulatorBackend}
+
+// defaults returns the options before any flag was read.
+func defaults(env func(string) string) options {
+	or := func(name, def string) string {
+		if v := env(name); v != "" {
+			return v
+		}
+		return def
+	}
+	return options{
+		State:   or("ENCLAVE_STATE", defaultState),
+		Backend: or("ENCLAVE_BACKEND", autoBackend),
+		Listen:  or("ENCLAVE_LISTEN", defaultListen),
+		BaseURL: env("ENCLAVE_BASE_URL"),
+		APIKey:  env("ENCLAVE_API_KEY"),
+		Token:   env("ENCLAVE_TOKEN"),
+	}
+}
+
+// validate refuses what can't work, in words, and makes the state path
+// absolute.
+func (o *options) validate() error {
+	if strings.TrimSpace(o.State) == "" {
+		return errors.New("the state directory is empty: set --state DIR or ENCLAVE_STATE")
+	}
+	abs, err := filepath.Abs(o.State)
+	if err != nil {
+		return fmt.Errorf("state directory %q: %w", o.State, err)
+	}
+	o.State = abs
+	if err := checkStatePath(abs); err != nil {
+		return err
+	}
+	if !slices.Contains(backends[:], o.Backend) {
+		return fmt.Errorf("backend %q is not one of %s", o.Backend, strings.Join(backends[:], ", "))
+	}
+	if o.BaseURL != "" {
+		u, err := url.Parse(o.BaseURL)
+		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+			return fmt.Errorf("ENCLAVE_BASE_URL %q is not a URL such as http://%s", o.BaseURL, defaultListen)
+		}
+	}
+	return nil
+}
+
+// validateListen refuses an address that others than this host can reach.
+func (o *options) validateListen() error {
+	host, port, err := net.SplitHostPort(o.Listen)
+	if err != nil || port == "" {
+		return fmt.Errorf("--listen %q is not host:port, such as %s", o.Listen, defaultListen)
+	}
+	if !loopback(host) {
+		return fmt.Errorf("--listen %q is not a loopback address: this server speaks plain HTTP, so put a TLS proxy in front of %s", o.Listen, defaultListen)
+	}
+	return nil
+}
+
+// remote reports whether another control plane than this host's is driven.
+func (o *options) remote() bool { return o.BaseURL != "" }
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+// errNotRoot is what a user gets who has not the rights that isolation takes.
+var errNotRoot = errors.New("running code in gVisor needs root: sudo enclave ... (`--backend simulator` models outcomes without root, and runs nothing)")
+
+// chooseBackend returns the backend to boot. A boundary is never exchanged for
+// a weaker one: without the rights for gVisor there is an error, not a simulator.
+func (p *program) chooseBackend() (string, error) {
+	if p.opts.Backend == simulatorBackend {
+		return simulatorBackend, nil
+	}
+	if os.Geteuid() != 0 {
+		return "", errNotRoot
+	}
+	return gvisorBackend, nil
+}
+
+// prepare makes this host ready to run a session, with progress on stderr. It
+// does nothing for a remote control plane.
+func (p *program) prepare(ctx context.Context, quiet bool) error {
+	if p.opts.remote() {
+		return nil
+	}
+	backend, err := p.chooseBackend()
+	if err != nil {
+		return err
+	}
+	s, err := openState(p.opts.State)
+	if err != nil {
+		return err
+	}
+	images, err := image.Open(s.file("images"))
+	if err != nil {
+		return err
+	}
+	return p.ensureImage(ctx, images, backend, quiet)
+}
+
+// ensureImage builds the default image if there is none.
+func (p *program) ensureImage(ctx context.Context, images *image.Store, backend string, quiet bool) error {
+	if backend == simulatorBackend {
+		return nil // it executes nothing, so there is nothing to start from
+	}
+	if _, err := images.Resolve(image.Default); !errors.Is(err, image.ErrNotFound) {
+		return err
+	}
+	if !quiet {
+		fmt.Fprintln(p.err, "building the sandbox image; this is done once and may take a minute")
+	}
+	start := p.now()
+	show := p.progress(quiet)
+	_, err := images.Build(ctx, show.step)
+	show.end()
+	if err == nil && !quiet {
+		fmt.Fprintf(p.err, "built the sandbox image in %s\n", p.now().Sub(start).Round(time.Second))
+	}
+	return err
+}
+
+// progress shows steps: on a terminal in one line that changes, else a line for
+// each tenth of the way.
+type progress struct {
+	p     *program
+	quiet bool
+	live  bool
+	last  int
+	wrote bool
+}
+
+func (p *program) progress(quiet bool) *progress {
+	return &progress{p: p, quiet: quiet, live: terminal(p.err) && p.env("TERM") != "dumb", last: -1}
+}
+
+func (g *progress) step(s image.Step) {
+	text := visible(s.String())
+	switch {
+	case g.quiet:
+	case g.live:
+		if r := []rune(text); len(r) > 76 {
+			text = string(r[:76])
+		}
+		fmt.Fprintf(g.p.err, "\r  %s\x1b[K", text)
+		g.wrote = true
+	case s.Percent < 0 || s.Percent/10 != g.last/10 || g.last < 0:
+		fmt.Fprintf(g.p.err, "  %s\n", strings.TrimSpace(text))
+		g.last = max(s.Percent, 0)
+	}
+}
+
+func (g *progress) end() {
+	if g.wrote {
+		fmt.Fprint(g.p.err, "\r\x1b[K")
+	}
+}

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+const (
+	leaseGrace = 2 * time.Second  // a background control plane outlives its last client by so much
+	lockWait   = 15 * time.Second // and waits so long for one that is ending
+)
+
+func (p *program) serveCommand() *cobra.Command {
+	var embedded bool
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a control plane for this host",
+		Long: `Serve runs a control plane: an HTTP API on a loopback address, and for this
+host's root on a socket in the state directory, which the other commands use.
+
+At its first start it makes the state directory, prints the root API key, which
+is shown only then, and builds the image that sandboxes start from.`,
+		Example: `  sudo enclave serve
+  sudo enclave serve --listen 127.0.0.1:9000 --state /srv/enclave`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if embedded {
+				return p.serveEmbedded(cmd.Context())
+			}
+			return p.serve(cmd.Context())
+		},
+	}
+	c.Flags().StringVar(&p.opts.Listen, "listen", p.opts.Listen, "loopback `ADDRESS` of the API (ENCLAVE_LISTEN)")
+	c.Flags().BoolVar(&embedded, "embedded", false, "serve the socket alone, and end with the last client")
+	_ = c.Flags().MarkHidden("embedded") // only run starts it so
+	return c
+}
+
+// serve runs a control plane until it is told to end.
+func (p *program) serve(ctx context.Context) error {
+	if err := p.opts.validateListen(); err != nil {
+		return err
+	}
+	backend, err := p.chooseBackend()
+	if err != nil {
+		return err
+	}
+	s, err := openState(p.opts.State)
+	if err != nil {
+		return err
+	}
+	// A background control plane without clients is about to end.
+	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
+	if h, held, err := s.held(); err == nil && held && h.Mode != modeEmbedded {
+		cancel()
+	}
+	locked, err := s.lock(wait, modeServe)
+	cancel()
+	if err != nil {
+		return err
+	}
+	defer locked.unlock()
+	tcp, err := net.Listen("tcp", p.opts.Listen)
+	if err != nil {
+		return portTaken(p.opts.Listen, err)
+	}
+	defer tcp.Close()
+	if err := locked.describe(holder{PID: os.Getpid(), Mode: modeServe, Listen: tcp.Addr().String()}); err != nil {
+		return unwritable(s.path, err)
+	}
+	return p.host(ctx, locked, backend, tcp, p.err)
+}
+
+// serveEmbedded runs the control plane behind `enclave run`. It says on the
+// ready pipe that it serves, or why it does not.
+func (p *program) serveEmbedded(ctx context.Context) (err error) {
+	ready := os.NewFile(readyFD, "ready")
+	unix.CloseOnExec(readyFD)
+	defer func() {
+		if err != nil {
+			_, _ = io.WriteString(ready, err.Error()) // the client may be gone; the log has it too
+		}
+		ready.Close()
+	}()
+	backend, err := p.chooseBackend()
+	if err != nil {
+		return err
+	}
+	s, err := openState(p.opts.State)
+	if err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	locked, err := s.lock(wait, modeEmbedded)
+	if err != nil {
+		return err
+	}
+	defer locked.unlock()
+	return p.host(ctx, locked, backend, nil, ready)
+}
+
+// host runs a control plane on a locked state directory: on tcp and the
+// socket, or, if tcp is nil, on the socket until nobody needs it. Where it is
+// reached, or that it serves, is said on say.
+func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp net.Listener, say io.Writer) (err error) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	logger := newLogger(p.err)
+	images, err := image.Open(s.file("images"))
+	if err != nil {
+		return err
+	}
+	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), backend: backend, logger: logger})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+		defer cancel()
+		err = errors.Join(err, n.close(stop))
+	}()
+	mode := modeServe
+	if tcp == nil {
+		mode = modeEmbedded
+	}
+	holders := newLeases(greeting{Mode: mode, Backend: backend, Version: version})
+	api := n.server.Handler
+	socket, err := listenSocket(s.socket())
+	if err != nil {
+		return err
+	}
+	defer os.Remove(s.socket())
+	// Leases are taken on the socket alone.
+	n.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, local := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); local && r.URL.Path == leasePath {
+			holders.ServeHTTP(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
+	ended := make(chan error, 3)
+	go func() { ended <- n.server.Serve(socket) }()
+	if tcp != nil {
+		go func() { ended <- n.server.Serve(tcp) }()
+		if err := p.welcome(ctx, n, tcp.Addr().String(), s.stateDir); err != nil {
+			return err
+		}
+		go p.firstImage(ctx, images, backend)
+	} else {
+		if _, err := io.WriteString(say, readyWord); err != nil {
+			logger.Warn("the client that started this control plane is gone", "err", err)
+		}
+		if c, ok := say.(io.Closer); ok {
+			c.Close()
+		}
+		go func() {
+			if holders.unused(ctx, leaseGrace, func() bool { return n.plane.Active() > 0 }) == nil {
+				ended <- nil
+			}
+		}()
+	}
+
+	select {
+	case err = <-ended:
+	case err = <-n.failed:
+		err = fmt.Errorf("the control plane can't go on: %w", err)
+	case sig := <-signals:
+		logger.Info("ending", "signal", sig.String(), "sessions", n.plane.Active())
+		go func() {
+			if _, ok := <-signals; ok {
+				os.Exit(signalStatus(sig)) // the second one does not wait
+			}
+		}()
+	}
+	// Sessions end first, while their clients can still follow them; then
+	// streams and leases, then requests.
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer done()
+	err = errors.Join(err, n.stopPlane(stop))
+	holders.end()
+	last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer done()
+	if n.server.Shutdown(last) != nil {
+		n.server.Close()
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
+
+// welcome says where the control plane is, and at the first start how to use it.
+func (p *program) welcome(ctx context.Context, n *node, addr string, s *stateDir) error {
+	fmt.Fprintf(p.err, "enclave serves http://%s · state %s · process %d\n", addr, s.path, os.Getpid())
+	keys, err := n.store.Keys(ctx, auth.Local().Org)
+	if err != nil {
+		return err
+	}
+	if len(keys) > 0 {
+		return nil
+	}
+	k, plaintext, err := auth.Generate(p.now(), auth.Local().Org, "root", auth.Owner)
+	if err != nil {
+		return err
+	}
+	if err := n.store.SaveKey(ctx, k); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(p.out, `root API key (shown this once): %s
+Run the first session:
+  export ENCLAVE_BASE_URL=http://%s ENCLAVE_API_KEY=%s
+  enclave run -c 'enclave.result(sum(range(10)))'
+  enclave session list
+`, plaintext, addr, plaintext)
+	return err
+}
+
+// firstImage builds the default image if there is none. Until then the control
+// plane answers, and says that it is not ready.
+func (p *program) firstImage(ctx context.Context, images *image.Store, backend string) {
+	if err := p.ensureImage(ctx, images, backend, false); err != nil && ctx.Err() == nil {
+		fmt.Fprintf(p.err, "enclave: %s\n", message(err))
+	}
+}
+
+func portTaken(addr string, err error) error {
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("address %s is taken by another program: choose another with `enclave serve --listen 127.0.0.1:PORT`", addr)
+	}
+	return fmt.Errorf("listen on %s: %w", addr, err)
+}

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A stateDir is the directory that holds everything Enclave keeps on a host.
+// It is marked as ours by a file in it; a directory that has other things in it
+// and no mark is never used, and so never removed.
+type stateDir struct {
+	path     string
+	instance string // marks every sandbox and cgroup of this directory as its own
+}
+
+// markName is the file that marks a state directory.
+const markName = "enclave.json"
+
+// mark is the content of the marker file.
+type mark struct {
+	Enclave  string `json:"enclave"` // markKind
+	Version  int    `json:"version"`
+	Instance string `json:"instance"`
+}
+
+const (
+	markKind    = "state directory"
+	markVersion = 1
+)
+
+// errNoState means that there is no state directory at a path.
+var errNoState = errors.New("is not a state directory of Enclave")
+
+// subdirs are the parts of a state directory. Only images, whose unpacked
+// trees every sandbox shares, and bin can be entered by others than root.
+var subdirs = map[string]fs.FileMode{
+	"run":       0o700,
+	"db":        0o700,
+	"sandboxes": 0o711,
+	"images":    0o755,
+	"bin":       0o755,
+	"tmp":       0o711,
+}
+
+// checkStatePath refuses the paths that must never be a state directory, since
+// uninstall removes it with all that is in it.
+func checkStatePath(path string) error {
+	switch {
+	case !filepath.IsAbs(path) || filepath.Clean(path) != path:
+		return fmt.Errorf("state directory %q is not a clean absolute path", path)
+	case strings.ContainsAny(path, "\x00\n"):
+		return fmt.Errorf("state directory %q has a control character", path)
+	case slices.Contains(systemDirs, path):
+		return fmt.Errorf("%s is a directory of the system, not one for Enclave's state: choose another with --state", path)
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/boot", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/usr/bin", "/usr/lib", "/usr/sbin"} {
+		if strings.HasPrefix(path, dir+"/") {
+			return fmt.Errorf("%s is inside %s, which is the system's: choose another with --state", path, dir)
+		}
+	}
+	return nil
+}
+
+var systemDirs = []string{
+	"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run",
+	"/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/share", "/var", "/var/cache",
+	"/var/lib", "/var/log", "/var/run", "/var/tmp",
+}
+
+// openState makes the state directory if it is missing and returns it.
+func openState(path string) (*stateDir, error) {
+	s, err := findState(path)
+	if err == nil {
+		return s, s.makeParts()
+	}
+	if !errors.Is(err, errNoState) && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err := os.MkdirAll(path, 0o711); err != nil {
+		return nil, unwritable(path, err)
+	}
+	if err := unix.Access(path, unix.W_OK|unix.X_OK); err != nil {
+		return nil, unwritable(path, err)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, unwritable(path, err)
+	}
+	for _, e := range entries {
+		// Another process may be making the same directory at this moment.
+		if e.Name() != markName && !strings.HasPrefix(e.Name(), ".mark-") && subdirs[e.Name()] == 0 {
+			return nil, fmt.Errorf("%s has other files in it and is not Enclave's: choose an empty or missing directory with --state", path)
+		}
+	}
+	if err := writeMark(path); err != nil {
+		return nil, unwritable(path, err)
+	}
+	if s, err = findState(path); err != nil {
+		return nil, err
+	}
+	return s, s.makeParts()
+}
+
+// findState returns the state directory at path, which must exist and be ours.
+func findState(path string) (*stateDir, error) {
+	if err := checkStatePath(path); err != nil {
+		return nil, err
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, unwritable(path, err)
+		}
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("state directory %s is not a directory", path)
+	}
+	raw, err := readSmall(filepath.Join(path, markName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s %w", path, errNoState)
+	}
+	if err != nil {
+		return nil, unwritable(path, err)
+	}
+	var m mark
+	if err := json.Unmarshal(raw, &m); err != nil || m.Enclave != markKind || len(m.Instance) != 8 {
+		return nil, fmt.Errorf("%s has a %s that is not Enclave's", path, markName)
+	}
+	if m.Version > markVersion {
+		return nil, fmt.Errorf("state directory %s was made by a newer Enclave (version %d, this one knows %d): use that one, or another directory with --state", path, m.Version, markVersion)
+	}
+	return &stateDir{path, m.Instance}, nil
+}
+
+// writeMark makes path a state directory. Of several that do it at once, one
+// wins and the others find its mark.
+func writeMark(path string) error {
+	var id [4]byte
+	rand.Read(id[:])
+	raw, err := json.Marshal(mark{markKind, markVersion, hex.EncodeToString(id[:])})
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(path, ".mark-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.Write(append(raw, '\n')); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), filepath.Join(path, markName)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func (s *stateDir) makeParts() error {
+	for name, mode := range subdirs {
+		if err := os.Mkdir(s.file(name), mode); err != nil && !errors.Is(err, fs.ErrExist) {
+			return unwritable(s.path, err)
+		}
+	}
+	if err := unix.Access(s.file("run"), unix.W_OK|unix.X_OK); err != nil {
+		return unwritable(s.path, err)
+	}
+	return nil
+}
+
+// file returns the path of something in s.
+func (s *stateDir) file(name ...string) string {
+	return filepath.Join(append([]string{s.path}, name...)...)
+}
+
+func (s *stateDir) socket() string { return s.file("run", "control.sock") }
+func (s *stateDir) log() string    { return s.file("run", "embedded.log") }
+
+// unwritable says that the state directory can't be used, and what to do.
+func unwritable(path string, err error) error {
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("state directory %s is not writable (%w): choose another with --state DIR", path, err)
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("state directory %s is not writable: run as root (sudo enclave ...), or choose another with --state DIR", path)
+	}
+	return fmt.Errorf("state directory %s is not writable (%w): choose another with --state DIR", path, err)
+}
+
+// readSmall reads a file that we wrote, and refuses one that grew.
+func readSmall(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > 64<<10 {
+		return nil, fmt.Errorf("%s has %d bytes, more than it ever should", path, info.Size())
+	}
+	return os.ReadFile(path)
+}

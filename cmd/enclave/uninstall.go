@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+func (p *program) uninstallCommand() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Remove everything Enclave keeps on this host",
+		Long: `Uninstall stops the background control plane, destroys its sandboxes, and removes
+the state directory with sessions, audit records, keys and images, and what is
+mounted in it. It touches only a directory that Enclave made, and names what it
+removes before it asks.`,
+		Example: `  sudo enclave audit export s-1a2b3c-7 -o record.json   # keep what you need first
+  sudo enclave uninstall
+  sudo enclave uninstall --state /srv/enclave --yes`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.uninstall(cmd.Context(), yes)
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+func (p *program) uninstall(ctx context.Context, yes bool) error {
+	s, err := findState(p.opts.State)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is nothing at %s: it is not installed here, or elsewhere (--state)", p.opts.State)
+	}
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		info, err := os.Stat(s.path)
+		if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
+			return fmt.Errorf("%s is not yours: sudo enclave uninstall", s.path)
+		}
+	}
+	if h, held, err := s.held(); err != nil {
+		return err
+	} else if held && h.Mode == modeServe {
+		return fmt.Errorf("`enclave serve` (process %d) has %s: stop it with `kill %d` first", h.PID, s.path, h.PID)
+	}
+	fmt.Fprintf(p.err, "this removes %s:\n", s.path)
+	for _, line := range s.contents() {
+		fmt.Fprintf(p.err, "  %s\n", visible(line))
+	}
+	if !yes {
+		if !terminal(p.in) {
+			return errors.New("nothing was removed: say --yes")
+		}
+		fmt.Fprint(p.err, "remove all of it? [y/N] ")
+		answer, _ := bufio.NewReader(p.in).ReadString('\n')
+		if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+			return errors.New("nothing was removed")
+		}
+	}
+	if err := stopBackground(ctx, s); err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
+	defer cancel()
+	locked, err := s.lock(wait, modeCommand)
+	if err != nil {
+		return err
+	}
+	defer locked.unlock()
+	if err := p.sweepTemp(ctx, s); err != nil {
+		return err
+	}
+	if err := p.removeState(ctx, locked, s.file("bin")); err != nil {
+		return err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		exe = "enclave"
+	}
+	_, err = fmt.Fprintf(p.err, "removed %s; what is left is this program: rm %s\n", s.path, exe)
+	return err
+}
+
+// contents says in words what is in a state directory.
+func (s *stateDir) contents() []string {
+	names := map[string]string{
+		"db": "sessions, audit records and keys", "images": "images", "sandboxes": "sandboxes",
+		"bin": "programs", "run": "the control socket and log", "tmp": "temporary files",
+	}
+	var lines []string
+	entries, err := os.ReadDir(s.path)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, e := range entries {
+		what := names[e.Name()]
+		if what == "" {
+			what = "file"
+		}
+		lines = append(lines, e.Name()+" ("+what+")")
+	}
+	mounts, err := mountsBelow(s.path)
+	if err == nil && len(mounts) > 0 {
+		lines = append(lines, fmt.Sprintf("%d mounts below it", len(mounts)))
+	}
+	return append(lines, "control groups of instance "+s.instance)
+}
+
+// stopBackground ends the background control plane of s, if there is one, and
+// waits until it has gone.
+func stopBackground(ctx context.Context, s *stateDir) error {
+	h, held, err := s.held()
+	if err != nil || !held || h.Mode != modeEmbedded || h.PID <= 1 {
+		return err
+	}
+	// The lock proves that its holder lives, and a pidfd that it is the one that
+	// gets the signal (pidfd_open(2)).
+	fd, err := unix.PidfdOpen(h.PID, 0)
+	if err != nil {
+		return nil // it has just ended by itself
+	}
+	defer unix.Close(fd)
+	if again, held, err := s.held(); err != nil || !held || again.PID != h.PID {
+		return err
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("stop the background control plane (process %d): %w", h.PID, err)
+	}
+	// It ends its sessions within stopTime, or is asked again and does not wait.
+	for _, wait := range []time.Duration{stopTime / 2, stopTime} {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait.Milliseconds()))
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for process %d: %w", h.PID, err)
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		_ = unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0)
+	}
+	return fmt.Errorf("the background control plane (process %d) does not end: kill -9 %d", h.PID, h.PID)
+}
+
+// removeState destroys what the instance of s has in the kernel and then removes
+// s itself. bin is where programs are unpacked.
+func (p *program) removeState(ctx context.Context, s *lockedState, bin string) error {
+	if err := checkStatePath(s.path); err != nil {
+		return err
+	}
+	if again, err := findState(s.path); err != nil || again.instance != s.instance {
+		return fmt.Errorf("%s is no longer what it was: %w", s.path, err)
+	}
+	if err := p.destroyAll(ctx, s, bin); err != nil {
+		return err
+	}
+	mounts, err := mountsBelow(s.path)
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", m, err)
+		}
+	}
+	// Removing what another file system shows here would remove it there.
+	if mounts, err = mountsBelow(s.path); err != nil || len(mounts) > 0 {
+		return errors.Join(err, fmt.Errorf("still mounted: %s", strings.Join(mounts, ", ")))
+	}
+	if err := os.RemoveAll(s.path); err != nil {
+		return fmt.Errorf("remove %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// destroyAll destroys every sandbox of s's instance.
+func (p *program) destroyAll(ctx context.Context, s *lockedState, bin string) error {
+	if os.Geteuid() != 0 {
+		return nil // who is not root has only simulated sandboxes, which end with their process
+	}
+	entries, err := os.ReadDir(s.file("sandboxes"))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	images, err := image.Open(s.file("images"))
+	if err != nil {
+		return err
+	}
+	b, err := p.openBackend(nodeConfig{state: s, images: images, bin: bin, backend: gvisorBackend})
+	if err != nil {
+		return fmt.Errorf("open the backend to destroy its sandboxes: %w", err)
+	}
+	ids, err := b.List(ctx)
+	for _, id := range ids {
+		err = errors.Join(err, b.Destroy(ctx, id))
+	}
+	return errors.Join(err, closeBackend(b)(ctx))
+}
+
+// sweepTemp removes the state directories of demos that were killed.
+func (p *program) sweepTemp(ctx context.Context, s *stateDir) error {
+	entries, err := os.ReadDir(s.file("tmp"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		t, err := findState(s.file("tmp", e.Name()))
+		if err != nil {
+			continue // not a state directory: nothing outside it depends on it
+		}
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		locked, err := t.lock(ended, modeCommand)
+		if errors.As(err, new(*heldError)) {
+			continue // a demo that is running
+		}
+		if err != nil {
+			return err
+		}
+		err = p.removeState(ctx, locked, s.file("bin"))
+		locked.unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountsBelow returns the mount points below path, the deepest first.
+func mountsBelow(path string) ([]string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for line := range strings.Lines(string(raw)) {
+		// The fifth field, in which blanks are octal (proc_pid_mountinfo(5)).
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		point := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[4])
+		if strings.HasPrefix(point, real+"/") {
+			found = append(found, point)
+		}
+	}
+	slices.SortFunc(found, func(a, b string) int { return len(b) - len(a) })
+	return found, nil
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/httpapi"
+	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/secret"
+	"github.com/enclave-run/enclave/internal/store"
+)
+
+// A nodeConfig is what a node is made of.
+type nodeConfig struct {
+	state   *lockedState
+	images  *image.Store
+	bin     string // where carried programs are unpacked
+	backend string // gvisorBackend or simulatorBackend
+	logger  *slog.Logger
+
+	// gateway and table replace those of this host. Only a demo's positive
+	// control sets them.
+	gateway control.Gateway
+	table   *egress.Table
+}
+
+// A node is a control plane with all that it stands on.
+type node struct {
+	plane  *control.Plane
+	server *http.Server
+	store  *store.Store
+	vault  *secret.Vault // of brokered secrets; nothing reads one out
+	failed <-chan error  // one message, if the node can't go on
+
+	stopPlane func(context.Context) error // ends all sessions; the second call has the first's result
+	undo      []func(context.Context) error
+}
+
+// wire builds a node on a state directory, top to bottom. The caller closes it.
+func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
+	n := &node{vault: &secret.Vault{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	n.onClose(func(context.Context) error { end(); return nil })
+	failed := make(chan error, 3)
+	n.failed = failed
+
+	// The record: sessions, events, and the log that is signed.
+	if n.store, err = store.Open(ctx, c.state.file("db", "enclave.db"), store.Options{Now: p.now}); err != nil {
+		return nil, newerStore(err, c.state.path)
+	}
+	n.onClose(func(context.Context) error { return n.store.Close() })
+	signer, err := loadSigner(c.state.stateDir)
+	if err != nil {
+		return nil, err
+	}
+	n.background(life, failed, func(ctx context.Context) error { return n.store.Sequence(ctx, signer) })
+	n.background(life, failed, func(ctx context.Context) error {
+		select {
+		case <-n.store.Broken():
+			return n.store.Err()
+		case <-ctx.Done():
+			return nil
+		}
+	})
+
+	// What isolates.
+	b, err := p.openBackend(c)
+	if err != nil {
+		return nil, err
+	}
+	n.onClose(closeBackend(b))
+
+	// The only way out.
+	table := c.table
+	if table == nil {
+		if table, err = publicTable(); err != nil {
+			return nil, err
+		}
+	}
+	out := c.gateway
+	if out == nil {
+		g, err := startGateway(life, c.logger)
+		if err != nil {
+			return nil, err
+		}
+		n.onClose(g.close)
+		out = g
+	}
+
+	// The control plane, and how it is reached.
+	if n.plane, err = control.New(control.Config{
+		Backend: b, Store: n.store, Log: n.store, Gateway: out, Table: *table,
+		Image: defaultImage(c.images, c.backend), Logger: c.logger, Now: p.now,
+	}); err != nil {
+		return nil, err
+	}
+	if err = n.plane.Start(life); err != nil {
+		return nil, fmt.Errorf("start the control plane: %w", err)
+	}
+	n.stopPlane = onceErr(n.plane.Close)
+	n.onClose(n.stopPlane)
+	api, err := httpapi.NewServer(httpapi.Config{Plane: n.plane, Keys: n.store, Log: c.logger})
+	if err != nil {
+		return nil, err
+	}
+	n.server = api.HTTPServer()
+	return n, nil
+}
+
+// onceErr returns f, which is called at most once.
+func onceErr(f func(context.Context) error) func(context.Context) error {
+	var once sync.Once
+	var err error
+	return func(ctx context.Context) error {
+		once.Do(func() { err = f(ctx) })
+		return err
+	}
+}
+
+// onClose has f called when the node is closed, before what was made earlier.
+func (n *node) onClose(f func(context.Context) error) { n.undo = append(n.undo, f) }
+
+// background runs f until life ends; close waits for it. An error that f
+// returns before that is the end of the node.
+func (n *node) background(life context.Context, failed chan<- error, f func(context.Context) error) {
+	ctx, stop := context.WithCancel(life)
+	done := make(chan error, 1)
+	go func() {
+		err := f(ctx)
+		if err != nil && ctx.Err() == nil {
+			failed <- err
+		}
+		done <- err
+	}()
+	n.onClose(func(context.Context) error { stop(); return <-done })
+}
+
+// close ends the node: what was made last goes first. ctx bounds how long the
+// control plane waits for its sessions.
+func (n *node) close(ctx context.Context) error {
+	var errs []error
+	for i := len(n.undo) - 1; i >= 0; i-- {
+		errs = append(errs, n.undo[i](ctx))
+	}
+	n.undo = nil
+	return errors.Join(errs...)
+}
+
+// openBackend opens the backend of c.
+func (p *program) openBackend(c nodeConfig) (backend.Backend, error) {
+	if c.backend == simulatorBackend {
+		return simulator.New(), nil
+	}
+	progs, err := p.carrier.unpack(c.bin)
+	if err != nil {
+		return nil, err
+	}
+	return gvisor.New(gvisor.Config{
+		Dir: c.state.file("sandboxes"), Instance: c.state.instance,
+		Runsc: progs.runsc, Guest: progs.guest, Rootfs: c.images.Rootfs,
+	})
+}
+
+// closeBackend lets go of what the backend holds in the kernel.
+func closeBackend(b backend.Backend) func(context.Context) error {
+	return func(context.Context) error {
+		if c, ok := b.(interface{ Close() error }); ok {
+			return c.Close()
+		}
+		return nil
+	}
+}
+
+// noImage is the digest that the simulator gives for the image it has not.
+var noImage = func() string {
+	sum := sha256.Sum256([]byte("enclave: the simulator has no image"))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}()
+
+// defaultImage returns how the control plane finds the image of a session.
+func defaultImage(images *image.Store, backend string) func(context.Context) (string, error) {
+	return func(context.Context) (string, error) {
+		digest, err := images.Resolve(image.Default)
+		if errors.Is(err, image.ErrNotFound) {
+			if backend == simulatorBackend {
+				return noImage, nil
+			}
+			return "", fmt.Errorf("the default image is not there yet: %s", imageHelp)
+		}
+		return digest, err
+	}
+}
+
+const imageHelp = "`enclave image build` makes it, `enclave image pull REF` and `enclave image import FILE` bring one"
+
+// publicTable is the table of addresses by which rules are validated and
+// connections are judged: the public internet, without this host's own
+// addresses.
+func publicTable() (*egress.Table, error) {
+	t, err := egress.Standard()
+	if err != nil {
+		return nil, err
+	}
+	own, err := hostAddrs()
+	if err != nil {
+		return nil, err
+	}
+	t = t.Denying(own...)
+	return &t, nil
+}
+
+// loadSigner returns the signer of the audit log, and makes its key if there is
+// none.
+func loadSigner(s *stateDir) (*audit.Signer, error) {
+	raw, err := readSmall(s.file("db", "audit.key"))
+	if errors.Is(err, os.ErrNotExist) {
+		raw, err = makeSignerKey(s)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("audit key: %w", err)
+	}
+	signer, err := audit.NewSigner(raw)
+	if err != nil {
+		return nil, fmt.Errorf("audit key: %w", err)
+	}
+	return signer, nil
+}
+
+// newerStore says what to do about a database that this program can't read.
+func newerStore(err error, state string) error {
+	if errors.Is(err, store.ErrNewer) {
+		return fmt.Errorf("%w: use that version, or another state directory than %s with --state", err, state)
+	}
+	return err
+}
+
+// newLogger returns a logger whose lines are text with every control character
+// quoted.
+func newLogger(w interface{ Write([]byte) (int, error) }) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+// stopTime is how long a control plane may take to end its sessions.
+const stopTime = 20 * time.Second

@@ -130,6 +130,11 @@ func (t *Tree) Group(parent, leaf string) (*Group, error) {
 			return nil, fmt.Errorf("cgroup name %q is no file name", s)
 		}
 	}
+	for _, c := range needed {
+		if t.v1[c] == "" && (t.unified == "" || !t.v2[c]) {
+			return nil, fmt.Errorf("%w: %s", ErrMissing, c)
+		}
+	}
 	return &Group{tree: t, name: filepath.Join(parent, leaf)}, nil
 }
 
@@ -180,6 +185,11 @@ func (g *Group) Make(l Limits) (err error) {
 		}
 		made = append(made, d)
 	}
+	return g.limit(l)
+}
+
+// limit writes the limits of a group that exists.
+func (g *Group) limit(l Limits) error {
 	if g.isV1("memory") {
 		if err := g.write("memory", "memory.limit_in_bytes", l.Memory); err != nil {
 			return err

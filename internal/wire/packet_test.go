@@ -1,0 +1,156 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"testing/iotest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestPacketsSurviveAnyReading(t *testing.T) {
+	var sent [][]byte
+	for _, n := range []int{1, 2, 20, 1500, MTU - 1, MTU, MTU, MTU, MTU, MTU, 1, 9000} {
+		sent = append(sent, bytes.Repeat([]byte{byte(len(sent) + 1)}, n))
+	}
+	var stream bytes.Buffer
+	w := NewPacketWriter(&stream)
+	if err := errors.Join(w.Write(sent[:5]...), w.Write(), w.Write(sent[5:]...), w.Mark()); err != nil {
+		t.Fatal(err)
+	}
+	for name, r := range map[string]io.Reader{
+		"whole":  bytes.NewReader(stream.Bytes()),
+		"bytes":  iotest.OneByteReader(bytes.NewReader(stream.Bytes())),
+		"halves": iotest.HalfReader(bytes.NewReader(stream.Bytes())),
+		"eof":    iotest.DataErrReader(bytes.NewReader(stream.Bytes())),
+	} {
+		p := NewPacketReader(r)
+		var got [][]byte
+		for {
+			pkt, err := p.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			got = append(got, bytes.Clone(pkt))
+		}
+		if diff := cmp.Diff(sent, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+		if _, err := p.Next(); err != io.EOF {
+			t.Errorf("%s: after the mark: %v", name, err)
+		}
+	}
+}
+
+func TestPacketWriterRefusesWhatNoReaderTakes(t *testing.T) {
+	var stream bytes.Buffer
+	w := NewPacketWriter(&stream)
+	for _, bad := range [][]byte{nil, {}, make([]byte, MTU+1)} {
+		if err := w.Write([]byte{1}, bad); err == nil {
+			t.Errorf("wrote a packet of %d bytes", len(bad))
+		}
+	}
+	if stream.Len() != 0 {
+		t.Errorf("%d bytes were sent", stream.Len())
+	}
+}
+
+func TestPacketReadNeedsRoom(t *testing.T) {
+	p := NewPacketReader(bytes.NewReader([]byte{0, 1, 7, 0, 1, 8}))
+	if _, err := p.Read(make([]byte, MTU-1)); !errors.Is(err, io.ErrShortBuffer) {
+		t.Error(err)
+	}
+	b := make([]byte, MTU)
+	if n, err := p.Read(b); n != 1 || err != nil || b[0] != 7 {
+		t.Error(n, err, b[0])
+	}
+}
+
+// Buffered is what lets a gateway answer in batches: it must not say that there
+// is more when finding out would block.
+func TestBufferedMeansNextDoesNotRead(t *testing.T) {
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	p := NewPacketReader(a)
+	if p.Buffered() {
+		t.Error("buffered before anything came")
+	}
+	go func() { _, _ = b.Write([]byte{0, 1, 'x', 0, 1, 'y', 0, 2, 'z'}) }()
+	for _, want := range []struct {
+		pkt  string
+		more bool
+	}{{"x", true}, {"y", false}} {
+		pkt, err := p.Next()
+		if err != nil || string(pkt) != want.pkt || p.Buffered() != want.more {
+			t.Fatalf("%q, %v, buffered %t", pkt, err, p.Buffered())
+		}
+	}
+}
+
+func FuzzPackets(f *testing.F) {
+	f.Add([]byte{0, 1, 'x', 0, 2, 'y', 'z', 0, 0, 'r', 'e', 's', 't'}, 3)
+	f.Add([]byte{0xff, 0xff, 1}, 1)
+	f.Add([]byte{0, 5, 1}, 2)
+	f.Add([]byte{0xfd, 0xe8}, 1)
+	f.Add([]byte{0xfd, 0xe9}, 1)
+	f.Fuzz(func(t *testing.T, stream []byte, piece int) {
+		// The oracle cuts the whole stream at once.
+		var want [][]byte
+		var end error
+		for rest := stream; end == nil; {
+			switch {
+			case len(rest) < 2:
+				end = io.ErrUnexpectedEOF
+			case binary.BigEndian.Uint16(rest) == 0:
+				end = io.EOF
+			case binary.BigEndian.Uint16(rest) > 65000:
+				end = ErrProtocol
+			case len(rest)-2 < int(binary.BigEndian.Uint16(rest)):
+				end = io.ErrUnexpectedEOF
+			default:
+				n := 2 + int(binary.BigEndian.Uint16(rest))
+				want = append(want, rest[2:n])
+				rest = rest[n:]
+			}
+		}
+		p := NewPacketReader(&pieces{stream, max(1, piece%4096)})
+		for i := 0; ; i++ {
+			pkt, err := p.Next()
+			if err != nil {
+				if !errors.Is(err, end) || i != len(want) {
+					t.Fatalf("end: %v after %d packets, want %v after %d", err, i, end, len(want))
+				}
+				if _, again := p.Next(); again != err {
+					t.Fatalf("then %v", again)
+				}
+				return
+			}
+			if i >= len(want) || !bytes.Equal(pkt, want[i]) {
+				t.Fatalf("packet %d differs", i)
+			}
+		}
+	})
+}
+
+// pieces reads b so many bytes at a time.
+type pieces struct {
+	b []byte
+	n int
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(p.b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, p.b[:min(p.n, len(p.b))])
+	p.b = p.b[n:]
+	return n, nil
+}

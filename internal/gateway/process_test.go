@@ -42,12 +42,21 @@ func nameServer(t testing.TB, names map[string]string) string {
 	return conn.LocalAddr().String()
 }
 
-// spawn starts a real gateway process.
-func spawn(t testing.TB, args ...string) *Process {
+// needProcess skips t where a gateway process cannot be.
+func needProcess(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a process another user")
 	}
+	if underRace {
+		t.Skip("the race detector needs more memory than the process may have")
+	}
+}
+
+// spawn starts a real gateway process.
+func spawn(t testing.TB, args ...string) *Process {
+	t.Helper()
+	needProcess(t)
 	p, err := Spawn(t.Context(), SpawnConfig{
 		Argv: append([]string{"/proc/self/exe", "gateway-process"}, args...),
 		UID:  64741, GID: 64741, Memory: minMemory, Files: 1024, Stderr: os.Stderr,
@@ -263,9 +272,7 @@ func TestProcessThatBreaksItsRulesIsKilled(t *testing.T) {
 }
 
 func TestUnconfinedProcessIsNotUsed(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a process another user")
-	}
+	needProcess(t)
 	_, err := Spawn(t.Context(), SpawnConfig{
 		Argv: []string{"/proc/self/exe", "gateway-process", "unconfined"},
 		UID:  64741, GID: 64741, Memory: minMemory, Files: 1024,
@@ -291,9 +298,7 @@ func TestSpawnRefusesRoot(t *testing.T) {
 }
 
 func TestSpawnThatNeverAnswersIsGivenUp(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a process another user")
-	}
+	needProcess(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err := Spawn(ctx, SpawnConfig{Argv: []string{"/bin/sleep", "60"}, UID: 64741, GID: 64741, Memory: minMemory, Files: 1024})

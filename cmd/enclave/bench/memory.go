@@ -45,6 +45,7 @@ func idleMemory(ctx context.Context, c Config) (_ []Result, err error) {
 		if err != nil {
 			return nil, err
 		}
+		defer func() { err = errors.Join(err, h.Teardown(context.WithoutCancel(ctx))) }()
 		for ev, err := range h.Stream(ctx) {
 			if err != nil {
 				return nil, err

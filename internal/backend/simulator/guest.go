@@ -1,0 +1,354 @@
+package simulator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+// A guest is the model of the guest program: it answers the guest's calls and
+// runs models of processes.
+type guest struct {
+	box   *box
+	net   *network
+	files *files
+
+	mu        sync.Mutex
+	processes map[uint32]*process
+	last      uint32
+	closing   bool
+	calls     sync.WaitGroup // handlers, and processes that outlive theirs
+
+	down chan struct{} // closed when the mark was sent
+	once sync.Once
+}
+
+const workloadUID = 1000
+
+// runGuest is the guest's life. When it returns nothing of the guest is left.
+func runGuest(x *box, l *listener) backend.Exit {
+	failed := func(err error) backend.Exit {
+		return backend.Exit{Cause: backend.Exited, Code: 1, Evidence: Evidence + ": guest: " + err.Error()}
+	}
+	packets, err := greet(x, l, wire.Packets)
+	if err != nil {
+		return failed(err)
+	}
+	defer packets.Close()
+	control, err := greet(x, l, wire.Control)
+	if err != nil {
+		return failed(err)
+	}
+	defer control.Close()
+
+	g := &guest{
+		box: x, net: newNetwork(packets), files: newFiles(x.spec.Limits.Disk),
+		processes: map[uint32]*process{}, down: make(chan struct{}),
+	}
+	var workers sync.WaitGroup
+	netGone, controlGone := make(chan struct{}), make(chan struct{})
+	workers.Go(func() { defer close(netGone); g.net.receive() })
+	srv := g.server()
+	conns := &single{conn: control, stop: make(chan struct{}), closed: controlGone}
+	workers.Go(func() { srv.Serve(conns) })
+
+	exit := backend.Exit{Cause: backend.Exited, Evidence: Evidence + ": guest exited"}
+	select {
+	case <-g.down:
+		// The answer to Shutdown is on its way: let it out before the end.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		srv.Shutdown(ctx)
+		cancel()
+	case <-netGone:
+		exit = failed(errors.New("the packet connection ended"))
+	case <-controlGone:
+		exit = failed(errors.New("the control connection ended"))
+	case <-x.ended:
+	}
+	x.end(exit) // before the connections go, so that who notices their end knows why
+	srv.Close()
+	packets.Close()
+	control.Close()
+	g.close()
+	workers.Wait()
+	g.calls.Wait()
+	return exit
+}
+
+func greet(x *box, l *listener, k wire.Kind) (net.Conn, error) {
+	conn, err := l.dial(x.ended)
+	if err != nil {
+		return nil, fmt.Errorf("dial the core: %w", err)
+	}
+	if err := wire.Greet(conn, k); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// A single is a listener of one connection; it tells when that is closed.
+type single struct {
+	mu     sync.Mutex
+	conn   net.Conn
+	once   sync.Once
+	stop   chan struct{}
+	closed chan struct{}
+}
+
+func (s *single) Accept() (net.Conn, error) {
+	s.mu.Lock()
+	c := s.conn
+	s.conn = nil
+	s.mu.Unlock()
+	if c == nil {
+		<-s.stop
+		return nil, net.ErrClosed
+	}
+	return &tellingConn{Conn: c, closed: s.closed}, nil
+}
+
+func (s *single) Close() error {
+	s.once.Do(func() { close(s.stop) })
+	return nil
+}
+
+func (s *single) Addr() net.Addr { return &net.UnixAddr{Name: "simulator", Net: "unix"} }
+
+type tellingConn struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *tellingConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+func (g *guest) server() *http.Server {
+	p := new(http.Protocols)
+	p.SetUnencryptedHTTP2(true)
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"GET " + wire.PathHello:      g.hello,
+		"POST " + wire.PathShutdown:  g.shutdown,
+		"GET " + wire.PathProcesses:  g.list,
+		"POST " + wire.PathProcesses: g.start,
+		"GET " + wire.PathOutput:     g.output,
+		"POST " + wire.PathStdin:     g.stdin,
+		"DELETE " + wire.PathStdin:   g.stdin,
+		"POST " + wire.PathSignal:    g.signal,
+		"POST " + wire.PathSize:      g.resize,
+		"GET " + wire.PathStat:       g.files.stat,
+		"GET " + wire.PathList:       g.files.list,
+		"POST " + wire.PathMakeDir:   g.files.makeDir,
+		"POST " + wire.PathMove:      g.files.move,
+		"POST " + wire.PathRemove:    g.files.remove,
+		"GET " + wire.PathContent:    g.files.get,
+		"PUT " + wire.PathContent:    g.files.put,
+	} {
+		mux.HandleFunc(pattern, g.call(h))
+	}
+	return &http.Server{Protocols: p, Handler: mux, ErrorLog: nil}
+}
+
+// call adapts a handler: it is counted, and what it returns is the refusal.
+func (g *guest) call(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		g.mu.Lock()
+		if g.closing {
+			g.mu.Unlock()
+			refuse(w, &wire.CallError{Code: wire.CodeClosing, Detail: "the sandbox is shutting down"})
+			return
+		}
+		g.calls.Add(1)
+		g.mu.Unlock()
+		defer g.calls.Done()
+		if err := h(w, r); err != nil {
+			refuse(w, err)
+		}
+	}
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	var c *wire.CallError
+	if !errors.As(err, &c) {
+		c = &wire.CallError{Code: wire.CodeOther, Detail: err.Error()}
+	}
+	w.WriteHeader(http.StatusBadRequest)
+	json.NewEncoder(w).Encode(c)
+}
+
+func bad(format string, args ...any) error {
+	return &wire.CallError{Code: wire.CodeBadRequest, Detail: fmt.Sprintf(format, args...)}
+}
+
+func reply(w http.ResponseWriter, v any) error { return json.NewEncoder(w).Encode(v) }
+
+func decode(r *http.Request, v any) error {
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return bad("%v", err)
+	}
+	return nil
+}
+
+func (g *guest) hello(w http.ResponseWriter, _ *http.Request) error {
+	return reply(w, wire.Hello{Version: wire.Version, IPv6: true, UID: workloadUID, Confined: true})
+}
+
+// shutdown ends every process, sends the mark and lets the guest exit.
+func (g *guest) shutdown(w http.ResponseWriter, _ *http.Request) error {
+	g.mu.Lock()
+	var all []*process
+	for _, p := range g.processes {
+		all = append(all, p)
+	}
+	g.mu.Unlock()
+	for _, p := range all {
+		p.kill(9)
+		<-p.done
+	}
+	if err := g.net.mark(); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	if f, ok := w.(http.Flusher); ok {
+		f.Flush()
+	}
+	g.once.Do(func() { close(g.down) })
+	return nil
+}
+
+// close ends every process and refuses what comes later.
+func (g *guest) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closing = true
+	for _, p := range g.processes {
+		p.kill(9)
+	}
+}
+
+func (g *guest) list(w http.ResponseWriter, _ *http.Request) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := wire.ProcessList{Processes: []wire.ProcessInfo{}}
+	for _, p := range g.processes {
+		l.Processes = append(l.Processes, p.info)
+	}
+	return reply(w, l)
+}
+
+func (g *guest) start(w http.ResponseWriter, r *http.Request) error {
+	var req wire.StartRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	if (req.Language == "") == (len(req.Argv) == 0) {
+		return bad("exactly one of language and argv is to be set")
+	}
+	act, err := modelOf(req)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	if g.closing {
+		g.mu.Unlock()
+		return &wire.CallError{Code: wire.CodeClosing, Detail: "the sandbox is shutting down"}
+	}
+	g.last++
+	argv := req.Argv
+	if argv == nil {
+		argv = []string{req.Language}
+	}
+	p := newProcess(g, wire.ProcessInfo{ID: g.last, PID: 100 + g.last, Language: req.Language, Argv: argv})
+	p.env = req.Env
+	g.processes[p.info.ID] = p
+	g.calls.Add(1)
+	g.mu.Unlock()
+	events := p.subscribe(true)
+	go func() {
+		defer g.calls.Done()
+		p.run(act)
+		g.mu.Lock()
+		delete(g.processes, p.info.ID)
+		g.mu.Unlock()
+	}()
+	return p.stream(w, r, events)
+}
+
+func (g *guest) process(r *http.Request) (*process, error) {
+	id, err := strconv.ParseUint(r.PathValue("id"), 10, 32)
+	if err != nil {
+		return nil, bad("%q names no process", r.PathValue("id"))
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p := g.processes[uint32(id)]; p != nil {
+		return p, nil
+	}
+	if uint32(id) <= g.last && id > 0 {
+		return nil, &wire.CallError{Code: wire.CodeExited, Detail: "the process has exited"}
+	}
+	return nil, &wire.CallError{Code: wire.CodeNotFound, Detail: "there is no such process"}
+}
+
+func (g *guest) output(w http.ResponseWriter, r *http.Request) error {
+	p, err := g.process(r)
+	if err != nil {
+		return err
+	}
+	return p.stream(w, r, p.subscribe(false))
+}
+
+// stdin takes input and models no reader of it.
+func (g *guest) stdin(w http.ResponseWriter, r *http.Request) error {
+	if _, err := g.process(r); err != nil {
+		return err
+	}
+	io.Copy(io.Discard, r.Body)
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (g *guest) signal(w http.ResponseWriter, r *http.Request) error {
+	p, err := g.process(r)
+	if err != nil {
+		return err
+	}
+	var s wire.SignalRequest
+	if err := decode(r, &s); err != nil {
+		return err
+	}
+	if s.Signal < 1 || s.Signal > 64 {
+		return bad("there is no signal %d", s.Signal)
+	}
+	p.kill(s.Signal)
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (g *guest) resize(w http.ResponseWriter, r *http.Request) error {
+	var s wire.Size
+	if _, err := g.process(r); err != nil {
+		return err
+	}
+	if err := decode(r, &s); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

@@ -1,0 +1,156 @@
+package simulator
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+// What is modelled.
+//
+// Python: statements in their order, with if, for, while, try, with and
+// functions of the code's own; values made of literals, arithmetic, ranges and
+// comprehensions; print; open, read and write of files under /work and /tmp;
+// enclave.result; exits and exceptions; time.sleep; os.fork, threads and child
+// processes as tasks; large strings, lists and byte arrays as memory; writes as
+// disk; a loop without end as CPU time. Attempts to reach the network are made by
+// urllib, requests, http.client and socket. A condition whose value is not known
+// is false; a call that is not known has no effect and an unknown value.
+//
+// Node and bash, line by line: literal output, the exit status, the result,
+// URLs that are fetched, sleeping, and the usual fork bomb and endless loop.
+//
+// A command (argv) is modelled if it is one of the interpreters with code on its
+// command line.
+
+// modelOf returns the model of what r starts, which returns the exit status.
+func modelOf(r wire.StartRequest) (func(*process) int, error) {
+	language, code := r.Language, r.Code
+	if len(r.Argv) > 0 {
+		language, code = "", ""
+		name := path.Base(r.Argv[0])
+		if i := slices.IndexFunc(r.Argv, func(a string) bool { return a == "-c" || a == "-e" }); i > 0 && i+1 < len(r.Argv) {
+			code = r.Argv[i+1]
+		}
+		switch {
+		case strings.HasPrefix(name, "python"):
+			language = "python"
+		case name == "node", name == "nodejs":
+			language = "node"
+		case name == "bash", name == "sh":
+			language = "bash"
+		case name == "sleep" && len(r.Argv) == 2, name == "true", name == "false", name == "echo":
+			language, code = "bash", strings.Join(append([]string{name}, r.Argv[1:]...), " ")
+		}
+	}
+	switch language {
+	case "python":
+		return func(p *process) int { return runPython(p, code) }, nil
+	case "node":
+		return func(p *process) int { return runLines(p, code, nodeLine) }, nil
+	case "bash":
+		return func(p *process) int { return runLines(p, code, bashLine) }, nil
+	case "":
+		return func(*process) int { return 0 }, nil
+	}
+	return nil, &wire.CallError{Code: wire.CodeNoInterpreter, Detail: fmt.Sprintf("%q", language)}
+}
+
+// fetch makes the connection that a client of this URL makes.
+func (p *process) fetch(raw string) error {
+	scheme, host, port, target, err := splitURL(raw)
+	if err != nil {
+		return err
+	}
+	hello := []byte("GET " + target + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n")
+	if scheme == "https" {
+		hello = clientHello(host)
+	}
+	return p.guest.net.dial(p.halt, host, port, hello)
+}
+
+// splitURL reads a URL of which the end may be unknown.
+func splitURL(raw string) (scheme, host string, port uint16, target string, err error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		// The path may be what does not parse; the host is what matters.
+		if i := strings.Index(raw, "://"); i > 0 {
+			if j := strings.IndexAny(raw[i+3:], "/?#"); j >= 0 {
+				u, err = url.Parse(raw[:i+3+j])
+			}
+		}
+	}
+	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return "", "", 0, "", errUnparsed
+	}
+	port = 80
+	if u.Scheme == "https" {
+		port = 443
+	}
+	if s := u.Port(); s != "" {
+		n, err := strconv.ParseUint(s, 10, 16)
+		if err != nil {
+			return "", "", 0, "", errUnparsed
+		}
+		port = uint16(n)
+	}
+	target = u.EscapedPath()
+	if target == "" {
+		target = "/"
+	}
+	if u.RawQuery != "" {
+		target += "?" + u.RawQuery
+	}
+	// What a line of a request can't hold is not sent.
+	target = strings.Map(func(r rune) rune {
+		if r <= ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, target)
+	return u.Scheme, u.Hostname(), port, target, nil
+}
+
+// clientHello returns the first bytes of a TLS client that wants host.
+func clientHello(host string) []byte {
+	rec := &recorder{}
+	tls.Client(rec, &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}).Handshake()
+	return rec.Bytes()
+}
+
+// A recorder is a connection to nobody.
+type recorder struct{ bytes.Buffer }
+
+func (r *recorder) Read([]byte) (int, error)         { return 0, io.EOF }
+func (r *recorder) Close() error                     { return nil }
+func (r *recorder) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (r *recorder) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (r *recorder) SetDeadline(time.Time) error      { return nil }
+func (r *recorder) SetReadDeadline(time.Time) error  { return nil }
+func (r *recorder) SetWriteDeadline(time.Time) error { return nil }
+
+// seconds is f seconds, within what a timer takes.
+func seconds(f float64) time.Duration {
+	const most = 1 << 31
+	if !(f > 0) {
+		return 0
+	}
+	return time.Duration(min(f, most) * float64(time.Second))
+}
+
+// isNetwork reports whether err is the network's answer and not the end of the
+// sandbox.
+func isNetwork(err error) bool {
+	return errors.Is(err, errNoName) || errors.Is(err, errRefused) || errors.Is(err, errTimeout) || errors.Is(err, errUnparsed)
+}

@@ -1,0 +1,282 @@
+package simulator
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+// A process is the model of one process tree that the core started. Its methods
+// are what a model can do to the world, and it can do nothing else.
+type process struct {
+	guest *guest
+	info  wire.ProcessInfo
+	env   map[string]string
+	halt  chan struct{} // closed to end it
+	begin chan struct{} // closed once who started it was told so
+	done  chan struct{} // closed after the last event
+
+	tasks  int64 // processes that were forked and not waited for, and itself
+	memory int64 // bytes that the code was seen to keep
+	result bool  // one was given
+
+	mu     sync.Mutex
+	signal int
+	subs   []*subscriber
+	over   bool
+}
+
+// A subscriber reads a process's events. The first, who started it, blocks it,
+// and has each event on its way before the model goes on: what a workload said
+// before it broke a limit is heard. Others lose what they are too slow for.
+type subscriber struct {
+	events  chan wire.Event // closed after Exited
+	sent    chan struct{}   // one for each event of the first subscriber
+	gone    chan struct{}   // closed when it reads no more
+	primary bool
+	dropped uint64
+}
+
+func newProcess(g *guest, info wire.ProcessInfo) *process {
+	return &process{guest: g, info: info, halt: make(chan struct{}), begin: make(chan struct{}), done: make(chan struct{}), tasks: 1}
+}
+
+func (p *process) limits() backend.Limits { return p.guest.box.spec.Limits }
+
+// kill ends the process as a signal does. The first signal counts.
+func (p *process) kill(signal int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.signal == 0 {
+		p.signal = signal
+		close(p.halt)
+	}
+}
+
+// running returns errEnded once the process was ended.
+func (p *process) running() error {
+	if isClosed(p.halt) {
+		return errEnded
+	}
+	return nil
+}
+
+// run models the process to its end.
+func (p *process) run(act func(*process) int) {
+	defer close(p.done)
+	<-p.begin
+	code := act(p)
+	if p.guest.box.over() {
+		p.finish(nil) // the sandbox is gone: there is nobody to tell of an exit
+		return
+	}
+	p.mu.Lock()
+	signal := p.signal
+	p.mu.Unlock()
+	e := wire.Event{Kind: wire.Exited, Code: code}
+	if signal != 0 {
+		e.Code, e.Signal = 128+signal, signal
+	}
+	p.finish(&e)
+}
+
+func (p *process) subscribe(primary bool) *subscriber {
+	s := &subscriber{events: make(chan wire.Event, 16), sent: make(chan struct{}), gone: make(chan struct{}), primary: primary}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		close(s.events)
+	} else {
+		p.subs = append(p.subs, s)
+	}
+	return s
+}
+
+func (p *process) emit(e wire.Event) error {
+	p.mu.Lock()
+	subs := p.subs
+	p.mu.Unlock()
+	for _, s := range subs {
+		if !s.primary {
+			select {
+			case s.events <- e:
+			default:
+				p.mu.Lock()
+				s.dropped += uint64(len(e.Data))
+				p.mu.Unlock()
+			}
+			continue
+		}
+		select {
+		case s.events <- e: // the buffer is empty: the last one was sent
+		case <-s.gone:
+		}
+		select {
+		case <-s.sent:
+		case <-s.gone:
+		case <-p.halt:
+			return errEnded
+		}
+	}
+	return p.running()
+}
+
+// finish sends the last event, if there is one to send, and ends all streams.
+func (p *process) finish(e *wire.Event) {
+	p.mu.Lock()
+	p.over = true
+	subs := p.subs
+	p.subs = nil
+	p.mu.Unlock()
+	for _, s := range subs {
+		if e != nil {
+			select {
+			case s.events <- *e:
+			case <-s.gone:
+			case <-p.guest.box.ended:
+			}
+		}
+		close(s.events)
+	}
+}
+
+// stream sends a subscriber's events until the last, or until the reader is
+// gone.
+func (p *process) stream(w http.ResponseWriter, r *http.Request, s *subscriber) error {
+	defer close(s.gone)
+	flush := http.NewResponseController(w).Flush
+	send := func(e wire.Event) bool {
+		_, err := w.Write(wire.AppendEvent(nil, e))
+		return err == nil && flush() == nil
+	}
+	started := send(wire.Event{Kind: wire.Started, ID: p.info.ID, PID: p.info.PID})
+	if s.primary {
+		close(p.begin)
+	}
+	if !started {
+		return nil
+	}
+	for {
+		select {
+		case e, ok := <-s.events:
+			p.mu.Lock()
+			dropped := s.dropped
+			s.dropped = 0
+			p.mu.Unlock()
+			if dropped > 0 && !send(wire.Event{Kind: wire.Dropped, Bytes: dropped}) {
+				return nil
+			}
+			if !ok {
+				if p.guest.box.over() {
+					panic(http.ErrAbortHandler) // a cut stream, not one that ends in order
+				}
+				return nil
+			}
+			if !send(e) {
+				return nil
+			}
+			if s.primary && e.Kind != wire.Exited {
+				select {
+				case s.sent <- struct{}{}:
+				case <-p.done:
+				}
+			}
+		case <-r.Context().Done():
+			return nil
+		case <-p.guest.box.ended:
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+// print writes text to a stream of the process.
+func (p *process) print(kind wire.EventKind, text string) error {
+	for len(text) > 0 {
+		n := min(len(text), wire.MaxChunk)
+		if err := p.emit(wire.Event{Kind: kind, Data: []byte(text[:n])}); err != nil {
+			return errEnded
+		}
+		text = text[n:]
+	}
+	return nil
+}
+
+// give gives the result. Only the first valid one counts; the error says, as
+// the guest does, why one does not.
+func (p *process) give(json string) error {
+	if err := wire.CheckResult([]byte(json)); err != nil {
+		return err
+	}
+	if p.result {
+		return errors.New("the result was given already")
+	}
+	p.result = true
+	if p.emit(wire.Event{Kind: wire.Result, Data: []byte(json)}) != nil {
+		return errEnded
+	}
+	return nil
+}
+
+// sleep lets time pass. Modelled time is real time, so that the deadlines of
+// the control plane mean what they mean on every backend.
+func (p *process) sleep(d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-p.halt:
+		return errEnded
+	}
+}
+
+// burn uses the CPU until its limit ends the sandbox, or something else does.
+func (p *process) burn() error {
+	l := p.limits()
+	wall := l.CPU
+	if l.MilliCPU < 1000 {
+		wall = time.Duration(float64(l.CPU) * 1000 / float64(l.MilliCPU))
+	}
+	if err := p.sleep(wall); err != nil {
+		return err
+	}
+	return p.guest.box.breach(backend.CPULimit, int64(l.CPU)+int64(time.Millisecond), "a loop without end")
+}
+
+// fork adds a process or thread.
+func (p *process) fork() error {
+	p.tasks++
+	if max := p.limits().Pids; p.tasks > max {
+		return p.guest.box.breach(backend.PidsLimit, p.tasks, fmt.Sprintf("task %d of a workload", p.tasks))
+	}
+	return p.running()
+}
+
+// wait ends a process that was forked.
+func (p *process) wait() {
+	if p.tasks > 1 {
+		p.tasks--
+	}
+}
+
+// keep takes n bytes of memory for good.
+func (p *process) keep(n int64) error {
+	if n < 0 || p.memory > p.limits().Memory-min(n, p.limits().Memory+1) {
+		return p.guest.box.breach(backend.MemoryLimit, p.limits().Memory, "an allocation above the limit")
+	}
+	p.memory += n
+	return nil
+}
+
+// store adds n bytes to the file at path.
+func (p *process) store(path string, b []byte, n int64) error {
+	if p.guest.files.grow(path, b, n) {
+		return nil
+	}
+	return p.guest.box.breach(backend.DiskLimit, p.limits().Disk+1, "files above the limit")
+}

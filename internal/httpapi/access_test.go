@@ -92,9 +92,13 @@ func TestForeignAndNonexistentAreOneAnswer(t *testing.T) {
 			continue
 		}
 		var answers []string
-		for _, id := range []string{"s-0a1b2c-9", "s-ffffff-1", "nonsense", "s-0a1b2c-7x"} {
+		for i, id := range []string{"s-0a1b2c-9", "s-ffffff-1", "nonsense", "s-0a1b2c-7x", "s-0a1b2c-07", "s-0A1B2C-7", "s-0a1b2c-1-1"} {
 			path, body := at(rt, id)
+			before := len(r.plane.asked())
 			resp, text := r.do(t, rt.method, path, "DEV", body)
+			if asked := r.plane.asked()[before:]; (len(asked) == 0) != (i >= 2) {
+				t.Errorf("for %q the plane was asked %q", id, asked)
+			}
 			resp.Header.Del("Date")
 			var head strings.Builder
 			if err := resp.Header.Write(&head); err != nil {
@@ -109,6 +113,15 @@ func TestForeignAndNonexistentAreOneAnswer(t *testing.T) {
 		}
 		if !strings.HasPrefix(answers[0], "404") {
 			t.Errorf("%s %s: %q", rt.method, rt.path, answers[0])
+		}
+	}
+}
+
+func TestMalformedCursorDoesNotReachThePlane(t *testing.T) {
+	r := newRig(t)
+	for _, path := range []string{"/v1/sessions?cursor=%27%20or%201", "/v1/sessions/s-0a1b2c-7/audit?cursor=0x1", "/v1/sessions/s-0a1b2c-7/audit?cursor=01"} {
+		if resp, _ := r.do(t, "GET", path, "DEV", nil); resp.StatusCode != http.StatusBadRequest || len(r.plane.asked()) != 0 {
+			t.Errorf("%s: %d, the plane was asked %q", path, resp.StatusCode, r.plane.asked())
 		}
 	}
 }

@@ -26,25 +26,18 @@ func parseCursor(id string) (control.Cursor, error) {
 		return control.Cursor{}, errCursor()
 	}
 	var n [5]uint64
-	for i, p := range parts {
-		if len(p) < 2 || p[0] != "poear"[i] {
+	for i, bits := range [5]int{31, 63, 63, 64, 1} { // what the fields of a Cursor hold
+		if len(parts[i]) < 2 {
 			return control.Cursor{}, errCursor()
 		}
-		bits := 63 // these are counted in an int64
-		if p[0] == 'a' {
-			bits = 64
-		}
-		if p[0] == 'p' {
-			bits = 31
-		}
-		v, err := strconv.ParseUint(p[1:], 10, bits)
+		v, err := strconv.ParseUint(parts[i][1:], 10, bits)
 		if err != nil {
 			return control.Cursor{}, errCursor()
 		}
 		n[i] = v
 	}
 	c := control.Cursor{Phases: int(n[0]), Stdout: int64(n[1]), Stderr: int64(n[2]), Audit: n[3], Result: n[4] == 1}
-	if formatCursor(c) != id { // a leading zero, or r2
+	if formatCursor(c) != id { // other letters, or a leading zero
 		return control.Cursor{}, errCursor()
 	}
 	return c, nil

@@ -49,11 +49,6 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 		return nil
 	}
 	out := &events{w: w, rc: http.NewResponseController(w), allow: s.writeTime}
-	// The deadline for reading the request has no say over a stream. An error
-	// means that there is none, as in tests without a connection.
-	if err := out.rc.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return nil
-	}
 	err := s.follow(r, c, id, cur, out)
 	if err != nil && r.Context().Err() == nil && !errors.Is(err, errCut) && !errors.Is(err, control.ErrClosing) {
 		s.log.ErrorContext(r.Context(), "stream ended", "session", id, "err", err)

@@ -100,6 +100,40 @@ func TestStreamResumesAfterEachEvent(t *testing.T) {
 	}
 }
 
+// One update of much output is several events, each of which can be resumed after.
+func TestStreamResumesWithinAnUpdate(t *testing.T) {
+	r := newRig(t)
+	all := strings.Repeat("ä", 2*maxOutput)
+	r.plane.change(func() {
+		r.plane.streams["s-0a1b2c-8"].stdout = []byte(all)
+		r.finish()
+	})
+	c := r.client("VIEWER")
+	seen, cuts := 0, 0
+	for e, err := range c.Stream(t.Context(), "s-0a1b2c-8", "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen += len(e.Output); e.Kind != enclave.StreamStdout {
+			continue
+		}
+		cuts++
+		var rest strings.Builder
+		for e, err := range c.Stream(t.Context(), "s-0a1b2c-8", e.ID) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			rest.Write(e.Output)
+		}
+		if rest.String() != all[seen:] {
+			t.Fatalf("after %s: %d bytes, want %d", e.ID, rest.Len(), len(all)-seen)
+		}
+	}
+	if seen != len(all) || cuts < 4 {
+		t.Errorf("%d bytes in %d events", seen, cuts)
+	}
+}
+
 // What is written while a client follows arrives at once, and its handle has
 // the result without asking again.
 func TestHandleFollowsALiveSession(t *testing.T) {
@@ -284,10 +318,7 @@ func TestSlowReaderIsCut(t *testing.T) {
 	if _, err := io.WriteString(c, "GET /v1/sessions/s-0a1b2c-8/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "+r.key["DEV"]+"\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	first := make([]byte, 1)
-	if _, err := c.Read(first); err != nil {
-		t.Fatal(err)
-	}
+	until(t, bufio.NewReader(c), "event: stdout")
 	// Shutdown tells streams to end, which one that is stuck in a write does not
 	// hear: only the write's deadline ends it.
 	r.shutdown(t)

@@ -53,6 +53,36 @@ func TestUnusedStartsAnewWhenAClientCameAndWent(t *testing.T) {
 	})
 }
 
+// A client that comes and goes at the very moment of the end gets no lease, or
+// the whole grace.
+func TestUnusedGivesTheWholeGraceToWhoCameAtTheLastMoment(t *testing.T) {
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLeases(greeting{})
+			start := time.Now()
+			given := make(chan bool, 1)
+			go func() {
+				time.Sleep(2 * time.Second)
+				ok := l.take()
+				if ok {
+					l.release()
+				}
+				given <- ok
+			}()
+			if err := l.unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
+				t.Fatal(err)
+			}
+			want := 2 * time.Second
+			if <-given {
+				want = 4 * time.Second
+			}
+			if got := time.Since(start); got != want {
+				t.Fatalf("unused after %v, want %v", got, want)
+			}
+		})
+	}
+}
+
 func TestUnusedWaitsForSessionsWithoutClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLeases(greeting{})

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -315,6 +317,65 @@ func TestInterruptTearsTheSessionDown(t *testing.T) {
 	left, err := filepath.Glob(s.file("sandboxes", s.instance+"-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
+func TestSecondInterruptDoesNotWait(t *testing.T) {
+	t.Parallel()
+	deleting := make(chan struct{})
+	hang := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == "POST":
+			w.WriteHeader(http.StatusCreated)
+			_, _ = io.WriteString(w, `{"id":"s-00aa11-1","phase":"pending"}`)
+			return
+		case r.Method == "DELETE":
+			close(deleting)
+		default:
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = io.WriteString(w, "event: stdout\nid: 1\ndata: {\"text\":\"started\\n\"}\n\n")
+			w.(http.Flusher).Flush()
+		}
+		<-r.Context().Done()
+	})
+	srv := httptest.NewServer(hang)
+	defer srv.Close()
+	c, stderr := startSleeper(t, []string{"ENCLAVE_BASE_URL=" + srv.URL})
+	for _, ready := range []func(){func() {}, func() { <-deleting }} {
+		ready()
+		if err := c.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := ended(t, c.Wait()); got != statusInt {
+		t.Errorf("exit status %d, want %d: %s", got, statusInt, stderr)
+	}
+}
+
+func TestUninstallEndsWhatRunsAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	env, s := onGVisor(t)
+	c, _ := startSleeper(t, env)
+	if out, err := enclaveCommand(t, env, "uninstall", "--yes").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := ended(t, c.Wait()); got == 0 {
+		t.Error("the run that was ended says that it succeeded")
+	}
+	if _, err := os.Lstat(s.path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the state directory is left: %v", err)
+	}
+	for _, line := range processesNaming(t, s.path) {
+		t.Errorf("process left: %s", line)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/enclave/" + s.instance + "-*", "/sys/fs/cgroup/enclave/" + s.instance + "-*"} {
+		if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
+			t.Errorf("control groups left: %q, %v", left, err)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || bytes.Contains(mounts, []byte(s.path)) {
+		t.Errorf("something is still mounted below %s: %v", s.path, err)
 	}
 }
 

@@ -145,8 +145,9 @@ func stopBackground(ctx context.Context, s *stateDir) error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("stop the background control plane (process %d): %w", h.PID, err)
 	}
-	// It ends its sessions within stopTime, or is asked again and does not wait.
-	for _, wait := range []time.Duration{stopTime / 2, stopTime} {
+	// What it does not end in time, the second signal leaves to us: its sandboxes
+	// are destroyed next, and nobody will read what they were about to say.
+	for _, wait := range []time.Duration{time.Second, stopTime} {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait.Milliseconds()))
 		if n > 0 {
 			return nil

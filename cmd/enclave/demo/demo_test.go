@@ -53,6 +53,11 @@ func TestAdversarialIsShownInTheWordsOfTheSpecification(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "adversarial.golden", c.Evidence, out.Bytes(), f)
+	for id, s := range f.sessions {
+		if s.s.Phase != enclave.TornDown {
+			t.Errorf("session %s was not torn down", id)
+		}
+	}
 
 	raw, err := os.ReadFile(filepath.Join(c.Evidence, "adversarial-report.json"))
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -59,7 +61,8 @@ type sandbox struct {
 	mu  sync.Mutex
 	out *wire.PacketWriter
 
-	heard chan []byte // packets from the gateway that test wants to see; see listen
+	heard chan []byte // packets from the gateway, until it is full
+	deaf  atomic.Bool // the stack hears nothing, so that a test can speak for it
 }
 
 func newSandbox(t testing.TB, conn *net.UnixConn) *sandbox {
@@ -103,6 +106,9 @@ func newSandbox(t testing.TB, conn *net.UnixConn) *sandbox {
 			select {
 			case s.heard <- append([]byte(nil), b...):
 			default:
+			}
+			if s.deaf.Load() {
+				continue
 			}
 			pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
 			s.link.InjectInbound(proto, pkt)
@@ -224,6 +230,18 @@ type world struct {
 	sinks   map[string]string // address as pinned → where it really is
 	asked   []string
 	dialled []string
+	written atomic.Int64 // bytes that the gateway tried to send
+}
+
+// A tapped connection counts what is written to it, though it be closed.
+type tapped struct {
+	*net.TCPConn
+	n *atomic.Int64
+}
+
+func (c tapped) Write(b []byte) (int, error) {
+	c.n.Add(int64(len(b)))
+	return c.TCPConn.Write(b)
 }
 
 func (w *world) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
@@ -244,7 +262,11 @@ func (w *world) DialContext(ctx context.Context, network, address string) (net.C
 	if !ok {
 		return nil, fmt.Errorf("nobody at %s", address)
 	}
-	return (&net.Dialer{}).DialContext(ctx, network, to)
+	c, err := (&net.Dialer{}).DialContext(ctx, network, to)
+	if err != nil {
+		return nil, err
+	}
+	return tapped{c.(*net.TCPConn), &w.written}, nil
 }
 
 // echo starts a server that sends back what it gets, then closes.
@@ -370,7 +392,8 @@ func acknowledge(segment []byte, seq uint32) []byte {
 	h.SetAckNumber(seq)
 	h.SetChecksum(0)
 	p, _ := parse(segment)
-	h.SetChecksum(^h.CalculateChecksum(pseudo(p.src, p.dst, protoTCP, len(h))))
+	sum := checksum.Checksum(h.Payload(), pseudo(p.src, p.dst, protoTCP, len(h)))
+	h.SetChecksum(^h.CalculateChecksum(sum))
 	return segment
 }
 
@@ -381,4 +404,14 @@ func serveTable(t testing.TB) egress.Table {
 		t.Fatal(err)
 	}
 	return table
+}
+
+// lengthen returns segment with n bytes of payload.
+func lengthen(segment []byte, n int) []byte {
+	b := append(segment, make([]byte, n)...)
+	h := header.IPv4(b)
+	h.SetTotalLength(uint16(len(b)))
+	h.SetChecksum(0)
+	h.SetChecksum(^h.CalculateChecksum())
+	return b
 }

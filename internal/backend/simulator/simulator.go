@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -148,8 +149,8 @@ func checkSpec(s backend.Spec) error {
 	if l.MilliCPU <= 0 || l.CPU <= 0 || l.Memory <= 0 || l.Pids <= 0 || l.Disk <= 0 {
 		return fmt.Errorf("a limit is not positive: %+v", l)
 	}
-	if s.Image == "" {
-		return errors.New("no image is named")
+	if !strings.HasPrefix(s.Image, "sha256:") {
+		return fmt.Errorf("%.80q is no digest of an image", s.Image)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -164,7 +165,9 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 		if err := p.welcome(ctx, n, tcp.Addr().String(), s.stateDir); err != nil {
 			return err
 		}
-		go p.firstImage(ctx, images, backend)
+		var building sync.WaitGroup
+		building.Go(func() { p.firstImage(ctx, images, backend) })
+		defer func() { cancel(); building.Wait() }()
 	} else {
 		if _, err := io.WriteString(say, readyWord); err != nil {
 			logger.Warn("the client that started this control plane is gone", "err", err)

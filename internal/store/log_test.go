@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -259,6 +260,23 @@ func TestWhatACrashLeftOutIsAddedAtTheNextStart(t *testing.T) {
 	}
 }
 
+// More events than one transaction takes are one turn's work all the same.
+func TestSequenceAddsAllThereIs(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "enclave.db"), Options{Every: never})
+	signer := testSigner(t)
+	newSession(t, s, "s-1")
+	const more = 3*maxPass + 10
+	if err := s.do(t.Context(), func(ctx context.Context, tx *tx) error {
+		return s.append(ctx, tx, 1, "s-1", slices.Repeat([]audit.Event{{Type: audit.EgressDenied}}, more)...)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	sequenceOnce(t, s, signer)
+	if n := tree(t, s, signer.Public()); n != more+1 {
+		t.Errorf("the log has %d events, want %d", n, more+1)
+	}
+}
+
 func TestSequencerActsByItself(t *testing.T) {
 	for name, c := range map[string]struct {
 		every  time.Duration
@@ -321,7 +339,9 @@ func TestLogOfAnotherKeyIsNotContinued(t *testing.T) {
 		t.Fatal(err)
 	}
 	newSession(t, s, "s-2")
-	if err := s.Sequence(t.Context(), testSigner(t)); !errors.Is(err, ErrTampered) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Sequence(ctx, testSigner(t)); !errors.Is(err, ErrTampered) {
 		t.Errorf("got %v", err)
 	}
 	if after, err := s.Checkpoint(t.Context()); err != nil || !bytes.Equal(before, after) {

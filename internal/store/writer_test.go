@@ -188,7 +188,9 @@ func TestIOErrorBreaksTheStore(t *testing.T) {
 	if _, err := s.NextNumber(t.Context()); !errors.Is(err, ErrBroken) {
 		t.Errorf("a later number: %v", err)
 	}
-	if err := s.Sequence(t.Context(), testSigner(t)); !errors.Is(err, ErrBroken) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := s.Sequence(ended, testSigner(t)); !errors.Is(err, ErrBroken) {
 		t.Errorf("a later checkpoint: %v", err)
 	}
 	if n := len(record(t, s, "s-1")); uint64(n) != acked+1 {

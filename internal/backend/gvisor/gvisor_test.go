@@ -92,7 +92,7 @@ func spec(l backend.Limits) backend.Spec { return backend.Spec{Image: "sha256:te
 
 // deadline is long enough for the slowest of hosts, and ends what hangs.
 func deadline(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -167,4 +167,3 @@ func (x box) wait(t testing.TB) backend.Exit {
 	}
 	return e
 }
-

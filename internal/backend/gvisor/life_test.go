@@ -203,7 +203,7 @@ func TestTheWorkloadSeesNoMoreThanItNeeds(t *testing.T) {
 		"uid 1000 euid 1000", "write /work <nil>", "write /tmp <nil>",
 		"write / open", "write /.enclave open", "write /etc open", "write /run/enclave open", "write /sys open",
 		"CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "hostname sandbox", "sys 0",
-		" /.enclave 9p ro,nosuid",
+		"none / 9p ro,", " /.enclave 9p ro,nosuid",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("missing %q", want)

@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -31,19 +30,11 @@ type Client struct {
 
 // NewClient returns a client on conn, the control connection, which it owns.
 func NewClient(conn net.Conn) *Client {
-	var once sync.Once
 	p := new(http.Protocols)
 	p.SetUnencryptedHTTP2(true)
 	t := &http.Transport{
-		Protocols: p,
-		// There is one connection, made by the guest. When it is gone the
-		// sandbox is.
-		DialContext: func(context.Context, string, string) (net.Conn, error) {
-			err := fmt.Errorf("call the guest: %w", net.ErrClosed)
-			var c net.Conn
-			once.Do(func() { c, err = conn, nil })
-			return c, err
-		},
+		Protocols:              p,
+		DialContext:            func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeader,
 		// Without these the library buffers 4 MiB a stream, 1 GiB a connection.
@@ -53,19 +44,32 @@ func NewClient(conn net.Conn) *Client {
 			MaxReadFrameSize:              MaxChunk,
 		},
 	}
-	return &Client{
-		conn: conn,
-		http: &http.Client{
-			Transport: t,
-			// A guest leads its core nowhere.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
+	c := &Client{conn: conn, http: &http.Client{
+		// A guest leads its core nowhere.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+	// A Transport would dial again whenever it likes. There is one connection,
+	// made by the guest; when it is gone the sandbox is. Its set-up sends less
+	// than any socket buffers, so it needs no deadline.
+	one, err := t.NewClientConn(context.Background(), "http", "guest:80")
+	if err != nil {
+		c.http.Transport = broken{err}
+		return c
 	}
+	c.http.Transport = one
+	return c
 }
+
+// A broken connection fails every call.
+type broken struct{ err error }
+
+func (b broken) RoundTrip(*http.Request) (*http.Response, error) { return nil, b.err }
 
 // Close closes the connection. The guest ends everything when it notices.
 func (c *Client) Close() error {
-	c.http.CloseIdleConnections()
+	if one, ok := c.http.Transport.(*http.ClientConn); ok {
+		_ = one.Close()
+	}
 	return c.conn.Close()
 }
 
@@ -252,6 +256,8 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 func violation(err error) error {
 	var op *net.OpError
 	switch {
+	case strings.Contains(err.Error(), "client conn not usable"): // by an earlier call's end
+		return fmt.Errorf("%w: %w", net.ErrClosed, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded),
 		errors.Is(err, net.ErrClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
 		errors.As(err, &op), strings.Contains(err.Error(), "client connection lost"):

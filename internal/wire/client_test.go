@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -309,6 +310,9 @@ func TestEndlessAnswersAreCut(t *testing.T) {
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == PathRemove {
 			w.WriteHeader(http.StatusUnprocessableEntity)
+			_, _ = io.WriteString(w, `{"code":"exists","detail":""}`)
+		} else {
+			_, _ = io.WriteString(w, `{"entries":[]}`)
 		}
 		for {
 			if _, err := w.Write(bytes.Repeat([]byte(" "), 4096)); err != nil {
@@ -320,6 +324,38 @@ func TestEndlessAnswersAreCut(t *testing.T) {
 		t.Error(err)
 	}
 	if err := c.Remove(t.Context(), "x"); !errors.Is(err, ErrProtocol) {
+		t.Error(err)
+	}
+}
+
+// Who does not read a process's output holds up that process and no call.
+func TestUnreadOutputDelaysNoCall(t *testing.T) {
+	full := make(chan struct{})
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == PathProcesses {
+			_, _ = io.WriteString(w, start)
+			_ = http.NewResponseController(w).Flush()
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Second))
+			chunk := []byte(frame(Stdout, strings.Repeat("x", MaxChunk)))
+			for range 64 {
+				if _, err := w.Write(chunk); err != nil {
+					break // the window is full
+				}
+			}
+			close(full)
+			<-r.Context().Done()
+			return
+		}
+		_, _ = w.Write(bytes.Repeat([]byte(" "), 1<<20))
+		_, _ = io.WriteString(w, `{"entries":[]}`)
+	})
+	p, err := c.Start(t.Context(), StartRequest{Language: "bash"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	<-full
+	if _, err := c.List(t.Context(), "x"); err != nil {
 		t.Error(err)
 	}
 }

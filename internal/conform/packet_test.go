@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	sums "gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
@@ -58,7 +58,7 @@ func FuzzReset(f *testing.F) {
 			src, dst, l4 = ip.SourceAddress(), ip.DestinationAddress(), ip.Payload()
 		}
 		sum := header.PseudoHeaderChecksum(header.TCPProtocolNumber, src, dst, uint16(len(l4)))
-		if src != to || checksum.Checksum(l4, sum) != 0xffff || header.TCP(l4).Flags() != header.TCPFlagRst|header.TCPFlagAck {
+		if src != to || sums.Checksum(l4, sum) != 0xffff || header.TCP(l4).Flags() != header.TCPFlagRst|header.TCPFlagAck {
 			t.Error("the refusal is none that a kernel would take")
 		}
 		if header.TCP(l4).AckNumber() != header.TCP(rest).SequenceNumber()+1 {

@@ -155,6 +155,9 @@ func (t *tree) write(h *tar.Header, name string, r io.Reader) error {
 	if err := t.clear(dir, base, h.Typeflag == tar.TypeDir); err != nil {
 		return fmt.Errorf("replace %q: %w", name, err)
 	}
+	if dir, base, err = t.parent(name); err != nil { // clear may have let go of it
+		return err
+	}
 	fd := int(dir.Fd())
 	mode := uint32(h.Mode & 0o1777) // no set-user-ID, no set-group-ID
 	switch h.Typeflag {

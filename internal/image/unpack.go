@@ -141,7 +141,7 @@ func (s *Store) applyBlob(ctx context.Context, t *tree, digest, diffID v1.Hash, 
 	}
 	// What follows the end of the archive is part of the digests.
 	if _, err := io.Copy(io.Discard, content); err != nil {
-		return err
+		return archiveError(err)
 	}
 	if _, err := io.Copy(io.Discard, raw); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
@@ -119,6 +121,44 @@ func TestHostilePacketsAreBoundedWork(t *testing.T) {
 	}
 	if n := rec.count(); n > 2*maxRows+1 {
 		t.Errorf("%d events", n)
+	}
+}
+
+// When Serve has returned nothing of the session is left, however its
+// connections ended.
+func TestNothingOfASessionIsLeft(t *testing.T) {
+	w := &world{names: map[string][]netip.Addr{"api.example.com": {public}}, sinks: map[string]string{"93.184.216.34:80": echo(t)}}
+	before := runtime.NumGoroutine()
+	for range 5 {
+		c := serve(t, w, "api.example.com")
+		to := netip.AddrPortFrom(c.address("api.example.com"), 80).String()
+		for i := range 20 {
+			conn, err := c.dial(to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Write([]byte("x"))
+			switch i % 3 {
+			case 0: // closed in order
+				conn.CloseWrite()
+				io.ReadAll(conn)
+				conn.Close()
+			case 1:
+				conn.Close()
+			}
+		}
+		c.end()
+		c.conn.Close()
+		c.stack.Destroy()
+	}
+	if n := len(tcpip.GetDanglingEndpoints()); n != 0 {
+		t.Errorf("%d endpoints are left", n)
+	}
+	// The echo server and the sandboxes of the test end by themselves, but later.
+	for late := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+		if time.Now().After(late) {
+			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
+		}
 	}
 }
 

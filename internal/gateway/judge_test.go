@@ -72,6 +72,8 @@ func TestEveryPacketIsAnAttempt(t *testing.T) {
 	header.IPv4(fragment).SetFlagsFragmentOffset(0, 800)
 	first := v4("1.2.3.4", protoUDP, append([]byte{0, 1, 0, 9}, make([]byte, 60)...))
 	header.IPv4(first).SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, 0)
+	question := udpTo("198.18.0.1", 53, "\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04evil\x07example\x00\x00\x01\x00\x01")
+	header.IPv4(question).SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, 0)
 	short := v4("1.2.3.4", protoTCP, make([]byte, 30))[:25]
 	options := append([]byte{0x46}, v4("1.2.3.4", protoTCP, make([]byte, 24))[1:]...)
 	hidden := v6("fd00:656e::2", "2001:db8::1", protoDestOpts, 64, append([]byte{protoTCP, 0, 1, 4, 0, 0, 0, 0}, segment(netip.MustParseAddrPort("[2001:db8::1]:443"), 1, 1, syn)[40:]...))
@@ -102,6 +104,7 @@ func TestEveryPacketIsAnAttempt(t *testing.T) {
 		{"SCTP", v4("1.2.3.4", 132, make([]byte, 12)), "1.2.3.4:0 other protocol"},
 		{"a tunnel", v4("1.2.3.4", 41, make([]byte, 40)), "1.2.3.4:0 other protocol"},
 		{"a fragment", fragment, "1.2.3.4:0 udp protocol"},
+		{"a question in a fragment", question, "198.18.0.1:53 udp protocol"},
 		{"a first fragment", first, "1.2.3.4:9 udp protocol"},
 		{"a packet that says it is longer", short, "1.2.3.4:0 tcp protocol"},
 		{"IP options", options, "1.2.3.4:0 tcp protocol"},
@@ -278,6 +281,54 @@ func TestOnlyTheSandboxsOwnAddressConnects(t *testing.T) {
 	}
 	if len(w.dialled) != 0 {
 		t.Errorf("dialled %q", w.dialled)
+	}
+}
+
+// A fragment or an option could carry past the judge what the stack then puts
+// together.
+func TestAllowedConnectionInOddPacketsIsRefused(t *testing.T) {
+	to := netip.MustParseAddrPort("93.184.216.34:80")
+	first := segment(to, 1000, 7, syn)
+	header.IPv4(first).SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, 0)
+	options := segment(to, 1000, 7, syn)
+	options = append(options[:20:20], append([]byte{1, 1, 1, 0}, options[20:]...)...)
+	options[0] = 0x46
+	header.IPv4(options).SetTotalLength(uint16(len(options)))
+	for what, b := range map[string][]byte{
+		"a first fragment": first,
+		"options":          options,
+		"a SYN with a FIN": segment(to, 1000, 7, syn|fin),
+		"no SYN":           segment(to, 1000, 7, ack),
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := &world{sinks: map[string]string{"93.184.216.34:80": echo(t)}}
+			c := serve(t, w, "93.184.216.34")
+			c.send(b)
+			if d := cmp.Diff([]string{`egress_denied 93.184.216.34:80 tcp protocol rule="" ×1`}, c.end()); d != "" {
+				t.Error(d)
+			}
+			if len(w.dialled) != 0 {
+				t.Errorf("dialled %q", w.dialled)
+			}
+		})
+	}
+}
+
+// RFC 1122, section 3.2.2: nobody answers what went to many, or an error.
+func TestWhatWentToManyIsNotAnswered(t *testing.T) {
+	c := serve(t, &world{})
+	c.send(udpTo("224.0.0.251", 5353, "?"))
+	c.send(udpTo("255.255.255.255", 67, "?"))
+	c.send(udpTo("ff02::1", 9999, "?"))
+	c.send(segment(netip.MustParseAddrPort("224.0.0.251:80"), 1000, 7, syn))
+	c.send(segment(netip.MustParseAddrPort("1.2.3.4:80"), 1000, 7, rst))
+	c.send(v4("1.1.1.1", protoICMP, []byte{3, 3, 0, 0, 0, 0, 0, 0}))
+	c.send(udpTo("8.8.8.8", 53, "?"))
+	if p := c.next(); p.src != netip.MustParseAddr("8.8.8.8") {
+		t.Errorf("the gateway answered %x", p.raw)
+	}
+	if n := len(c.end()); n != 7 {
+		t.Errorf("%d events", n)
 	}
 }
 

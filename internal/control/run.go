@@ -331,15 +331,14 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 
 // A box is a sandbox whose guest has connected.
 type box struct {
-	run      *run
-	image    string
-	listener net.Listener
-	packets  net.Conn
-	control  net.Conn
-	guest    *wire.Client
-	ended    chan struct{} // closed once Wait has returned
-	waited   backend.Exit
-	waitErr  error
+	run     *run
+	image   string
+	packets net.Conn
+	control net.Conn
+	guest   *wire.Client
+	ended   chan struct{} // closed once Wait has returned
+	waited  backend.Exit
+	waitErr error
 }
 
 // create makes the sandbox of s and waits for its guest to connect. If it

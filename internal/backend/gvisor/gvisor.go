@@ -55,6 +55,7 @@ type Backend struct {
 
 	closing  chan struct{} // closed by Close
 	watchers sync.WaitGroup
+	idlers   idlers
 
 	mu        sync.Mutex // guards what follows
 	closed    bool
@@ -103,10 +104,10 @@ func New(c Config) (*Backend, error) {
 		netns: netns, dir: dir, instance: c.Instance, runsc: runsc, guest: guest, rootfs: c.Rootfs, tree: tree,
 		closing: make(chan struct{}), sandboxes: map[backend.ID]*sandbox{},
 	}
+	b.watchers.Go(func() { b.idlers.beat(b.closing) })
 	ids, err := b.List(context.Background())
 	if err != nil {
-		netns.Close()
-		return nil, err
+		return nil, errors.Join(err, b.Close())
 	}
 	for _, id := range ids {
 		// A sandbox that can't be resumed is still listed; Wait and Destroy say

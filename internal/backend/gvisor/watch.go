@@ -20,8 +20,14 @@ const (
 	idleTick = 100 * time.Millisecond
 
 	// busyShare is the part of a CPU, as a divisor, above which a sandbox is busy.
-	// One whose guest waits uses a tenth of it; no fork goes below.
-	busyShare = 200
+	// Waiting takes next to nothing; being asked for its tasks at each tick less
+	// than one percent, which must not make it busy.
+	busyShare = 50
+
+	// idleWork is how much CPU time a sandbox that is not busy may use before it
+	// is looked at all the same: less than it takes to make as many tasks as the
+	// wall leaves room for.
+	idleWork = 8 * time.Millisecond
 
 	// reaped is how long a watcher tries to kill a sandbox.
 	reaped = 2 * time.Second
@@ -88,7 +94,10 @@ func (b *Backend) forgetIdle(s *sandbox) {
 // watchLocked starts the watcher of a sandbox whose mu is held. The connection,
 // which may be nil, is one that waits for the guest's exit; the watcher closes it.
 func (b *Backend) watchLocked(s *sandbox, st started, conn *sentryConn) (err error) {
-	w := &watcher{sandbox: s, limits: s.limits, conn: conn, status: make(chan status, 1), ask: make(chan struct{}, 1), tasks: make(chan int64, 1)}
+	w := &watcher{
+		sandbox: s, limits: s.limits, conn: conn, idlers: &b.idlers,
+		status: make(chan status, 1), ask: make(chan struct{}, 1), tasks: make(chan int64, 1), wake: make(chan struct{}, 1),
+	}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -157,13 +166,16 @@ type watcher struct {
 	cpu     *cgroup.CPUReader // nil if the cgroup is gone
 	process *os.File          // nil if the sandbox has ended
 	conn    *sentryConn       // waits for the guest's exit, unless nil
+	idlers  *idlers
 	status  chan status
 	ask     chan struct{}
 	tasks   chan int64
+	wake    chan struct{} // from idlers
 
+	// While the watcher is among idlers, its mutex guards these.
 	used     time.Duration // CPU time at the last tick
+	looked   time.Duration // CPU time when it was last looked at
 	lastTick time.Time
-	lastDisk int64
 }
 
 // A breach is a limit that was passed.
@@ -203,52 +215,59 @@ func (w *watcher) watch(closing <-chan struct{}) {
 	w.lastTick = time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	interval, wasBusy := busyTick, true
+	defer w.idlers.remove(w)
 	for {
 		select {
 		case <-closing:
 			return
 		case st := <-w.status:
+			w.idlers.remove(w)
 			w.end(st)
 			return
 		case n := <-w.tasks:
 			if n > w.limits.Pids {
+				w.idlers.remove(w)
 				w.kill(breach{backend.PidsLimit, n, "gvisor task list"})
 				return
 			}
 			continue
+		case <-w.wake:
 		case <-timer.C:
 		}
-		busy, found := w.tick(wasBusy)
-		if found != nil {
+		busy, found := w.look()
+		switch {
+		case found != nil:
 			w.kill(*found)
 			return
+		case busy:
+			timer.Reset(busyTick)
+		case w.cpu != nil:
+			// What it used CPU time for has just been looked at.
+			w.idlers.add(w)
 		}
-		// The tick after the last busy one looks once more at everything.
-		if interval = min(2*interval, idleTick); busy || wasBusy {
-			interval = busyTick
-		}
-		wasBusy = busy
-		timer.Reset(interval)
 	}
 }
 
-// tick reads the CPU counter, and the rest only if the sandbox has used CPU
-// time since: it can't breach a limit without.
-func (w *watcher) tick(look bool) (busy bool, found *breach) {
+// stirred reads the CPU counter and reports whether the sandbox is busy. A
+// sandbox can't breach a limit without using CPU time.
+func (w *watcher) stirred() bool {
+	used, err := w.cpu.Read()
+	if err != nil {
+		return false // Destroy is removing the group
+	}
+	now := time.Now()
+	busy := used-w.used > now.Sub(w.lastTick)/busyShare
+	w.used, w.lastTick = used, now
+	return busy
+}
+
+// look reads every counter and asks for the number of tasks.
+func (w *watcher) look() (busy bool, found *breach) {
 	if w.cpu == nil {
 		return false, nil
 	}
-	used, err := w.cpu.Read()
-	if err != nil {
-		return false, nil // Destroy is removing the group
-	}
-	now := time.Now()
-	busy = used-w.used > now.Sub(w.lastTick)/busyShare
-	w.used, w.lastTick = used, now
-	if !busy && !look {
-		return false, nil
-	}
+	busy = w.stirred()
+	w.looked = w.used
 	if w.process != nil {
 		select {
 		case w.ask <- struct{}{}:

@@ -1,0 +1,52 @@
+package gvisor
+
+import (
+	"sync"
+	"time"
+)
+
+// idlers are the watchers of sandboxes that use no CPU time. One goroutine looks
+// after all of them: a timer and a goroutine to wake for each sandbox would cost
+// ten times as much as reading its counter.
+type idlers struct {
+	mu  sync.Mutex // guards set, and the counters of the watchers in it
+	set map[*watcher]struct{}
+}
+
+// add leaves w to beat until its sandbox stirs.
+func (i *idlers) add(w *watcher) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.set == nil {
+		i.set = map[*watcher]struct{}{}
+	}
+	i.set[w] = struct{}{}
+}
+
+// remove takes w back.
+func (i *idlers) remove(w *watcher) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.set, w)
+}
+
+// beat wakes those whose sandboxes have stirred, until closing is closed.
+func (i *idlers) beat(closing <-chan struct{}) {
+	ticker := time.NewTicker(idleTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-closing:
+			return
+		case <-ticker.C:
+		}
+		i.mu.Lock()
+		for w := range i.set {
+			if w.stirred() || w.used-w.looked >= idleWork {
+				delete(i.set, w)
+				w.wake <- struct{}{} // it is empty: w is not in the set twice
+			}
+		}
+		i.mu.Unlock()
+	}
+}

@@ -5,9 +5,11 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -116,30 +118,45 @@ l = socket.create_server(("127.0.0.1", 0)); socket.create_connection(l.getsockna
 // comes after it.
 func TestShutdownDrainsThenMarks(t *testing.T) {
 	onEach(t, func(t *testing.T, s *sandbox) {
-		const n = 500
+		// More than the stream buffers, less than the interface queues.
+		const n, size = 300, 20000
 		type end struct {
 			pkts [][]byte
 			err  error
 		}
 		ended := make(chan end, 1)
-		read := readPackets(s.packets)
-		// Nobody reads until the shutdown has begun: what waits is in the queue.
 		got := s.python(t, fmt.Sprintf(`
 import os, socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-for i in range(%d): s.sendto(b"datagram %%d" %% i, ("192.0.2.1", 9))
+for i in range(%d): s.sendto(b"datagram %%d".ljust(%d) %% i, ("192.0.2.1", 9))
 os._exit(0)
-`, n))
+`, n, size))
 		check(t, outcome{}, got)
 		sleeper, err := s.Start(t.Context(), wire.StartRequest{Argv: []string{"sleep", "1000"}})
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer sleeper.Close()
+		down := make(chan error, 1)
+		go func() { down <- s.Shutdown(t.Context()) }()
+		// Nobody reads until the shutdown has begun.
+		for {
+			p, err := s.Start(t.Context(), wire.StartRequest{Argv: []string{"true"}})
+			if err == nil {
+				p.Close()
+				continue
+			}
+			var refused *wire.CallError
+			if !errors.As(err, &refused) || refused.Code != wire.CodeClosing {
+				t.Fatal(err)
+			}
+			break
+		}
 		go func() {
-			pkts, err := read()
+			pkts, err := readPackets(s.packets)
 			ended <- end{pkts, err}
 		}()
-		if err := s.Shutdown(t.Context()); err != nil {
+		if err := <-down; err != nil {
 			t.Fatal(err)
 		}
 		e := <-ended
@@ -149,8 +166,8 @@ os._exit(0)
 		next := 0
 		for _, pkt := range e.pkts {
 			if d, ok := parseDatagram(pkt); ok && d.proto == unix.IPPROTO_UDP && d.dport == 9 {
-				if want := fmt.Sprintf("datagram %d", next); d.payload != want {
-					t.Fatalf("%q, want %q", d.payload, want)
+				if want := fmt.Sprintf("datagram %d", next); strings.TrimSpace(d.payload) != want {
+					t.Fatalf("%.20q, want %q", d.payload, want)
 				}
 				next++
 			}
@@ -162,7 +179,6 @@ os._exit(0)
 		if s.code != 0 {
 			t.Errorf("exit %d: %s", s.code, s.stderr)
 		}
-		sleeper.Close()
 	})
 }
 

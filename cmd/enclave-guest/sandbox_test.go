@@ -28,6 +28,7 @@ import (
 // TestMain lets the test binary be the program that makes namespaces into a
 // sandbox, too.
 func TestMain(m *testing.M) {
+	syscall.Umask(0o022) // what a backend would make must not depend on who tests
 	if os.Args[0] == "make-sandbox" {
 		runtime.LockOSThread()
 		if err := makeSandbox(os.Args[1]); err != nil {
@@ -42,6 +43,18 @@ func TestMain(m *testing.M) {
 
 func guestDir() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("enclave-guest-test-%d", os.Getpid()))
+}
+
+// confirmReadOnly makes sure that root can write in no directory of the host's.
+func confirmReadOnly(root string) error {
+	for _, name := range []string{"etc", "usr", "dev", ".enclave"} {
+		path := filepath.Join(root, name, ".enclave-guest-test")
+		if err := os.WriteFile(path, nil, 0o600); !errors.Is(err, unix.EROFS) {
+			_ = os.Remove(path)
+			return fmt.Errorf("%s could be written: %v", path, err)
+		}
+	}
+	return nil
 }
 
 // makeSandbox turns the namespaces that it was started in into a sandbox, as a
@@ -59,6 +72,7 @@ func makeSandbox(dir string) error {
 		mount("tmpfs", root, "tmpfs", 0, "mode=755"),
 		os.MkdirAll(root+"/.enclave", 0o755),
 		mount(dir, root+"/.enclave", "", unix.MS_BIND, ""),
+		mount("", root+"/.enclave", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""),
 	); err != nil {
 		return err
 	}
@@ -76,6 +90,16 @@ func makeSandbox(dir string) error {
 		if err := errors.Join(os.Mkdir(to, 0o755), mount(from, to, "", unix.MS_BIND|unix.MS_REC, "")); err != nil {
 			return err
 		}
+		// These are the host's own. A guest that is broken, as one is when a test
+		// is tried, must not be able to change them: the workload's identity is
+		// what is under test here, so it can't be what protects the host.
+		readOnly := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(-1, to, unix.AT_RECURSIVE, &readOnly); err != nil {
+			return fmt.Errorf("make %s read-only: %w", to, err)
+		}
+	}
+	if err := confirmReadOnly(root); err != nil {
+		return err
 	}
 	for _, name := range []string{"work", "tmp", "run", "run/enclave", "proc"} {
 		if err := os.Mkdir(filepath.Join(root, name), 0o755); err != nil {
@@ -306,15 +330,13 @@ func collect(t testing.TB, p *wire.Process) (o outcome) {
 }
 
 // readPackets reads what the sandbox sends until its mark, or the stream's end.
-func readPackets(conn net.Conn) func() (pkts [][]byte, err error) {
-	return sync.OnceValues(func() (pkts [][]byte, err error) {
-		r := wire.NewPacketReader(conn)
-		for {
-			pkt, err := r.Next()
-			if err != nil {
-				return pkts, err
-			}
-			pkts = append(pkts, bytes.Clone(pkt))
+func readPackets(conn net.Conn) (pkts [][]byte, err error) {
+	r := wire.NewPacketReader(conn)
+	for {
+		pkt, err := r.Next()
+		if err != nil {
+			return pkts, err
 		}
-	})
+		pkts = append(pkts, bytes.Clone(pkt))
+	}
 }

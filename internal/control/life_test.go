@@ -248,7 +248,7 @@ func TestRestartEndsWhatRanAndRunsWhatWaited(t *testing.T) {
 	}
 	await(t, p, running.ID, func(s session.Session, _ Update) bool { return s.Phase == session.Running })
 	stray := backend.ID("strayaaaaaaaaaaaaaaa")
-	if err := l.backend.Start(t.Context(), stray, backend.Spec{Image: "any", Limits: backend.Limits{MilliCPU: 1, CPU: 1, Memory: 1, Pids: 1, Disk: 1}}); err != nil {
+	if err := l.backend.Start(t.Context(), stray, backend.Spec{Image: "sha256:" + strings.Repeat("0", 64), Limits: backend.Limits{MilliCPU: 1, CPU: 1, Memory: 1, Pids: 1, Disk: 1}}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -284,6 +284,7 @@ func TestOddResultsAndExitsOnGVisor(t *testing.T) {
 		"bash":               {code: "enclave-result '{\"a\": 1}'; exit 3", language: "bash", phase: session.Failed, exit: 3, json: `{"a": 1}`},
 		"printed, not given": {code: "print('{\"answer\": 1}')", phase: session.Succeeded},
 		"a syntax error":     {code: "def", phase: session.Failed, exit: 1, stderr: "SyntaxError"},
+		"10 MiB of code":     {code: strings.Repeat("#"+strings.Repeat("x", 1022)+"\n", 10<<10-1) + "enclave.result(len(open('/run/enclave/main.py').read()))", phase: session.Succeeded, json: "10484792"},
 		"an orphan's output": {code: "sleep 300 & echo hello", language: "bash", phase: session.Succeeded},
 	} {
 		t.Run(name, func(t *testing.T) {

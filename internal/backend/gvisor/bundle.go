@@ -23,8 +23,9 @@ const (
 	// before the sandbox's kernel refuses more, for the same reason.
 	diskWall = 8 << 20
 
-	// runSize bounds /run/enclave, which is memory.
-	runSize = "4m"
+	// runSize bounds /run/enclave, which is memory: the largest code, of 10 MiB,
+	// and what the guest keeps beside it.
+	runSize = "12m"
 )
 
 // hostTasks bounds the threads of a whole sandbox on the host. It is head room,

@@ -49,7 +49,12 @@ func Binaries(t testing.TB) Programs {
 // build is memoized because go build takes seconds to find that there is
 // nothing to do, and many tests of one process ask.
 var build = sync.OnceValues(func() (string, error) {
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("enclave-test-bin-%d", os.Getuid()))
+	// Not below /tmp: what root runs must be where only root can have put it.
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "enclave-test-bin")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}

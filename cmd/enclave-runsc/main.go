@@ -39,6 +39,10 @@ func main() {
 	// runsc clears the environment of what it starts, GOGC with it.
 	if slices.Contains(os.Args, "boot") {
 		collectLater()
+		if err := tellMemory(os.Args); err != nil {
+			fmt.Fprintln(os.Stderr, "enclave-runsc:", err)
+			os.Exit(128)
+		}
 	}
 	cli.Run(nil, map[util.SubCommand]string{
 		new(cmd.Create):       "",

@@ -177,10 +177,14 @@ func (g *Group) Make(l Limits) (err error) {
 		}
 	}()
 	for _, d := range g.Dirs() {
-		if err := g.parent(filepath.Dir(d)); err != nil {
-			return err
+		err := fs.ErrNotExist
+		for try := 0; try < 5 && errors.Is(err, fs.ErrNotExist); try++ {
+			// Somebody's RemoveParent may come between the two.
+			if err = g.parent(filepath.Dir(d)); err == nil {
+				err = os.Mkdir(d, 0o755)
+			}
 		}
-		if err := os.Mkdir(d, 0o755); err != nil {
+		if err != nil {
 			return err
 		}
 		made = append(made, d)

@@ -208,17 +208,38 @@ func emptyNetwork() (*os.File, error) {
 	}
 	done := make(chan result)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine.
 		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, err}
-			return
+		f, err := unshareNetwork()
+		// A thread that could not go back ends with this goroutine.
+		if err == nil {
+			runtime.UnlockOSThread()
 		}
-		f, err := os.Open("/proc/thread-self/ns/net")
 		done <- result{f, err}
 	}()
 	r := <-done
 	return r.file, r.err
+}
+
+// unshareNetwork makes a network namespace and returns with the thread back in
+// its own. Ending the thread instead would not do: it may be the first of the
+// process, which can't end and whose namespace is shown as the process's.
+func unshareNetwork() (_ *os.File, err error) {
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	defer own.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if rerr := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); rerr != nil {
+		if f != nil {
+			f.Close()
+		}
+		return nil, errors.Join(err, rerr)
+	}
+	return f, err
 }
 
 // copyLimited reads at most n bytes of r.

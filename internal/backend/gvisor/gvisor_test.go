@@ -137,16 +137,28 @@ type order struct {
 // send gives the guest an order and returns the connection with its output.
 func (x box) send(t testing.TB, o order) net.Conn {
 	t.Helper()
+	conn := x.accept(t)
+	send(t, conn, o)
+	return conn
+}
+
+// accept takes a connection on which the guest waits for an order.
+func (x box) accept(t testing.TB) net.Conn {
+	t.Helper()
 	x.l.(*net.UnixListener).SetDeadline(time.Now().Add(20 * time.Second))
 	conn, err := x.l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func send(t testing.TB, conn net.Conn, o order) {
+	t.Helper()
 	if err := json.NewEncoder(conn).Encode(o); err != nil {
 		t.Fatal(err)
 	}
-	return conn
 }
 
 // output runs a workload to its end.

@@ -35,8 +35,7 @@ func inventory(t testing.TB, b *Backend) map[string]bool {
 	leaves, err := b.tree.Leaves(cgroupParent)
 	check(err)
 	for _, l := range leaves {
-		// Other tests of this host have their own names.
-		if strings.HasPrefix(l, b.instance+"-") {
+		if strings.HasPrefix(l, b.leafPrefix()) {
 			seen["cgroup "+l] = true
 		}
 	}

@@ -203,6 +203,7 @@ func TestTheWorkloadSeesNoMoreThanItNeeds(t *testing.T) {
 		"uid 1000 euid 1000", "write /work <nil>", "write /tmp <nil>",
 		"write / open", "write /.enclave open", "write /etc open", "write /run/enclave open", "write /sys open",
 		"CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "hostname sandbox", "sys 0",
+		"MemTotal:         262144 kB",
 		"none / 9p ro,", " /.enclave 9p ro,nosuid",
 	} {
 		if !strings.Contains(out, want) {
@@ -373,6 +374,20 @@ func TestAnotherInstanceIsNotTouched(t *testing.T) {
 		if err := other.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+	if out := x.output(t, "self", "fork", "1"); !strings.Contains(out, "started 1") {
+		t.Errorf("the sandbox is not what it was: %s", out)
+	}
+}
+
+func TestAnotherStateDirectoryIsNotTouched(t *testing.T) {
+	b, other := open(t, t.TempDir()), open(t, t.TempDir())
+	x := start(t, b, limits())
+	if ids, err := other.List(deadline(t)); err != nil || len(ids) > 0 {
+		t.Errorf("another directory with the same instance lists %v, %v", ids, err)
+	}
+	if err := other.Destroy(deadline(t), x.id); err != nil {
+		t.Error(err)
 	}
 	if out := x.output(t, "self", "fork", "1"); !strings.Contains(out, "started 1") {
 		t.Errorf("the sandbox is not what it was: %s", out)

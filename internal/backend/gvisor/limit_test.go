@@ -2,11 +2,15 @@ package gvisor
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 func TestEachLimitEndsTheSandboxWithItsCause(t *testing.T) {
@@ -79,6 +83,56 @@ func TestEachLimitEndsTheSandboxWithItsCause(t *testing.T) {
 	}
 }
 
+func TestASandboxThatHasIdledIsStillWatched(t *testing.T) {
+	b := open(t, t.TempDir())
+	x := start(t, b, limits())
+	idle := func() bool {
+		b.idlers.mu.Lock()
+		defer b.idlers.mu.Unlock()
+		return len(b.idlers.set) == 1
+	}
+	// Its guest waits for this connection, which takes no CPU time.
+	conn := x.accept(t)
+	for ctx := deadline(t); !idle(); runtime.Gosched() {
+		if ctx.Err() != nil {
+			t.Fatal("a sandbox whose guest waits does not idle")
+		}
+	}
+	send(t, conn, order{Argv: []string{"self", "fork", "70", "stay"}})
+	if e := x.wait(t); e.Cause != backend.PidsLimit {
+		t.Errorf("the sandbox ended with %+v", e)
+	}
+}
+
+// The namespace of the first thread is what is shown as the process's.
+func TestMakingANetworkLeavesThisProcessInItsOwn(t *testing.T) {
+	testenv.Need(t, "root")
+	threads := func() map[string]bool {
+		seen := map[string]bool{}
+		tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range tasks {
+			if ns, err := os.Readlink(p); err == nil {
+				seen[ns] = true
+			}
+		}
+		return seen
+	}
+	// Often enough to have been on each thread.
+	for range 20 {
+		f, err := emptyNetwork()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	if seen := threads(); len(seen) != 1 {
+		t.Errorf("threads are in the networks %v", seen)
+	}
+}
+
 // Below its limits a sandbox may do as it likes: these are the positive controls
 // of the breaches above.
 func TestWorkBelowTheLimitsIsLeftAlone(t *testing.T) {
@@ -144,7 +198,7 @@ func TestPrecedence(t *testing.T) {
 }
 
 func (x box) procs() ([]int, error) {
-	g, err := x.tree.Group(cgroupParent, x.name(x.id))
+	g, err := x.tree.Group(cgroupParent, x.leaf(x.id))
 	if err != nil {
 		return nil, err
 	}

@@ -68,14 +68,15 @@ func (b *Backend) start(ctx context.Context, s *sandbox, spec backend.Spec) erro
 		defer cancel()
 		return b.remove(clean, s)
 	}
-	err := b.make(ctx, s, spec)
-	if errors.Is(err, fs.ErrExist) {
+	if err := s.announce(spec); errors.Is(err, fs.ErrExist) {
 		// Another process has taken the id since we looked: it is not ours to
 		// remove.
 		idle()
 		return backend.ErrExists
+	} else if err != nil {
+		return errors.Join(err, undo())
 	}
-	if err != nil {
+	if err := b.make(ctx, s, spec); err != nil {
 		return errors.Join(err, undo())
 	}
 	if err := b.hold(ctx, s); err != nil {
@@ -105,23 +106,17 @@ func (s *sandbox) taken() (bool, error) {
 	return s.group.Exists()
 }
 
-// make makes everything of the sandbox and returns when its first program has
-// been started. An error that wraps fs.ErrExist means that nothing was made.
-func (b *Backend) make(ctx context.Context, s *sandbox, spec backend.Spec) error {
+// announce takes the id: whoever writes the facts first has it.
+func (s *sandbox) announce(spec backend.Spec) error {
 	if err := s.makeDir(); err != nil {
 		return err
 	}
-	if err := writeNew(filepath.Join(s.dir, factsFile), facts{ID: s.id, Image: spec.Image, Limits: spec.Limits}); err != nil {
-		return err
-	}
-	// From here on an existing thing is a fault of ours, not another's sandbox.
-	if err := b.fill(ctx, s, spec); err != nil {
-		return errors.New(err.Error())
-	}
-	return nil
+	return writeNew(filepath.Join(s.dir, factsFile), facts{ID: s.id, Image: spec.Image, Limits: spec.Limits})
 }
 
-func (b *Backend) fill(ctx context.Context, s *sandbox, spec backend.Spec) error {
+// make makes everything of an announced sandbox and returns when its first
+// program has been started.
+func (b *Backend) make(ctx context.Context, s *sandbox, spec backend.Spec) error {
 	rootfs, err := b.rootfs(spec.Image)
 	if err != nil {
 		return fmt.Errorf("find image %s: %w", spec.Image, err)
@@ -148,6 +143,11 @@ func (b *Backend) fill(ctx context.Context, s *sandbox, spec backend.Spec) error
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(s.dir, bundleFile), config, 0o600); err != nil {
+		return err
+	}
+	// What the sandbox is told it has; the limit is the cgroup's.
+	memory := strconv.FormatInt(spec.Limits.Memory, 10)
+	if err := os.WriteFile(filepath.Join(s.dir, memoryFile), []byte(memory), 0o644); err != nil {
 		return err
 	}
 	if err := s.group.Make(cgroup.Limits{Memory: spec.Limits.Memory + sentryMemory, Pids: hostTasks(spec.Limits)}); err != nil {

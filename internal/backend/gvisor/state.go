@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,6 +31,7 @@ const (
 	destroyFile = "destroying"   // Destroy has been called
 	exitFile    = "exit.json"    // it has ended
 	bundleFile  = "config.json"
+	memoryFile  = "memory"
 	logFile     = "log"
 	runscDir    = "run"
 	mountDir    = "mnt"  // /.enclave in the sandbox: the guest and the socket
@@ -102,9 +104,20 @@ func validInstance(s string) bool {
 	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// name is the sandbox's directory and cgroup: "instance-id". The id has no dash
-// and a fixed width, so no instance's names are another's.
+// name is the sandbox's directory: "instance-id". The id has no dash and a fixed
+// width, so no instance's names are another's.
 func (b *Backend) name(id backend.ID) string { return b.instance + "-" + string(id) }
+
+// leaf is the sandbox's cgroup. The host has one tree of them for all state
+// directories, so the name has the directory in it: two control planes that were
+// given one instance by mistake do not take each other's sandboxes for orphans.
+func (b *Backend) leaf(id backend.ID) string { return b.leafPrefix() + string(id) }
+
+func (b *Backend) leafPrefix() string {
+	h := fnv.New32a()
+	h.Write([]byte(b.dir))
+	return fmt.Sprintf("%s-%08x-", b.instance, h.Sum32())
+}
 
 // acquire returns the sandbox id with its op held, whether or not it exists.
 func (b *Backend) acquire(ctx context.Context, id backend.ID) (*sandbox, error) {
@@ -144,7 +157,7 @@ func (b *Backend) lookup(id backend.ID) (*sandbox, error) {
 	if s := b.sandboxes[id]; s != nil {
 		return s, nil
 	}
-	group, err := b.tree.Group(cgroupParent, b.name(id))
+	group, err := b.tree.Group(cgroupParent, b.leaf(id))
 	if err != nil {
 		return nil, err
 	}
@@ -238,24 +251,26 @@ func (b *Backend) List(ctx context.Context) ([]backend.ID, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
 	}
-	var names []string
-	for _, e := range entries {
-		if e.IsDir() {
-			names = append(names, e.Name())
-		}
-	}
 	leaves, err := b.tree.Leaves(cgroupParent)
 	if err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
 	}
 	seen := map[backend.ID]bool{}
 	var ids []backend.ID
-	for _, name := range append(names, leaves...) {
-		rest, ok := strings.CutPrefix(name, b.instance+"-")
+	add := func(name, prefix string) {
+		rest, ok := strings.CutPrefix(name, prefix)
 		if id := backend.ID(rest); ok && validID(id) && !seen[id] {
 			seen[id] = true
 			ids = append(ids, id)
 		}
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			add(e.Name(), b.instance+"-")
+		}
+	}
+	for _, l := range leaves {
+		add(l, b.leafPrefix())
 	}
 	return ids, nil
 }

@@ -18,9 +18,9 @@ import (
 // files are those that the core or the code put under /work and /tmp. A model
 // has no others.
 type files struct {
-	mu   sync.Mutex
-	left int64 // bytes of the disk limit
-	all  map[string]*file
+	mu          sync.Mutex
+	limit, left int64 // bytes
+	all         map[string]*file
 }
 
 type file struct {
@@ -36,7 +36,7 @@ const maxKept = 32 << 20
 
 func newFiles(limit int64) *files {
 	dir := func() *file { return &file{dir: true, mode: 0o755, at: time.Now()} }
-	return &files{left: limit, all: map[string]*file{"/work": dir(), "/tmp": dir()}}
+	return &files{limit: limit, left: limit, all: map[string]*file{"/work": dir(), "/tmp": dir()}}
 }
 
 // place returns the canonical path of a file that may be written.
@@ -75,6 +75,20 @@ func (f *files) grow(name string, b []byte, n int64) bool {
 		x.data = append(x.data, b...)
 	}
 	return true
+}
+
+// fill takes n bytes, which are there, for files of which no more is known.
+func (f *files) fill(n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left -= n
+}
+
+// used returns how many bytes all files have.
+func (f *files) used() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.limit - f.left
 }
 
 // content returns what is known of a file's content.

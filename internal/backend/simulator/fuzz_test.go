@@ -2,15 +2,18 @@ package simulator
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
-	"math/big"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	sums "gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -35,11 +38,18 @@ func alone(t testing.TB) (p *process, results *[]string) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		written := 0
 		for e := range s.events {
+			if written += len(e.Data); written > 8<<20 {
+				p.kill(9) // as the core does
+			}
 			if e.Kind == wire.Result {
 				*results = append(*results, string(e.Data))
 			}
-			s.sent <- struct{}{}
+			select {
+			case s.sent <- struct{}{}:
+			case <-p.halt:
+			}
 		}
 	}()
 	t.Cleanup(func() { p.finish(nil); <-done })
@@ -47,87 +57,140 @@ func alone(t testing.TB) (p *process, results *[]string) {
 }
 
 // FuzzModelsEnd feeds code of any kind to the models. Whatever it is, they end
-// and give an exit status.
+// once the time is over or their output is too much, and give an exit status.
 func FuzzModelsEnd(f *testing.F) {
 	for _, s := range []string{
-		"while True: pass", "for i in range(1<<60):\n x = i", "def f(): f()\nf()", "x = [" + strings.Repeat("[", 500),
+		"while True: pass", "for i in range(1<<60):\n x = i", "def f(): f()\nf()", "def f(): f();f()\nf()", "x = [" + strings.Repeat("[", 500),
 		strings.Repeat("-", 2000) + "1", strings.Repeat("a+", 5000) + "a", "x = 'a'\nwhile 1: x = x + x", "f'{f\"{f'{1}'}\"}'",
 		"class A:\n  def f(self): pass\n\ttry: x\n", "if 1:\n" + strings.Repeat(" if 1:\n", 100), "x=[]\nx.append(x)\nprint(x)\nenclave.result(x)",
-		"d={}\nd[d]=d\nprint(d)", "raise\n", "try:\n 1/0\nexcept: raise\nfinally: print(2)", "x = (1 for", "\"\"\"", "sum(i for i in range(10**9))",
+		"raise\n", "try:\n 1/0\nexcept: raise\nfinally: print(2)", "x = (1 for", "\"\"\"", "print(" + strings.Repeat("f(", 500),
+		"import time\ntime.sleep(1e9)", "while True:\n time.sleep(1)\n print(1)", "while 1: print('x' * (1 << 62))", "sleep infinity", "while True: print(1)",
+		"enclave.result({1: 2.5e300, 'a': [None, True, -0x1F]})", "def f(a, b=1, *c, d): return a\nf(1, d=2)", "for x in range(9,1,-2): os.fork()",
 	} {
 		f.Add(s, byte(0))
 		f.Add(s, byte(1))
+		f.Add(s, byte(2))
 	}
 	f.Fuzz(func(t *testing.T, code string, language byte) {
-		p, results := alone(t)
-		r := wire.StartRequest{Language: []string{"python", "node", "bash"}[language%3], Code: code}
-		if strings.Contains(code, "sleep") || strings.Contains(code, "input") {
-			t.Skip("real time")
-		}
-		act, err := modelOf(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if status := act(p); status < 0 || status > 255 {
-			t.Errorf("exit status %d", status)
-		}
-		if len(*results) > 1 {
-			t.Errorf("%d results", len(*results))
-		}
+		synctest.Test(t, func(t *testing.T) {
+			p, results := alone(t)
+			end := time.AfterFunc(100*365*24*time.Hour, func() { p.kill(9) })
+			defer end.Stop()
+			act, err := modelOf(wire.StartRequest{Language: []string{"python", "node", "bash"}[language%3], Code: code})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status := act(p); status < 0 || status > 255 {
+				t.Errorf("exit status %d", status)
+			}
+			if p.actions > maxActions+1 {
+				t.Errorf("%d actions", p.actions)
+			}
+			if len(*results) > 1 || len(*results) == 1 && !json.Valid([]byte((*results)[0])) {
+				t.Errorf("results %q", *results)
+			}
+		})
 	})
 }
 
-// TestArithmeticIsRight compares the model's integers with math/big, on
-// expressions whose Python meaning is known.
-func TestArithmeticIsRight(t *testing.T) {
+// python writes v, a value of encoding/json, as Python does, in one of its ways.
+func python(r *rand.Rand, v any) string {
+	comma := []string{",", ", ", " ,\n  ", ", # not ] a ' comment\n"}[r.IntN(4)]
+	last := []string{"", comma}[r.IntN(2)]
+	switch v := v.(type) {
+	case nil:
+		return "None"
+	case bool:
+		return map[bool]string{true: "True", false: "False"}[v]
+	case float64:
+		n := int64(v)
+		if float64(n) != v {
+			return strconv.FormatFloat(v, "feg"[r.IntN(3)], -1, 64)
+		}
+		return []string{fmt.Sprint(n), fmt.Sprintf("(%d)", n), fmt.Sprintf("%d*1 + 0", n), fmt.Sprintf("((%d + 7) + -7)", n)}[r.IntN(4)]
+	case string:
+		var b strings.Builder
+		for _, c := range v {
+			switch {
+			case c < ' ' || strings.ContainsRune(`"'\{}`, c) || r.IntN(5) == 0:
+				if c < 256 && r.IntN(2) == 0 {
+					fmt.Fprintf(&b, `\x%02x`, c)
+				} else {
+					fmt.Fprintf(&b, `\U%08X`, c)
+				}
+			default:
+				b.WriteRune(c)
+			}
+		}
+		q := []string{"'", `"`, "'''", `"""`}[r.IntN(4)]
+		return []string{"", "u", "f"}[r.IntN(3)] + q + b.String() + q + []string{"", " ''", ` r""`}[r.IntN(3)]
+	case []any:
+		parts := make([]string, len(v))
+		for i, x := range v {
+			parts[i] = python(r, x)
+		}
+		if r.IntN(2) == 0 && len(v) > 1 {
+			return "(" + strings.Join(parts, comma) + last + ")"
+		} else if len(v) == 0 {
+			last = ""
+		}
+		return "[" + strings.Join(parts, comma) + last + "]"
+	}
+	parts := []string{}
+	for k, x := range v.(map[string]any) {
+		parts = append(parts, python(r, k)+" :"+python(r, x))
+	}
+	if len(parts) == 0 {
+		last = ""
+	}
+	return "{" + strings.Join(parts, comma) + last + "}"
+}
+
+// TestLiteralsAreReadRight writes random values as Python, and wants the model
+// to give them as results that encoding/json reads as the same.
+func TestLiteralsAreReadRight(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	var gen func(depth int) (string, *big.Int)
-	gen = func(depth int) (string, *big.Int) {
-		if depth == 0 || r.IntN(4) == 0 {
-			n := r.Int64N(2000) - 1000
-			return fmt.Sprintf("(%d)", n), big.NewInt(n)
+	name := func() string {
+		letters := []rune("ab'\"\\ {}#\n\t\x00\x7fé€😀<&")
+		b := make([]rune, r.IntN(6))
+		for i := range b {
+			b[i] = letters[r.IntN(len(letters))]
 		}
-		a, x := gen(depth - 1)
-		b, y := gen(depth - 1)
-		switch op := r.IntN(5); {
-		case op == 0:
-			return "(" + a + "+" + b + ")", new(big.Int).Add(x, y)
-		case op == 1:
-			return "(" + a + " - " + b + ")", new(big.Int).Sub(x, y)
-		case op == 2 || y.Sign() == 0:
-			return "(" + a + "*" + b + ")", new(big.Int).Mul(x, y)
+		return string(b)
+	}
+	var gen func(depth int) any
+	gen = func(depth int) any {
+		switch n := r.IntN(12); {
+		case n < 3 && depth > 0:
+			l := []any{}
+			for range r.IntN(4) {
+				l = append(l, gen(depth-1))
+			}
+			return l
+		case n < 6 && depth > 0:
+			d := map[string]any{}
+			for range r.IntN(4) {
+				d[name()] = gen(depth - 1)
+			}
+			return d
 		default:
-			// Python rounds towards minus infinity.
-			q, m := new(big.Int), new(big.Int)
-			q.DivMod(x, y, m)
-			if m.Sign() != 0 && y.Sign() < 0 {
-				q.Sub(q, big.NewInt(1))
-				m.Add(m, y)
-			}
-			if op == 3 {
-				return "(" + a + "//" + b + ")", q
-			}
-			return "(" + a + "%" + b + ")", m
+			return []any{nil, true, false, float64(r.Int64N(1<<40) - 1<<39), r.NormFloat64() * 1e9, r.NormFloat64() * 1e-9, name()}[n%7]
 		}
 	}
-	known := 0
 	for range 3000 {
-		code, want := gen(3)
-		code = "(" + code + ")"
+		want := gen(4)
+		code := "enclave.result(" + python(r, want) + ")"
 		p, results := alone(t)
-		if status := runPython(p, "enclave.result("+code+")"); status != 0 {
-			t.Fatalf("%s: status %d", code, status)
+		if status := runPython(p, code); status != 0 || len(*results) != 1 {
+			t.Fatalf("%s: status %d, %d results", code, status, len(*results))
 		}
-		if len(*results) == 0 {
-			continue // it overflowed somewhere, and the value is not known
+		var got any
+		if err := json.Unmarshal([]byte((*results)[0]), &got); err != nil {
+			t.Fatal(err)
 		}
-		known++
-		if (*results)[0] != want.String() {
-			t.Fatalf("%s is %s, got %s", code, want, (*results)[0])
+		if d := cmp.Diff(want, got); d != "" {
+			t.Fatalf("%s (-want +got):\n%s", code, d)
 		}
-	}
-	if known < 2000 {
-		t.Errorf("only %d of 3000 values were known", known)
 	}
 }
 

@@ -1,7 +1,6 @@
 package simulator
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,9 +30,13 @@ type guest struct {
 
 	down chan struct{} // closed when the mark was sent
 	once sync.Once
+	wire *countedConn // the control connection
 }
 
 const workloadUID = 1000
+
+// leaveLimit bounds the wait for a core that was answered to hang up.
+const leaveLimit = time.Second
 
 // runGuest is the guest's life. When it returns nothing of the guest is left.
 func runGuest(x *box, l *listener) backend.Exit {
@@ -53,26 +56,31 @@ func runGuest(x *box, l *listener) backend.Exit {
 
 	g := &guest{
 		box: x, net: newNetwork(packets), files: newFiles(x.spec.Limits.Disk),
-		processes: map[uint32]*process{}, down: make(chan struct{}),
+		processes: map[uint32]*process{}, down: make(chan struct{}), wire: newCountedConn(control),
 	}
 	var workers sync.WaitGroup
-	netGone, controlGone := make(chan struct{}), make(chan struct{})
+	netGone, controlGone := make(chan struct{}), g.wire.closed
 	workers.Go(func() { defer close(netGone); g.net.receive() })
 	srv := g.server()
-	conns := &single{conn: control, stop: make(chan struct{}), closed: controlGone}
+	conns := &single{conn: g.wire, stop: make(chan struct{})}
 	workers.Go(func() { srv.Serve(conns) })
 
 	exit := backend.Exit{Cause: backend.Exited, Evidence: Evidence + ": guest exited"}
 	select {
 	case <-g.down:
-		// The answer to Shutdown is on its way: let it out before the end.
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		srv.Shutdown(ctx)
-		cancel()
+		// The core hangs up when the answer to Shutdown has arrived. The server's
+		// own way to end in order waits a second and more for streams to come.
+		select {
+		case <-controlGone:
+		case <-time.After(leaveLimit):
+		case <-x.ended:
+		}
 	case <-netGone:
 		exit = failed(errors.New("the packet connection ended"))
 	case <-controlGone:
-		exit = failed(errors.New("the control connection ended"))
+		if !isClosed(g.down) {
+			exit = failed(errors.New("the control connection ended"))
+		}
 	case <-x.ended:
 	}
 	x.end(exit) // before the connections go, so that who notices their end knows why
@@ -97,13 +105,12 @@ func greet(x *box, l *listener, k wire.Kind) (net.Conn, error) {
 	return conn, nil
 }
 
-// A single is a listener of one connection; it tells when that is closed.
+// A single is a listener of one connection.
 type single struct {
-	mu     sync.Mutex
-	conn   net.Conn
-	once   sync.Once
-	stop   chan struct{}
-	closed chan struct{}
+	mu   sync.Mutex
+	conn net.Conn
+	once sync.Once
+	stop chan struct{}
 }
 
 func (s *single) Accept() (net.Conn, error) {
@@ -115,7 +122,7 @@ func (s *single) Accept() (net.Conn, error) {
 		<-s.stop
 		return nil, net.ErrClosed
 	}
-	return &tellingConn{Conn: c, closed: s.closed}, nil
+	return c, nil
 }
 
 func (s *single) Close() error {
@@ -125,15 +132,54 @@ func (s *single) Close() error {
 
 func (s *single) Addr() net.Addr { return &net.UnixAddr{Name: "simulator", Net: "unix"} }
 
-type tellingConn struct {
+// A countedConn tells when it is closed, and how much was written to it.
+type countedConn struct {
 	net.Conn
 	once   sync.Once
 	closed chan struct{}
+
+	mu      sync.Mutex
+	grew    *sync.Cond
+	written int64
 }
 
-func (c *tellingConn) Close() error {
+func newCountedConn(c net.Conn) *countedConn {
+	x := &countedConn{Conn: c, closed: make(chan struct{})}
+	x.grew = sync.NewCond(&x.mu)
+	return x
+}
+
+func (c *countedConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.written += int64(n)
+	c.grew.Broadcast()
+	return n, err
+}
+
+func (c *countedConn) Close() error {
 	c.once.Do(func() { close(c.closed) })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.grew.Broadcast()
 	return c.Conn.Close()
+}
+
+// sent returns how many bytes were written.
+func (c *countedConn) sent() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.written
+}
+
+// await waits until n bytes were written, or none will be any more.
+func (c *countedConn) await(n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.written < n && !isClosed(c.closed) {
+		c.grew.Wait()
+	}
 }
 
 func (g *guest) server() *http.Server {
@@ -224,11 +270,8 @@ func (g *guest) shutdown(w http.ResponseWriter, _ *http.Request) error {
 	if err := g.net.mark(); err != nil {
 		return err
 	}
+	g.once.Do(func() { close(g.down) }) // before the answer, on which the core hangs up
 	w.WriteHeader(http.StatusNoContent)
-	if f, ok := w.(http.Flusher); ok {
-		f.Flush()
-	}
-	g.once.Do(func() { close(g.down) })
 	return nil
 }
 

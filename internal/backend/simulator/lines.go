@@ -16,21 +16,23 @@ func (e exit) Error() string { return "exit " + strconv.Itoa(e.code) }
 
 // runLines models code line by line. line returns an exit to end it.
 func runLines(p *process, code string, line func(*process, string) error) int {
+	lines := 0
 	for l := range strings.Lines(code) {
+		if lines++; lines > maxLines {
+			return p.status(errTooMuch)
+		}
 		if p.running() != nil {
 			return 1
+		}
+		if len(l) > maxStatement {
+			continue
 		}
 		l = strings.TrimSpace(l)
 		if l == "" || strings.HasPrefix(l, "#") || strings.HasPrefix(l, "//") {
 			continue
 		}
-		err := line(p, l)
-		var e exit
-		switch {
-		case errors.As(err, &e):
-			return e.code
-		case err != nil:
-			return 1
+		if err := line(p, l); err != nil {
+			return p.status(err)
 		}
 	}
 	return 0
@@ -66,10 +68,10 @@ func bashLine(p *process, l string) error {
 		if err != nil {
 			f = 1 << 30
 		}
-		return p.sleep(seconds(f))
+		return p.pause(seconds(f))
 	}
 	if m := resultArg.FindStringSubmatch(l); m != nil {
-		if err := p.give(strings.ReplaceAll(m[1]+m[2]+m[3], `\"`, `"`)); err != nil && !errors.Is(err, errEnded) {
+		if err := p.give(strings.ReplaceAll(m[1]+m[2]+m[3], `\"`, `"`)); err != nil && !errors.Is(err, errEnded) && !errors.Is(err, errTooMuch) {
 			return p.print(wire.Stderr, "enclave-result: "+err.Error()+"\n")
 		} else if err != nil {
 			return err
@@ -130,7 +132,7 @@ func nodeLine(p *process, l string) error {
 	}
 	if m := nodeResult.FindStringSubmatch(l); m != nil {
 		json := nodeKey.ReplaceAllString(strings.ReplaceAll(m[1], "'", `"`), `$1"$2":`)
-		if err := p.give(json); errors.Is(err, errEnded) {
+		if err := p.give(json); errors.Is(err, errEnded) || errors.Is(err, errTooMuch) {
 			return err
 		} // another error means that it is no literal, whose value is not known
 	}
@@ -146,13 +148,4 @@ func exitOf(m []string) error {
 	}
 	n, _ := strconv.Atoi(m[1]) // nothing is 0
 	return exit{n & 0xff}
-}
-
-// bomb forks without end.
-func (p *process) bomb() error {
-	for {
-		if err := p.fork(); err != nil {
-			return err
-		}
-	}
 }

@@ -19,17 +19,21 @@ import (
 
 // What is modelled.
 //
-// Python: statements in their order, with if, for, while, try, with and
-// functions of the code's own; values made of literals, arithmetic, ranges and
-// comprehensions; print; open, read and write of files under /work and /tmp;
-// enclave.result; exits and exceptions; time.sleep; os.fork, threads and child
-// processes as tasks; large strings, lists and byte arrays as memory; writes as
-// disk; a loop without end as CPU time. Attempts to reach the network are made by
-// urllib, requests, http.client and socket. A condition whose value is not known
-// is false; a call that is not known has no effect and an unknown value.
+// Python: what its statements state literally, in their order. Literals, and
+// names that were given one; print, writes to stdout and stderr, exits, raise and
+// try; enclave.result; time.sleep; connections, datagrams and look-ups by urllib,
+// requests, http.client and socket to literal hosts; files under /work and /tmp;
+// os.fork, threads and child processes as tasks, and literal commands of theirs as
+// below; large strings and what is appended as memory; for over literals and
+// ranges; while True, of which the limit that it breaks first is reckoned from
+// one pass. An if whose condition no literal decides is not entered. Of all that
+// a program computes, two sums are known: see literal.
 //
 // Node and bash, line by line: literal output, the exit status, the result,
 // URLs that are fetched, sleeping, and the usual fork bomb and endless loop.
+//
+// Models are bounded: see maxLines and maxActions. Code that goes beyond them
+// fails, and says so.
 //
 // A command (argv) is modelled if it is one of the interpreters with code on its
 // command line.
@@ -77,7 +81,32 @@ func (p *process) fetch(raw string) error {
 	if scheme == "https" {
 		hello = clientHello(host)
 	}
+	return p.dial(host, port, hello)
+}
+
+// dial makes a connection and says hello.
+func (p *process) dial(host string, port uint16, hello []byte) error {
+	if err := p.spend(); err != nil {
+		return err
+	}
 	return p.guest.net.dial(p.halt, host, port, hello)
+}
+
+// datagram sends a datagram.
+func (p *process) datagram(host string, port uint16, payload []byte) error {
+	if err := p.spend(); err != nil {
+		return err
+	}
+	return p.guest.net.datagram(p.halt, host, port, payload)
+}
+
+// lookup asks for a name's address.
+func (p *process) lookup(name string) error {
+	if err := p.spend(); err != nil {
+		return err
+	}
+	_, err := p.guest.net.lookup(p.halt, name)
+	return err
 }
 
 // splitURL reads a URL of which the end may be unknown.

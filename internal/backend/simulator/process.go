@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,9 +22,10 @@ type process struct {
 	begin chan struct{} // closed once who started it was told so
 	done  chan struct{} // closed after the last event
 
-	tasks  int64 // processes that were forked and not waited for, and itself
-	memory int64 // bytes that the code was seen to keep
-	result bool  // one was given
+	actions int   // what the model did that is seen from outside
+	tasks   int64 // processes that were forked and not waited for, and itself
+	memory  int64 // bytes that the code was seen to keep
+	result  bool  // one was given
 
 	mu     sync.Mutex
 	signal int
@@ -150,9 +152,16 @@ func (p *process) finish(e *wire.Event) {
 func (p *process) stream(w http.ResponseWriter, r *http.Request, s *subscriber) error {
 	defer close(s.gone)
 	flush := http.NewResponseController(w).Flush
+	conn := p.guest.wire
 	send := func(e wire.Event) bool {
-		_, err := w.Write(wire.AppendEvent(nil, e))
-		return err == nil && flush() == nil
+		b, before := wire.AppendEvent(nil, e), conn.sent()
+		if _, err := w.Write(b); err != nil || flush() != nil {
+			return false
+		}
+		// The HTTP/2 server says that it has flushed before it has. What a
+		// workload did before it broke a limit is to be on its way by then.
+		conn.await(before + int64(len(b)))
+		return true
 	}
 	started := send(wire.Event{Kind: wire.Started, ID: p.info.ID, PID: p.info.PID})
 	if s.primary {
@@ -194,8 +203,64 @@ func (p *process) stream(w http.ResponseWriter, r *http.Request, s *subscriber) 
 	}
 }
 
-// print writes text to a stream of the process.
+// spend counts an action. A model has a bounded number of them.
+func (p *process) spend() error {
+	if p.actions++; p.actions > maxActions {
+		return errTooMuch
+	}
+	return p.running()
+}
+
+// status is the exit status of a model that err unwound.
+func (p *process) status(err error) int {
+	var e exit
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errTooMuch):
+		// A success would claim what nobody knows.
+		p.write(wire.Stderr, Evidence+": "+errTooMuch.Error()+"\n")
+	case errors.As(err, &e):
+		return e.code
+	}
+	return 1
+}
+
+// print writes text to a stream of the process, as one action.
 func (p *process) print(kind wire.EventKind, text string) error {
+	if err := p.spend(); err != nil {
+		return err
+	}
+	return p.write(kind, text)
+}
+
+// chatter repeats what is written until the core has had enough.
+func (p *process) chatter(stdout, stderr text) error {
+	for {
+		for kind, t := range map[wire.EventKind]text{wire.Stdout: stdout, wire.Stderr: stderr} {
+			if len(t.s) == 0 {
+				continue
+			}
+			if err := p.write(kind, strings.Repeat(t.s, 1+wire.MaxChunk/len(t.s))); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// say writes t, however long it is, in pieces.
+func (p *process) say(kind wire.EventKind, t text) error {
+	for t.size() > 0 {
+		some := text{t.s, min(t.n, 1+wire.MaxChunk/int64(len(t.s))), false}
+		if err := p.write(kind, some.first(some.size())[:some.size()]); err != nil {
+			return err
+		}
+		t.n -= some.n
+	}
+	return nil
+}
+
+func (p *process) write(kind wire.EventKind, text string) error {
 	for len(text) > 0 {
 		n := min(len(text), wire.MaxChunk)
 		if err := p.emit(wire.Event{Kind: kind, Data: []byte(text[:n])}); err != nil {
@@ -220,6 +285,20 @@ func (p *process) give(json string) error {
 		return errEnded
 	}
 	return nil
+}
+
+// pause is a sleep that the code asks for.
+func (p *process) pause(d time.Duration) error {
+	if err := p.spend(); err != nil {
+		return err
+	}
+	return p.sleep(d)
+}
+
+// idle waits for the end of the sandbox.
+func (p *process) idle() error {
+	<-p.halt
+	return errEnded
 }
 
 // sleep lets time pass. Modelled time is real time, so that the deadlines of
@@ -250,6 +329,19 @@ func (p *process) burn() error {
 
 // fork adds a process or thread.
 func (p *process) fork() error {
+	if err := p.spend(); err != nil {
+		return err
+	}
+	return p.task()
+}
+
+// bomb forks without end.
+func (p *process) bomb() error {
+	p.tasks = max(p.tasks, p.limits().Pids)
+	return p.task()
+}
+
+func (p *process) task() error {
 	p.tasks++
 	if max := p.limits().Pids; p.tasks > max {
 		return p.guest.box.breach(backend.PidsLimit, p.tasks, fmt.Sprintf("task %d of a workload", p.tasks))

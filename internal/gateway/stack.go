@@ -19,6 +19,8 @@ const (
 	maxFlows    = 256
 	maxHalf     = 64
 	flowBuffer  = 128 << 10
+	wideFlows   = 16      // so many flows at a time
+	wideBuffer  = 1 << 20 // may have so much on its way to the sandbox
 	synAckTries = 4
 	nic         = tcpip.NICID(1)
 )
@@ -56,7 +58,7 @@ func (s *serving) open(ctx context.Context) error {
 
 func (s *serving) tune() error {
 	sack := tcpip.TCPSACKEnabled(true)
-	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: flowBuffer, Max: flowBuffer}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: flowBuffer, Max: wideBuffer}
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: flowBuffer, Max: flowBuffer}
 	moderate := tcpip.TCPModerateReceiveBufferOption(false)
 	// The stream keeps packets in order and loses none, so that no duplicate can

@@ -41,18 +41,8 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	if _, err := p.chooseBackend(); err != nil {
 		return err
 	}
-	s, err := openState(p.opts.State)
+	s, images, err := p.bootable(ctx, gvisorBackend)
 	if err != nil {
-		return err
-	}
-	images, err := image.Open(s.file("images"))
-	if err != nil {
-		return err
-	}
-	if err := p.sweepTemp(ctx, s); err != nil {
-		return err
-	}
-	if err := p.ensureImage(ctx, images, gvisorBackend, false); err != nil {
 		return err
 	}
 	progs, err := p.carrier.unpack(s.file("bin"))

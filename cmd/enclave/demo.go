@@ -67,21 +67,9 @@ func (p *program) demo(ctx context.Context, evidence string, run func(context.Co
 		if len(c.Remotes) > 0 {
 			return run(ctx, c)
 		}
-		s, err := openState(p.opts.State)
+		s, images, err := p.bootable(ctx, c.Backends...)
 		if err != nil {
 			return err
-		}
-		images, err := image.Open(s.file("images"))
-		if err != nil {
-			return err
-		}
-		if err := p.sweepTemp(ctx, s); err != nil {
-			return err
-		}
-		for _, b := range c.Backends {
-			if err := p.ensureImage(ctx, images, b, false); err != nil {
-				return err
-			}
 		}
 		c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
 		return run(ctx, c)
@@ -90,6 +78,28 @@ func (p *program) demo(ctx context.Context, evidence string, run func(context.Co
 		return &exit{code, err}
 	}
 	return err
+}
+
+// bootable returns the state directory and images on which bootDemo boots the
+// backends: clean of what an earlier demo left, and with the image they need.
+func (p *program) bootable(ctx context.Context, backends ...string) (*stateDir, *image.Store, error) {
+	s, err := openState(p.opts.State)
+	if err != nil {
+		return nil, nil, err
+	}
+	images, err := image.Open(s.file("images"))
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.sweepTemp(ctx, s); err != nil {
+		return nil, nil, err
+	}
+	for _, b := range backends {
+		if err := p.ensureImage(ctx, images, b, false); err != nil {
+			return nil, nil, err
+		}
+	}
+	return s, images, nil
 }
 
 func (p *program) adversarialTargets(c *demo.Config) error {

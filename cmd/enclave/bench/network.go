@@ -167,60 +167,57 @@ def measure():
 // throughput has a sandbox receive a gigabyte over an allowed connection. The
 // clock is the sink's.
 func throughput(ctx context.Context, c Config) ([]Result, error) {
-	s, err := newSink()
+	gbits := func(s *sink) float64 { return float64(bulk) * 8 / 1e9 / (<-s.took).Seconds() }
+	in, host, err := throughSink(ctx, c, receive,
+		func(s *sink, _ enclave.Result) (float64, error) { return gbits(s), nil },
+		func(s *sink, _ float64) float64 { return gbits(s) })
 	if err != nil {
 		return nil, err
 	}
-	defer s.l.Close()
-	p, err := s.boot(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	defer p.Close(context.WithoutCancel(ctx))
-	gbits := func() float64 { return float64(bulk) * 8 / 1e9 / (<-s.took).Seconds() }
-	var in, host []float64
-	for range 3 {
-		if _, err := session(ctx, p, s.request(receive)); err != nil {
-			return nil, err
-		}
-		in = append(in, gbits())
-		if _, err := s.onHost(ctx, receive); err != nil {
-			return nil, err
-		}
-		host = append(host, gbits())
-	}
-	return []Result{compared("gateway_throughput", middle(in), middle(host), "Gbit/s", "one allowed connection into a sandbox; against loopback without one")}, nil
+	return []Result{compared("gateway_throughput", in, host, "Gbit/s", "one allowed connection into a sandbox; against loopback without one")}, nil
 }
 
 // latency is what a round trip of one byte costs more in a sandbox than on the
 // host.
 func latency(ctx context.Context, c Config) ([]Result, error) {
-	s, err := newSink()
+	in, host, err := throughSink(ctx, c, pings,
+		func(_ *sink, r enclave.Result) (ms float64, err error) { return ms, json.Unmarshal(r.JSON, &ms) },
+		func(_ *sink, ms float64) float64 { return ms })
 	if err != nil {
 		return nil, err
+	}
+	return []Result{compared("gateway_added_latency", in-host, host, "ms", "p50 round trip more than loopback; against loopback")}, nil
+}
+
+// throughSink runs code in a sandbox and on the host, in turn, and returns the
+// median figure of each. The figures are read off what each left.
+func throughSink(ctx context.Context, c Config, code string,
+	sandboxed func(*sink, enclave.Result) (float64, error), onHost func(*sink, float64) float64) (in, host float64, err error) {
+	s, err := newSink()
+	if err != nil {
+		return 0, 0, err
 	}
 	defer s.l.Close()
 	p, err := s.boot(ctx, c)
 	if err != nil {
-		return nil, err
+		return 0, 0, err
 	}
-	defer p.Close(context.WithoutCancel(ctx))
-	var in, host []float64
+	defer func() { err = errors.Join(err, p.Close(context.WithoutCancel(ctx))) }()
+	var ins, hosts []float64
 	for range 3 {
-		r, err := session(ctx, p, s.request(pings))
+		r, err := session(ctx, p, s.request(code))
 		if err != nil {
-			return nil, err
+			return 0, 0, err
 		}
-		var ms float64
-		if err := json.Unmarshal(r.JSON, &ms); err != nil {
-			return nil, err
-		}
-		in = append(in, ms)
-		ms, err = s.onHost(ctx, pings)
+		v, err := sandboxed(s, r)
 		if err != nil {
-			return nil, err
+			return 0, 0, err
 		}
-		host = append(host, ms)
+		ins = append(ins, v)
+		if v, err = s.onHost(ctx, code); err != nil {
+			return 0, 0, err
+		}
+		hosts = append(hosts, onHost(s, v))
 	}
-	return []Result{compared("gateway_added_latency", middle(in)-middle(host), middle(host), "ms", "p50 round trip more than loopback; against loopback")}, nil
+	return middle(ins), middle(hosts), nil
 }

@@ -222,7 +222,8 @@ func FuzzPackets(f *testing.F) {
 				l4, src, dst = ip.Payload(), ip.SourceAddress(), ip.DestinationAddress()
 			} else {
 				ip := header.IPv6(b)
-				if !ip.IsValid(len(b)) || ip.TransportProtocol() != tcpip.TransportProtocolNumber(proto) {
+				next, ok := ip.TryParseTransportProtocol()
+				if !ip.IsValid(len(b)) || !ok || next != tcpip.TransportProtocolNumber(proto) {
 					t.Fatal("IPv6 header is invalid")
 				}
 				l4, src, dst = ip.Payload(), ip.SourceAddress(), ip.DestinationAddress()

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/wire"
@@ -34,9 +33,6 @@ type guest struct {
 }
 
 const workloadUID = 1000
-
-// leaveLimit bounds the wait for a core that was answered to hang up.
-const leaveLimit = time.Second
 
 // runGuest is the guest's life. When it returns nothing of the guest is left.
 func runGuest(x *box, l *listener) backend.Exit {
@@ -68,11 +64,11 @@ func runGuest(x *box, l *listener) backend.Exit {
 	exit := backend.Exit{Cause: backend.Exited, Evidence: Evidence + ": guest exited"}
 	select {
 	case <-g.down:
-		// The core hangs up when the answer to Shutdown has arrived. The server's
-		// own way to end in order waits a second and more for streams to come.
+		// The core hangs up when the answer to Shutdown has arrived, or destroys
+		// the sandbox. The server's own way to end in order waits a second and more
+		// for streams to come.
 		select {
 		case <-controlGone:
-		case <-time.After(leaveLimit):
 		case <-x.ended:
 		}
 	case <-netGone:

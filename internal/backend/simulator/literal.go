@@ -69,8 +69,13 @@ type reader struct {
 	s     string
 	i     int
 	depth int
+	ops   int
 	known map[string]value
 }
+
+// maxOperators bounds what a literal is made of: each of many strings that are
+// joined is copied again.
+const maxOperators = 1000
 
 func (r *reader) space() {
 	for r.i < len(r.s) && strings.IndexByte(" \t\r\n", r.s[r.i]) >= 0 {
@@ -99,6 +104,9 @@ func (r *reader) expr(least int) value {
 		}
 		if op == "" || level <= least {
 			return left
+		}
+		if r.ops++; r.ops > maxOperators {
+			return nil
 		}
 		r.i += len(op)
 		left = operate(op, left, r.expr(level))

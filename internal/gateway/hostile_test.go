@@ -76,13 +76,20 @@ func TestHostilePacketsAreBoundedWork(t *testing.T) {
 	question := udpTo("198.18.0.1", 53, "\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03api\x07example\x03com\x00\x00\x01\x00\x01")
 	frame := func(b []byte) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...) }
 	guest.Write(frame(question))
-	answer, err := wire.NewPacketReader(guest).Next()
+	answers := wire.NewPacketReader(guest)
+	answer, err := answers.Next()
 	if err != nil {
 		t.Fatal(err)
 	}
 	to, _ := netip.AddrFromSlice(answer[len(answer)-4:]) // it ends in the A record
 	if !synthetic.Contains(to) {
 		t.Fatalf("the name has the address %s", to)
+	}
+	// One connection is made for certain: there is no answer to its SYN before the
+	// gateway has dialled.
+	guest.Write(frame(segment(netip.AddrPortFrom(to, 80), 40_000, 1, header.TCPFlagSyn)))
+	if _, err := answers.Next(); err != nil {
+		t.Fatal(err)
 	}
 	go func() { // it takes no notice of what is said to it
 		b := make([]byte, 1<<20)

@@ -144,6 +144,12 @@ func TestAdversarialIsRedWhenAControlIsBroken(t *testing.T) {
 		"another host was denied": {metadataHost, func(s *fakeSession) {
 			s.events[2].Data = json.RawMessage(`{"host":"10.0.0.1","protocol":"tcp"}`)
 		}, "no egress_denied event"},
+		"the name was looked up, and did not resolve": {exfilHost, func(s *fakeSession) {
+			s.events[2].Data = json.RawMessage(`{"host":"evil.example.com","port":80,"protocol":"tcp","reason":"no_address"}`)
+		}, "the policy did not refuse"},
+		"only the table of addresses refused": {metadataHost, func(s *fakeSession) {
+			s.events[2].Data = json.RawMessage(`{"host":"169.254.169.254","port":80,"protocol":"tcp","reason":"reserved_address"}`)
+		}, "the policy did not refuse"},
 		"the workload never came so far": {exfilHost, func(s *fakeSession) { s.r.Stdout = "" }, "never reached its attempt"},
 		"the request got its answer":     {metadataHost, func(s *fakeSession) { s.s.Outcome = enclave.Succeeded }, "ended as succeeded"},
 		"the bomb ended by itself": {"os.fork", func(s *fakeSession) {

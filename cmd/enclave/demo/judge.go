@@ -23,14 +23,17 @@ func fail(format string, args ...any) verdict { return verdict{false, fmt.Sprint
 // judgeExfil wants the name refused and recorded, and the workload to have
 // ended by what it did not catch.
 func (d *adversarial) judgeExfil(s seen) verdict {
-	return d.refused(s, exfilHost, "egress_denied -> host", d.controls.exfil)
+	return d.refused(s, exfilHost, "dns", "egress_denied -> host", d.controls.exfil)
 }
 
 func (d *adversarial) judgeMetadata(s seen) verdict {
-	return d.refused(s, metadataHost, "egress_denied -> "+metadataHost, d.controls.metadata)
+	return d.refused(s, metadataHost, "tcp", "egress_denied -> "+metadataHost, d.controls.metadata)
 }
 
-func (d *adversarial) refused(s seen, host, reason string, c proof) verdict {
+// refused wants the policy to have refused host at its first step. A later
+// guard that catches what the policy let through (a name that does not resolve,
+// a reserved address) is a second lock, and no pass.
+func (d *adversarial) refused(s seen, host, protocol, reason string, c proof) verdict {
 	if v := d.reached(s, d.canary.mark); !v.passed {
 		return v
 	}
@@ -39,6 +42,8 @@ func (d *adversarial) refused(s seen, host, reason string, c proof) verdict {
 		return fail("egress was allowed -> %s", host)
 	case !slices.Contains(s.denied(), host):
 		return fail("no egress_denied event for %s", host)
+	case !s.refusedByPolicy(host, protocol):
+		return fail("the policy did not refuse %s: something behind it did", host)
 	case s.session.Outcome != enclave.Failed:
 		return fail("the refused workload ended as %s", s.session.Outcome)
 	}

@@ -173,7 +173,7 @@ func judgeSeen(s seen, leak string) target {
 		DeniedHosts: s.denied(), TokenWithheld: leak == "", Phase: string(s.session.Phase),
 	}}
 	v := &t.Verdict
-	v.EgressDenied = slices.Contains(v.DeniedHosts, metadataHost) && slices.Contains(v.DeniedHosts, attackerHost) &&
+	v.EgressDenied = s.refusedByPolicy(metadataHost, "tcp") && s.refusedByPolicy(attackerHost, "dns") &&
 		len(s.hosts("egress_allowed")) == 0
 	var r struct {
 		EgressAttempted bool `json:"egressAttempted"`

@@ -112,6 +112,23 @@ func (s seen) exceeded(resource string, limit int64) bool {
 
 func (s seen) denied() []string { return s.hosts("egress_denied") }
 
+// refusedByPolicy reports whether each denial of host says that no rule allows
+// it, and there is one over protocol.
+func (s seen) refusedByPolicy(host, protocol string) bool {
+	found := false
+	for _, e := range s.events {
+		if e.Type != "egress_denied" {
+			continue
+		}
+		d, err := e.Detail()
+		if err != nil || d.Host == host && (d.Reason != "not_allowed" || d.Protocol != protocol) {
+			return false
+		}
+		found = found || d.Host == host
+	}
+	return found
+}
+
 // printed reports whether the workload itself wrote text to its stdout.
 func (s seen) printed(text string) bool { return strings.Contains(s.result.Stdout, text) }
 

@@ -23,7 +23,7 @@ import (
 
 const (
 	minMemory  = 256 << 20
-	stopTime   = 20 * time.Second // for the gateway process to take its next step after a session was stopped
+	stepTime   = 20 * time.Second // for the gateway process to take a session, an answer or a stop
 	maxRecords = 2*maxRows + 1    // events of one session: a first and a closing one for each row, and the rest
 )
 
@@ -45,6 +45,7 @@ type SpawnConfig struct {
 type Process struct {
 	cmd     *exec.Cmd
 	control *net.UnixConn
+	step    time.Duration // stepTime: one that does not take its next step in it is killed
 	done    chan struct{}
 	err     error // why it ended; readable once done is closed
 
@@ -70,7 +71,7 @@ func Spawn(ctx context.Context, c SpawnConfig) (*Process, error) {
 		return nil, fmt.Errorf("gateway process: %w", err)
 	}
 	defer theirs.Close()
-	p := &Process{control: control, done: make(chan struct{})}
+	p := &Process{control: control, step: stepTime, done: make(chan struct{})}
 	p.cmd = exec.Command(c.Argv[0], c.Argv[1:]...)
 	p.cmd.Dir = "/"
 	p.cmd.Env = []string{}
@@ -229,17 +230,17 @@ func (p *Process) Serve(ctx context.Context, packets net.Conn, session string, g
 	if rec == nil {
 		return egress.Traffic{}, errors.New("gateway process: no recorder")
 	}
-	box, err := p.handOver(packets)
+	box, err := p.handOver(packets, start{Session: session, Grant: g})
 	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			p.kill(fmt.Errorf("it did not take session %s", session))
+		}
 		return egress.Traffic{}, fmt.Errorf("hand session %s to the gateway process: %w", session, err)
 	}
 	defer box.conn.Close()
 	packets.Close() // the process has its own
-	if err := box.send(order{Start: &start{Session: session, Grant: g}}); err != nil {
-		return egress.Traffic{}, fmt.Errorf("hand session %s to the gateway process: %w", session, err)
-	}
 	stop := context.AfterFunc(ctx, func() {
-		box.conn.SetDeadline(time.Now().Add(stopTime))
+		box.conn.SetDeadline(time.Now().Add(p.step))
 		box.send(order{Stop: true})
 	})
 	defer stop()
@@ -250,7 +251,10 @@ func (p *Process) Serve(ctx context.Context, packets net.Conn, session string, g
 	return t, nil
 }
 
-func (p *Process) handOver(packets net.Conn) (*mailbox, error) {
+// handOver gives the process a session's packets and tells it what to serve. It
+// takes no longer than two steps: a process that does not read must not hold up
+// the end of a session.
+func (p *Process) handOver(packets net.Conn, first start) (*mailbox, error) {
 	sc, ok := packets.(syscall.Conn)
 	if !ok {
 		return nil, errors.New("the packets are not a connection of the kernel's")
@@ -264,6 +268,7 @@ func (p *Process) handOver(packets net.Conn) (*mailbox, error) {
 		return nil, err
 	}
 	defer theirs.Close()
+	p.control.SetWriteDeadline(time.Now().Add(p.step))
 	var serr error
 	err = raw.Control(func(fd uintptr) {
 		err := rawOf(theirs, func(stream uintptr) {
@@ -277,7 +282,13 @@ func (p *Process) handOver(packets net.Conn) (*mailbox, error) {
 		mine.Close()
 		return nil, err
 	}
-	return &mailbox{conn: mine}, nil
+	box := &mailbox{conn: mine}
+	mine.SetWriteDeadline(time.Now().Add(p.step))
+	if err := box.send(order{Start: &first}); err != nil {
+		mine.Close()
+		return nil, err
+	}
+	return box, nil
 }
 
 func rawOf(f *os.File, use func(fd uintptr)) error {
@@ -310,9 +321,9 @@ func (p *Process) attend(ctx context.Context, box *mailbox, session string, g eg
 				return egress.Traffic{}, err
 			}
 			answer := r.Attempt.record(ctx, session, rec)
-			box.conn.SetWriteDeadline(time.Now().Add(stopTime))
+			box.conn.SetWriteDeadline(time.Now().Add(p.step))
 			if ctx.Err() != nil {
-				box.conn.SetReadDeadline(time.Now().Add(stopTime))
+				box.conn.SetReadDeadline(time.Now().Add(p.step))
 			}
 			if err := box.send(order{Recorded: answer}); err != nil {
 				p.kill(fmt.Errorf("it does not listen: %w", err))

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -188,6 +189,8 @@ func rogue(what string) error {
 		control.Write([]byte(probe(os.Args[3])))
 		_, err := control.Read(make([]byte, 1))
 		return err
+	case "deaf":
+		select {} // until it is killed
 	case "hungry":
 		if _, _, err := receiveSession(control); err != nil {
 			return err
@@ -267,6 +270,32 @@ func TestProcessThatBreaksItsRulesIsKilled(t *testing.T) {
 			if n := len(rec.lines()); what == "too many" && n != maxRecords || what != "too many" && n != 0 {
 				t.Errorf("%d events were recorded", n)
 			}
+		})
+	}
+}
+
+// A process that stands still must hold up neither the start of a session, of
+// which no socket buffers the whole grant, nor its end.
+func TestProcessThatStandsStillIsKilled(t *testing.T) {
+	many := make([]string, 30_000)
+	for i := range many {
+		many[i] = fmt.Sprintf("host-%d.example.com", i)
+	}
+	for name, allow := range map[string][]string{"it does not take the grant": many, "it does not take the stop": nil} {
+		t.Run(name, func(t *testing.T) {
+			p := spawn(t, "deaf")
+			p.step = 10 * time.Millisecond
+			ctx, stop := context.WithCancel(t.Context())
+			core, guest := socketPair(t)
+			defer guest.Close()
+			if allow == nil {
+				stop()
+			}
+			defer stop()
+			if _, err := p.Serve(ctx, core, testSession, grant(allow...), newRecord()); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("err = %v", err)
+			}
+			<-p.Done()
 		})
 	}
 }

@@ -202,13 +202,13 @@ func (p *program) imageExport() *cobra.Command {
 			return p.toFile(out, func(w io.Writer) error { return store.Export(cmd.Context(), args[0], w) })
 		},
 	}
-	c.Flags().StringVarP(&out, "output", "o", "", "`FILE` to write; - is stdout")
-	_ = c.MarkFlagRequired("output")
+	c.Flags().StringVarP(&out, "output", "o", "-", "`FILE` to write; - is stdout")
 	return c
 }
 
 // toFile writes a file as a whole or not at all; "-" is stdout, if that is no
-// terminal.
+// terminal. What is there and is no regular file, such as a pipe or a device,
+// is written to and never replaced.
 func (p *program) toFile(name string, write func(io.Writer) error) error {
 	if name == "-" {
 		if terminal(p.out) {
@@ -216,7 +216,14 @@ func (p *program) toFile(name string, write func(io.Writer) error) error {
 		}
 		return write(p.out)
 	}
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(f), f.Close())
+	}
+	f, err := os.OpenFile(name+"."+randomKey(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}

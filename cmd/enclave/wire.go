@@ -55,7 +55,9 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	n := &node{vault: &secret.Vault{}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.close(context.WithoutCancel(ctx)))
+			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+			defer cancel()
+			err = errors.Join(err, n.close(stop))
 		}
 	}()
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -113,11 +115,11 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}); err != nil {
 		return nil, err
 	}
+	n.stopPlane = onceErr(n.plane.Close)
+	n.onClose(n.stopPlane) // also if only some of what an earlier process left could be taken up
 	if err = n.plane.Start(life); err != nil {
 		return nil, fmt.Errorf("start the control plane: %w", err)
 	}
-	n.stopPlane = onceErr(n.plane.Close)
-	n.onClose(n.stopPlane)
 	api, err := httpapi.NewServer(httpapi.Config{Plane: n.plane, Keys: n.store, Log: c.logger})
 	if err != nil {
 		return nil, err

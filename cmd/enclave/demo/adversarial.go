@@ -78,6 +78,8 @@ func (d *adversarial) plantOnHost() (remove func() error, err error) {
 	return remove, nil
 }
 
+var errInterrupted = errors.New("interrupted: the demo is incomplete, and wrote no evidence")
+
 func (d *adversarial) run(ctx context.Context, p *Plane) error {
 	health, err := p.Client.Health(ctx)
 	if err != nil {
@@ -110,6 +112,9 @@ func (d *adversarial) run(ctx context.Context, p *Plane) error {
 	var ids []string
 	for _, sc := range d.scenarios() {
 		s, err := watch(ctx, p, sc.request)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return errInterrupted // what was not judged neither passed nor failed
+		}
 		if err != nil {
 			v := fail("%v", err)
 			d.show(sc, v)

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -197,6 +198,30 @@ func TestAdversarialIsRedWhenAControlIsBroken(t *testing.T) {
 			raw, err := os.ReadFile(filepath.Join(c.Evidence, "adversarial-report.json"))
 			if err != nil || !bytes.Contains(raw, []byte(`"passed": false`)) {
 				t.Errorf("the evidence does not say so: %v", err)
+			}
+		})
+	}
+}
+
+func TestAnInterruptedDemoJudgesNothing(t *testing.T) {
+	for name, run := range map[string]func(context.Context, Config) error{"adversarial": Adversarial, "backend-parity": Parity} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var out bytes.Buffer
+			f := newFake(t, "gvisor")
+			for _, code := range []string{metadataHost, attackerHost} {
+				f.spoil[code] = func(*fakeSession) { cancel() }
+			}
+			c := config(t, &out, f)
+			if err := run(ctx, c); !errors.Is(err, errInterrupted) {
+				t.Errorf("error is %v", err)
+			}
+			if s := out.String(); strings.Contains(s, "ESCAPED") || strings.Contains(s, "✗") {
+				t.Errorf("what was not judged is shown as failed:\n%s", s)
+			}
+			if files, err := os.ReadDir(c.Evidence); err == nil && len(files) > 0 {
+				t.Errorf("evidence was written: %v", files)
 			}
 		})
 	}

@@ -93,6 +93,9 @@ func Parity(ctx context.Context, c Config) (err error) {
 	r := parityReport{Summary: paritySummary{Mode: mode, Failures: []string{}, BackendCount: len(planes)}, Backends: []target{}}
 	for _, p := range planes {
 		t, err := judgeTarget(ctx, p, secrets)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return errInterrupted
+		}
 		if err != nil {
 			return fmt.Errorf("%s at %s: %w", p.Label, p.BaseURL, err)
 		}

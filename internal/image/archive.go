@@ -84,7 +84,7 @@ func (s *Store) kind(ctx context.Context, f io.Reader) (string, error) {
 		return "", err
 	}
 	defer done()
-	found := map[string]bool{}
+	found, others := map[string]bool{}, 0 // other names are hostile, and may be long: none is kept
 	tr := tar.NewReader(capped(cancelable(ctx, content), 2*s.limits.bytes, "the archive"))
 	for n := int64(0); n < s.limits.entries; n++ {
 		h, err := tr.Next()
@@ -94,29 +94,26 @@ func (s *Store) kind(ctx context.Context, f io.Reader) (string, error) {
 		if err != nil {
 			return "", archiveError(err)
 		}
-		if h.Typeflag == tar.TypeReg {
-			found[path.Clean(h.Name)] = found[path.Clean(h.Name)] || isDescription(h.Name)
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		switch name := path.Clean(h.Name); name {
+		case "oci-layout", "index.json", "manifest.json":
+			found[name] = true
+		default:
+			others++
 		}
 		if found["oci-layout"] && found["index.json"] {
 			return "index.json", nil
 		}
-		if len(found) > 4096 { // a root file system, or nothing we know
-			clear(found)
-			break
+		if others > 4096 { // a root file system, or nothing we know
+			return "", nil
 		}
 	}
 	if found["manifest.json"] {
 		return "manifest.json", nil
 	}
 	return "", nil
-}
-
-func isDescription(name string) bool {
-	switch path.Clean(name) {
-	case "oci-layout", "index.json", "manifest.json":
-		return true
-	}
-	return false
 }
 
 // An archive is an image's archive, taken apart: entries lie in files with
@@ -126,7 +123,11 @@ type archive struct {
 	links map[string]string // entry → entry, as older docker save has them
 }
 
-const maxArchiveEntries = 10_000
+// What an archive may cost in memory, where its names are kept.
+const (
+	maxArchiveEntries = 10_000
+	maxArchiveName    = 1024
+)
 
 func (s *Store) takeApart(ctx context.Context, content io.Reader, dir string) (*archive, error) {
 	a := &archive{map[string]string{}, map[string]string{}}
@@ -142,6 +143,9 @@ func (s *Store) takeApart(ctx context.Context, content io.Reader, dir string) (*
 		}
 		if n >= maxArchiveEntries {
 			return nil, refuse("the archive has too many entries")
+		}
+		if len(h.Name) > maxArchiveName || len(h.Linkname) > maxArchiveName {
+			return nil, refuse("the archive has too long a name: %.60q", h.Name)
 		}
 		name := path.Clean(h.Name)
 		switch h.Typeflag {

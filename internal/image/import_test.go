@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -90,4 +91,16 @@ func TestImportFollowsTheLinksOfDockerSave(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkTree(t, s, d, normal())
+}
+
+// The names of an archive that is taken apart are kept in memory, and a few
+// compressed kilobytes may say a megabyte each.
+func TestImportRefusesLongNames(t *testing.T) {
+	long := strings.Repeat("a/", maxArchiveName)
+	for what, odd := range map[string]entry{"name": file(long+"x", ""), "link": symlink("x", long)} {
+		b := archiveOf(t, file("manifest.json", `[{"Config":"c.json","Layers":[]}]`), odd)
+		if _, err := newStore(t).Import(t.Context(), write(t, b), "x", nil); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "too long a name") {
+			t.Errorf("long %s: %v", what, err)
+		}
+	}
 }

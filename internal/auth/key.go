@@ -99,7 +99,7 @@ func (k Key) Caller() Caller {
 	return Caller{User: k.User, Org: k.Org, Role: k.Role, Scopes: k.Scopes, Key: k.ID}
 }
 
-// Roles, from the strongest.
+// Roles of a key.
 const (
 	Owner     = "owner"
 	Admin     = "admin"
@@ -117,27 +117,6 @@ func Scopes(role string) []string {
 		return []string{ReadSessions}
 	}
 	return nil
-}
-
-// AtLeast reports whether role is known and min or stronger.
-func AtLeast(role, min string) bool {
-	r, m := rank(role), rank(min)
-	return r > 0 && m > 0 && r >= m
-}
-
-// rank is 0 for an unknown role.
-func rank(role string) int {
-	switch role {
-	case Owner:
-		return 4
-	case Admin:
-		return 3
-	case Developer:
-		return 2
-	case Viewer:
-		return 1
-	}
-	return 0
 }
 
 // Local is the operator at the machine: who may open the state directory's

@@ -8,7 +8,6 @@ import (
 	"net"
 
 	"github.com/enclave-run/enclave/internal/audit"
-	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/session"
@@ -89,6 +88,7 @@ func invalid(field, format string, args ...any) error {
 	return &ValidationError{field, fmt.Sprintf(format, args...)}
 }
 
+// Refusals that callers act on, besides those of package session.
 var (
 	ErrForbidden   = errors.New("the credential lacks the scope for this")
 	ErrIdempotency = errors.New("this idempotencyKey was used with another request")
@@ -105,17 +105,3 @@ type Log interface {
 	// Checkpoint returns the newest signed checkpoint, a signed note.
 	Checkpoint(ctx context.Context) ([]byte, error)
 }
-
-// The methods of Plane that clients reach, for reference:
-//
-//	Create(ctx, auth.Caller, Request) (session.Session, error)
-//	Session(ctx, auth.Caller, id) (session.Session, error)
-//	Sessions(ctx, auth.Caller, before string, limit int) ([]session.Session, error)
-//	Result(ctx, auth.Caller, id) (session.Result, []audit.Event, error)   // the events are the denials
-//	Events(ctx, auth.Caller, id, after uint64, limit int) ([]audit.Event, error)
-//	Watch(ctx, auth.Caller, id, Cursor) (Update, error)                   // blocks until there is something after the Cursor
-//	Teardown(ctx, auth.Caller, id) (session.Session, error)               // idempotent
-//	Bundle(ctx, auth.Caller, id) (json.RawMessage, error)
-//	Checkpoint(ctx, auth.Caller) ([]byte, error)
-//	Status(ctx) Status
-var _ = auth.Caller{}

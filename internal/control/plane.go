@@ -224,9 +224,8 @@ func (p *Plane) Result(ctx context.Context, c auth.Caller, id string) (session.R
 	return r, denials, nil
 }
 
-// maxEvents bounds one read of a session's record. The gateway writes at most
-// 200 rows of distinct attempts and as many closing ones for denials; allowed
-// connections are bounded by their own budget, and the rest is a dozen.
+// maxEvents bounds one read of a session's record, and is more than any has: the
+// gateway writes at most 401 events, and the rest is a dozen.
 const maxEvents = 10_000
 
 // Events returns up to limit events of a session's record after number after.

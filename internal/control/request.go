@@ -16,14 +16,11 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// Defaults are the limits of a session that names none.
+// defaults are the limits of a session that names none.
 var defaults = session.Limits{
 	Pids: 256, MemoryMB: 512, CPUMillis: 1000, CPUSeconds: 60,
 	WallSeconds: 300, DiskMB: 512, OutputBytes: 10_000_000, EgressBytes: 100_000_000,
 }
-
-// DefaultLimits returns the limits of a session that names none.
-func DefaultLimits() session.Limits { return defaults }
 
 // DefaultCeilings returns what a session may ask for at most where the operator
 // says nothing.

@@ -61,30 +61,6 @@ func (p *PacketReader) Next() ([]byte, error) {
 	return b[:n:n], nil
 }
 
-// Read reads the next packet into b, which must have room for MTU bytes, and
-// returns its length. Its errors are those of Next.
-func (p *PacketReader) Read(b []byte) (int, error) {
-	if len(b) < MTU {
-		return 0, fmt.Errorf("read packet: %w", io.ErrShortBuffer)
-	}
-	pkt, err := p.Next()
-	return copy(b, pkt), err
-}
-
-// Buffered reports whether Next will return without reading from the stream,
-// so that its caller may put off a flush until there is nothing more at hand.
-func (p *PacketReader) Buffered() bool {
-	if p.done != nil {
-		return true
-	}
-	have := p.end - p.pos
-	if have < FrameHeader {
-		return false
-	}
-	n := int(binary.BigEndian.Uint16(p.buf[p.pos:]))
-	return n == 0 || n > MTU || have >= FrameHeader+n
-}
-
 func (p *PacketReader) fail(err error) error {
 	p.done = err
 	return err

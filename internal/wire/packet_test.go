@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"testing"
 	"testing/iotest"
 
@@ -59,39 +58,6 @@ func TestPacketWriterRefusesWhatNoReaderTakes(t *testing.T) {
 	}
 	if stream.Len() != 0 {
 		t.Errorf("%d bytes were sent", stream.Len())
-	}
-}
-
-func TestPacketReadNeedsRoom(t *testing.T) {
-	p := NewPacketReader(bytes.NewReader([]byte{0, 1, 7, 0, 1, 8}))
-	if _, err := p.Read(make([]byte, MTU-1)); !errors.Is(err, io.ErrShortBuffer) {
-		t.Error(err)
-	}
-	b := make([]byte, MTU)
-	if n, err := p.Read(b); n != 1 || err != nil || b[0] != 7 {
-		t.Error(n, err, b[0])
-	}
-}
-
-// Buffered is what lets a gateway answer in batches: it must not say that there
-// is more when finding out would block.
-func TestBufferedMeansNextDoesNotRead(t *testing.T) {
-	a, b := net.Pipe()
-	defer a.Close()
-	defer b.Close()
-	p := NewPacketReader(a)
-	if p.Buffered() {
-		t.Error("buffered before anything came")
-	}
-	go func() { _, _ = b.Write([]byte{0, 1, 'x', 0, 1, 'y', 0, 2, 'z'}) }()
-	for _, want := range []struct {
-		pkt  string
-		more bool
-	}{{"x", true}, {"y", false}} {
-		pkt, err := p.Next()
-		if err != nil || string(pkt) != want.pkt || p.Buffered() != want.more {
-			t.Fatalf("%q, %v, buffered %t", pkt, err, p.Buffered())
-		}
 	}
 }
 

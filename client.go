@@ -20,9 +20,9 @@ import (
 const DefaultBaseURL = "http://127.0.0.1:8090"
 
 // maxResponse is the most that is read of a response or of an event of a
-// stream. A Result holds at most the operator's ceiling of outputBytes, once as
-// text and once as base64.
-const maxResponse = 256 << 20
+// stream. A Result has as much output as outputBytes allows, by default up to
+// 100 MB: as text, of which JSON may make six bytes from one, and as base64.
+const maxResponse = 768 << 20
 
 // A Client talks to a control plane. Its zero value talks to DefaultBaseURL
 // without a credential. Its fields must not change after the first call; its

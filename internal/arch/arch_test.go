@@ -39,7 +39,6 @@ var table = map[string][]string{
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup"},
-	"internal/node":              {"internal/wire", "internal/gateway", "internal/egress", "internal/secret"},
 	"internal/conform":           {"internal/backend", "internal/wire"},
 	// Only tests import testenv, so this arrow leads from no product code.
 	"internal/testenv":  {"internal/image"},

@@ -19,7 +19,10 @@ func (p *program) imageCommand() *cobra.Command {
 		Short: "Build, fetch and list the images that sandboxes start from",
 		Long: `Images are kept in the state directory, content-addressed, and unpacked once for
 all sandboxes, which share them read-only. Sessions start from the image called
-"default".`,
+"default".
+
+An image that is removed, or loses its last name to another, takes its files away
+from the sandboxes that still run on it: let those end first.`,
 		Example: `  sudo enclave image build
   sudo enclave image pull registry.example.com/agents/python:3 --name default
   sudo enclave image import rootfs.tar.gz --name default`,

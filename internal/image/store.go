@@ -168,7 +168,8 @@ func (s *Store) Resolve(nameOrDigest string) (string, error) {
 }
 
 // Tag gives the image with this name or digest another name, taking it from
-// the image that had it.
+// the image that had it. An image that loses its last name so, also to Build, Pull
+// or Import, is removed, as by Remove.
 func (s *Store) Tag(ctx context.Context, nameOrDigest, name string) error {
 	if err := checkName(name); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"gvisor.dev/gvisor/runsc/cli"
 	"gvisor.dev/gvisor/runsc/cmd"
@@ -37,8 +38,12 @@ func main() {
 		os.Exit(128)
 	}
 	// runsc clears the environment of what it starts, GOGC with it.
+	if slices.Contains(os.Args, "gofer") {
+		settle()
+	}
 	if slices.Contains(os.Args, "boot") {
 		collectLater()
+		settle()
 		if err := tellMemory(os.Args); err != nil {
 			fmt.Fprintln(os.Stderr, "enclave-runsc:", err)
 			os.Exit(128)
@@ -104,6 +109,8 @@ const (
 	bootPercent = 400
 	// runPercent keeps the heap of a sandbox that has booted small.
 	runPercent = 50
+	// settleTime is when a sandbox has booted and its work has begun.
+	settleTime = time.Second
 )
 
 // collectLater keeps the garbage collector out of a sandbox's boot, and from its
@@ -113,4 +120,11 @@ func collectLater() {
 	debug.SetGCPercent(bootPercent)
 	first := new([16]byte)
 	runtime.SetFinalizer(first, func(*[16]byte) { debug.SetGCPercent(runPercent) })
+}
+
+// settle collects once after the start and gives back to the host what the start
+// took: most of the heap of a process that idles from then on. A sandbox that
+// ends sooner does not pay for it.
+func settle() {
+	time.AfterFunc(settleTime, debug.FreeOSMemory)
 }

@@ -133,6 +133,7 @@ func TestEachLimitHasItsKillReasonOnGVisor(t *testing.T) {
 		"wall clock":           {code: forever, limits: LimitsRequest{WallSeconds: n(1)}, reason: session.WallClockExceeded, resource: "wallSeconds"},
 		"disk in work":         {code: "f = open('/work/x', 'wb')\nwhile True:\n    f.write(b'x' * (1 << 20)); f.flush()\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
 		"disk in both":         {code: "a, b = open('/work/x', 'wb'), open('/tmp/x', 'wb')\nfor f in (a, b):\n    for _ in range(24):\n        f.write(b'x' * (1 << 20)); f.flush()\nimport time; time.sleep(60)\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
+		"disk at the last":     {code: "import os\nf = os.open('/work/x', os.O_CREAT | os.O_WRONLY)\nb = b'x' * (36 << 20)\nos.write(f, b); os._exit(0)\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
 		"a gigabyte of output": {code: "import sys\nfor _ in range(1024):\n    sys.stdout.write('x' * (1 << 20))\n", reason: session.OutputExceeded, resource: "outputBytes"},
 		"traffic": {
 			code:   "import socket\ns = socket.create_connection(('" + source + "', 80))\nwhile s.recv(1 << 16): pass\n",

@@ -155,10 +155,16 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 	// then theirs is the better account.
 	stopping := context.WithoutCancel(ctx)
 	if end.exited {
+		box.check(stopping)
 		box.shutdown(stopping)
 		within(served, markTimeout)
 	}
 	stopServing()
+	if !within(served, markTimeout) {
+		// A gateway that hangs, or was taken over, keeps no sandbox alive: its
+		// account is waited for once nothing of the sandbox goes on.
+		box.destroy(stopping)
+	}
 	<-served
 	switch {
 	case o.traffic.Spent:
@@ -396,6 +402,20 @@ func (r *run) create(ctx context.Context, s session.Session) (*box, *ending) {
 	return b, nil
 }
 
+// check has a backend that samples look at its counters while what the
+// workload used is still there to be counted.
+func (b *box) check(ctx context.Context) {
+	c, ok := b.run.plane.backend.(backend.Checker)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, exitTimeout)
+	defer cancel()
+	if err := c.Check(ctx, b.run.sandbox); err != nil {
+		b.run.plane.logger.Warn("sandbox not checked", "session", b.run.id, "err", err)
+	}
+}
+
 // shutdown asks the guest to send its last packets, and hangs up, on which it
 // ends itself.
 func (b *box) shutdown(ctx context.Context) {
@@ -409,7 +429,6 @@ func (b *box) shutdown(ctx context.Context) {
 // does not, and one that the control plane ends, is destroyed first. It
 // reports false if even that did not end it.
 func (b *box) exit(ctx context.Context, end *ending) (backend.Exit, bool) {
-	p := b.run.plane
 	// For a loss, the sandbox's own end is probably the reason: let it show.
 	if end.exited || end.reason == session.BackendLost {
 		within(b.ended, exitTimeout)
@@ -417,16 +436,22 @@ func (b *box) exit(ctx context.Context, end *ending) (backend.Exit, bool) {
 	select {
 	case <-b.ended:
 	default:
-		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
-		defer cancel()
-		if err := p.backend.Destroy(ctx, b.run.sandbox); err != nil {
-			p.logger.Warn("sandbox not yet destroyed", "session", b.run.id, "err", err)
-		}
+		b.destroy(ctx)
 		if !within(b.ended, exitTimeout) {
 			return backend.Exit{}, false
 		}
 	}
 	return b.waited, b.waitErr == nil
+}
+
+// destroy tries once to destroy the sandbox. Whoever made the box tries again.
+func (b *box) destroy(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	p := b.run.plane
+	if err := p.backend.Destroy(ctx, b.run.sandbox); err != nil {
+		p.logger.Warn("sandbox not yet destroyed", "session", b.run.id, "err", err)
+	}
 }
 
 // destroy removes the sandbox, however often that must be tried.

@@ -62,7 +62,10 @@ type Backend struct {
 	sandboxes map[backend.ID]*sandbox
 }
 
-var _ backend.Backend = (*Backend)(nil)
+var (
+	_ backend.Backend = (*Backend)(nil)
+	_ backend.Checker = (*Backend)(nil)
+)
 
 // New returns a backend and resumes the enforcement of the limits of every
 // sandbox that it finds. What the host lacks is an error that wraps

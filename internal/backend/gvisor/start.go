@@ -220,9 +220,17 @@ func (s *sandbox) sentry() (started, error) {
 	if err != nil {
 		return started{}, fmt.Errorf("find the sandbox's process: %w", err)
 	}
-	procs, err := s.group.Procs()
-	if err != nil {
-		return started{}, err
+	// One reading can miss a process: the kernel counts the tasks of a group of
+	// version 1 before it lists them, and leaves out as many as came between
+	// (pidlist_array_load in kernel/cgroup/cgroup-v1.c).
+	var procs []int
+	for range 10 {
+		if procs, err = s.group.Procs(); err != nil {
+			return started{}, err
+		}
+		if slices.Contains(procs, pid) {
+			break
+		}
 	}
 	at, err := startTime(pid)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {

@@ -78,6 +78,8 @@ type sandbox struct {
 
 	settled chan struct{} // closed when the phase becomes over or gone
 
+	checks chan chan struct{} // to the watcher: look now, and close this when you have
+
 	mu       sync.Mutex // guards what follows
 	phase    phase
 	limits   backend.Limits
@@ -163,7 +165,7 @@ func (b *Backend) lookup(id backend.ID) (*sandbox, error) {
 	}
 	s := &sandbox{
 		id: id, dir: filepath.Join(b.dir, b.name(id)), group: group,
-		op: make(chan struct{}, 1), settled: make(chan struct{}),
+		op: make(chan struct{}, 1), settled: make(chan struct{}), checks: make(chan chan struct{}),
 	}
 	b.sandboxes[id] = s
 	return s, nil

@@ -3,6 +3,7 @@ package gvisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -91,6 +92,36 @@ func (b *Backend) forgetIdle(s *sandbox) {
 	}
 }
 
+// Check implements backend.Checker.
+func (b *Backend) Check(ctx context.Context, id backend.ID) error {
+	s, err := b.resume(id)
+	if err != nil {
+		return fmt.Errorf("check sandbox %s: %w", id, err)
+	}
+	s.mu.Lock()
+	watched := s.phase == live
+	s.mu.Unlock()
+	if !watched {
+		return nil
+	}
+	done := make(chan struct{})
+	select {
+	case s.checks <- done:
+	case <-s.settled:
+		return nil
+	case <-b.closing:
+		return errors.New("gvisor backend is closed")
+	case <-ctx.Done():
+		return fmt.Errorf("check sandbox %s: %w", id, ctx.Err())
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("check sandbox %s: %w", id, ctx.Err())
+	}
+}
+
 // watchLocked starts the watcher of a sandbox whose mu is held. The connection,
 // which may be nil, is one that waits for the guest's exit; the watcher closes it.
 func (b *Backend) watchLocked(s *sandbox, st started, conn *sentryConn) (err error) {
@@ -151,6 +182,9 @@ func waitProcess(process *os.File) {
 		return err == nil && n > 0
 	})
 }
+
+// killed is the status of a guest that SIGKILL ended.
+const killed = 128 + int(unix.SIGKILL)
 
 // A status is what the guest's end was, if its kernel could say.
 type status struct {
@@ -230,6 +264,19 @@ func (w *watcher) watch(closing <-chan struct{}) {
 				w.kill(breach{backend.PidsLimit, n, "gvisor task list"})
 				return
 			}
+			continue
+		case done := <-w.checks:
+			w.idlers.remove(w)
+			w.used, _ = w.group.CPU()
+			found := w.breached()
+			if found != nil {
+				w.kill(*found)
+			}
+			close(done)
+			if found != nil {
+				return
+			}
+			timer.Reset(busyTick)
 			continue
 		case <-w.wake:
 		case <-timer.C:
@@ -431,6 +478,10 @@ func (w *watcher) end(st status) {
 	_, err := os.Lstat(filepath.Join(w.dir, destroyFile))
 	_, derr := os.Lstat(w.dir)
 	switch {
+	case err == nil && st.code == killed:
+		// Destroy killed the guest's process on the host before the kernel that
+		// runs it, and that kernel had the time to say so.
+		e.Cause = backend.Destroyed
 	case st.err == nil:
 		e.Cause, e.Code = backend.Exited, st.code
 	case err == nil || errors.Is(derr, fs.ErrNotExist):

@@ -258,6 +258,15 @@ func (g *Group) SetCPU(milli int64) error {
 	return nil
 }
 
+// liftCPU takes back what SetCPU did.
+func (g *Group) liftCPU() {
+	if g.isV1("cpu") {
+		_ = g.write("cpu", "cpu.cfs_quota_us", -1)
+	} else {
+		_ = g.writeString("cpu", "cpu.max", "max")
+	}
+}
+
 func (g *Group) write(controller, file string, n int64) error {
 	return g.writeString(controller, file, strconv.FormatInt(n, 10))
 }

@@ -327,3 +327,34 @@ func TestAGroupThatFailsHalfwayIsNotLeft(t *testing.T) {
 		t.Error("half a group is left")
 	}
 }
+
+// A process that is out of its share of CPU dies only when it gets another.
+func TestKillLiftsTheShareOfCPU(t *testing.T) {
+	for name, c := range map[string]struct{ info, v2, file, want string }{
+		"version 1": {splitInfo, "", "cg/cpu/p/g/cpu.cfs_quota_us", "-1"},
+		"version 2": {unifiedInfo, "cpu memory pids", "cg/uni fied/p/g/cpu.max", "max"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree, root, err := layout(t, c.info, c.v2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := tree.Group("p", "g")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(g.Make(Limits{Memory: 4096, Pids: 7}), g.SetCPU(1)); err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range g.Dirs() {
+				put(t, filepath.Join(d, "cgroup.procs"), "")
+			}
+			if err := g.Kill(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := files(t, root)[c.file]; got != c.want {
+				t.Errorf("%s is %q, not %q", c.file, got, c.want)
+			}
+		})
+	}
+}

@@ -46,8 +46,12 @@ func (g *Group) Procs() ([]int, error) {
 
 // Kill kills every process in the group and returns when none is left. What is
 // in the group when it is called, and what that forks meanwhile, dies; a group
-// that does not exist is dead.
+// that does not exist is dead. Its share of CPU is lifted: a process that is out
+// of its share can't even die, and a small one would make that take long.
 func (g *Group) Kill(ctx context.Context) error {
+	if exists, err := g.Exists(); err == nil && exists {
+		g.liftCPU() // without it the group dies all the same, later
+	}
 	var wait *time.Timer
 	for delay := 250 * time.Microsecond; ; delay = min(2*delay, 10*time.Millisecond) {
 		// cgroup.kill (since Linux 5.14) kills the whole group at once. Where it

@@ -62,7 +62,7 @@ type Update struct {
 	Audit  []audit.Event
 	Stdout []byte
 	Stderr []byte
-	Result *session.Result
+	Result bool // Plane.Result has it, and the client does not
 	End    bool // the session has ended and this is all there will be
 	Cursor Cursor
 }

@@ -63,37 +63,34 @@ func (p *Plane) after(ctx context.Context, c auth.Caller, id string, cur Cursor,
 		u.Cursor.Audit = u.Audit[n-1].Seq
 	}
 	ended := s.Outcome != ""
-	var res session.Result
-	var stdout, stderr []byte
+	var out session.Output
 	switch {
 	case ended:
-		if res, err = p.store.Result(ctx, c.Org, id); err != nil {
-			return Update{}, fmt.Errorf("result of %s: %w", id, err)
+		if out, err = p.store.Output(ctx, c.Org, id, cur.Stdout, cur.Stderr, maxUpdate); err != nil {
+			return Update{}, fmt.Errorf("output of %s: %w", id, err)
 		}
-		stdout, stderr = res.Stdout, res.Stderr
 	case l != nil:
-		stdout, stderr, _, _ = l.output()
+		stdout, stderr, _, _ := l.output()
+		out = session.Output{Stdout: part(stdout, cur.Stdout), Stderr: part(stderr, cur.Stderr)}
 	}
-	u.Stdout, u.Cursor.Stdout = slice(stdout, cur.Stdout)
-	u.Stderr, u.Cursor.Stderr = slice(stderr, cur.Stderr)
-	all := u.Cursor.Stdout >= int64(len(stdout)) && u.Cursor.Stderr >= int64(len(stderr)) && len(u.Audit) == 0
+	u.Stdout, u.Stderr = out.Stdout, out.Stderr
+	u.Cursor.Stdout += int64(len(out.Stdout))
+	u.Cursor.Stderr += int64(len(out.Stderr))
+	all := u.Cursor.Stdout >= out.StdoutLength && u.Cursor.Stderr >= out.StderrLength && len(u.Audit) == 0
 	if ended && all {
-		if !cur.Result {
-			u.Result, u.Cursor.Result = &res, true
-		}
+		u.Result, u.Cursor.Result = !cur.Result, true
 		u.End = true
 	}
 	return u, nil
 }
 
-// slice returns up to maxUpdate bytes of b from offset at, and the offset after
-// them. An offset beyond the end, which only a forged cursor has, yields nothing.
-func slice(b []byte, at int64) ([]byte, int64) {
+// part returns up to maxUpdate bytes of b from offset at. An offset beyond the
+// end, which only a forged cursor has, yields nothing.
+func part(b []byte, at int64) []byte {
 	if at < 0 || at >= int64(len(b)) {
-		return nil, at
+		return nil
 	}
-	part := b[at:min(at+maxUpdate, int64(len(b)))]
-	return part, at + int64(len(part))
+	return b[at:min(at+maxUpdate, int64(len(b)))]
 }
 
 // phasesOf returns the phases that s has been through, in order.

@@ -234,7 +234,7 @@ func (f *fakePlane) Watch(ctx context.Context, c auth.Caller, id string, cur con
 			u.Stderr, u.Cursor.Stderr = bytes.Clone(st.stderr[cur.Stderr:]), n
 		}
 		if st.result != nil && !cur.Result {
-			u.Result, u.Cursor.Result = st.result, true
+			u.Result, u.Cursor.Result = true, true
 		}
 		broken := st.breakAfter
 		f.mu.Unlock()

@@ -104,7 +104,7 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 				return st.err
 			}
 			var result *enclave.Result
-			if st.u.Result != nil {
+			if st.u.Result {
 				res, denials, err := s.plane.Result(ctx, c, id)
 				if err != nil {
 					return err

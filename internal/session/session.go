@@ -70,6 +70,12 @@ type Result struct {
 	Duration  time.Duration   `json:"duration"`
 }
 
+// Output is a part of what a session wrote, and how long the whole is.
+type Output struct {
+	Stdout, Stderr             []byte
+	StdoutLength, StderrLength int64
+}
+
 // A Phase is a step in a session's life. Phases only move forward:
 //
 //	pending → running → succeeded | failed | killed → torn_down

@@ -41,6 +41,10 @@ type Store interface {
 	Work(ctx context.Context, org, id string) (Work, error)
 	// Result returns the session's result, or ErrNotFound until it has ended.
 	Result(ctx context.Context, org, id string) (Result, error)
+	// Output returns up to max bytes of each output stream of an ended session,
+	// from the given offsets, and ErrNotFound until it has ended. What is before
+	// and after costs no memory.
+	Output(ctx context.Context, org, id string, stdout, stderr, max int64) (Output, error)
 	// Events returns up to limit events with Seq greater than after, oldest first.
 	Events(ctx context.Context, org, id string, after uint64, limit int) ([]audit.Event, error)
 

@@ -85,6 +85,27 @@ func (s *Store) Result(ctx context.Context, org, id string) (session.Result, err
 	return r, nil
 }
 
+// Output returns a part of what the session wrote.
+func (s *Store) Output(ctx context.Context, org, id string, stdout, stderr, max int64) (session.Output, error) {
+	if stdout < 0 || stderr < 0 || max < 0 {
+		return session.Output{}, fmt.Errorf("read output of session %s: negative offset or length", id)
+	}
+	// Beyond what a blob can have, an offset is as good as that, and one more
+	// does not overflow.
+	const end = 1 << 40
+	var o session.Output
+	err := s.reads.QueryRowContext(ctx, `SELECT substr(r.stdout, ?, ?), substr(r.stderr, ?, ?), length(r.stdout), length(r.stderr)
+		FROM results r JOIN sessions s ON s.n = r.session WHERE s.org = ? AND s.id = ?`,
+		min(stdout, end)+1, min(max, end), min(stderr, end)+1, min(max, end), org, id).
+		Scan(&o.Stdout, &o.Stderr, &o.StdoutLength, &o.StderrLength)
+	if errors.Is(err, sql.ErrNoRows) {
+		return session.Output{}, session.ErrNotFound
+	} else if err != nil {
+		return session.Output{}, fmt.Errorf("read output of session %s: %w", id, err)
+	}
+	return o, nil
+}
+
 // Events returns up to limit events of the session with Seq greater than
 // after.
 func (s *Store) Events(ctx context.Context, org, id string, after uint64, limit int) ([]audit.Event, error) {

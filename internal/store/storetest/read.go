@@ -86,6 +86,8 @@ func results(t *testing.T, s Store) {
 		n := start(t, s, create(t, s, "acme", fmt.Sprintf("s-000000-%d", i)))
 		_, err := s.Result(t.Context(), "acme", n.ID)
 		wantErr(t, "a result before the end", err, session.ErrNotFound)
+		_, err = s.Output(t.Context(), "acme", n.ID, 0, 0, 1)
+		wantErr(t, "output before the end", err, session.ErrNotFound)
 		if _, err := s.Commit(t.Context(), n, &want); err == nil {
 			t.Error("a result was committed without an end")
 		}
@@ -101,6 +103,7 @@ func results(t *testing.T, s Store) {
 			if !bytes.Equal(got.Stdout, want.Stdout) || !bytes.Equal(got.Stderr, want.Stderr) {
 				t.Errorf("result %d %s: stdout of %d bytes, stderr of %d, want %d and %d, or they differ", i, when, len(got.Stdout), len(got.Stderr), len(want.Stdout), len(want.Stderr))
 			}
+			parts(t, s, n.ID, want)
 			small := want
 			got.Stdout, got.Stderr, small.Stdout, small.Stderr = nil, nil, nil, nil
 			if d := cmp.Diff(small, got); d != "" {
@@ -224,4 +227,37 @@ func restart(t *testing.T, s Store) {
 	if got := types(events(t, s, "acme", running.ID)); got != "session_created sandbox_started egress_denied result_collected workload_exited usage_metered" {
 		t.Errorf("record: %s", got)
 	}
+}
+
+// parts reads the output of a session in parts, and beyond its end.
+func parts(t *testing.T, s Store, id string, want session.Result) {
+	t.Helper()
+	var stdout, stderr []byte
+	for {
+		o, err := s.Output(t.Context(), "acme", id, int64(len(stdout)), int64(len(stderr)), 1<<20-7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.StdoutLength != int64(len(want.Stdout)) || o.StderrLength != int64(len(want.Stderr)) {
+			t.Fatalf("output has %d and %d bytes, want %d and %d", o.StdoutLength, o.StderrLength, len(want.Stdout), len(want.Stderr))
+		}
+		if len(o.Stdout) > 1<<20-7 || len(o.Stderr) > 1<<20-7 {
+			t.Fatalf("a part has %d and %d bytes", len(o.Stdout), len(o.Stderr))
+		}
+		if len(o.Stdout)+len(o.Stderr) == 0 {
+			break
+		}
+		stdout, stderr = append(stdout, o.Stdout...), append(stderr, o.Stderr...)
+	}
+	if !bytes.Equal(stdout, want.Stdout) || !bytes.Equal(stderr, want.Stderr) {
+		t.Error("the parts of the output are not the output")
+	}
+	if o, err := s.Output(t.Context(), "acme", id, 1<<62, 1<<62, 1<<62); err != nil || len(o.Stdout)+len(o.Stderr) != 0 {
+		t.Errorf("%d bytes beyond the end, error %v", len(o.Stdout)+len(o.Stderr), err)
+	}
+	if _, err := s.Output(t.Context(), "acme", id, -1, 0, 1); err == nil {
+		t.Error("a negative offset was accepted")
+	}
+	_, err := s.Output(t.Context(), "umbrella", id, 0, 0, 1)
+	wantErr(t, "another organisation's output", err, session.ErrNotFound)
 }

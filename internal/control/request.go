@@ -35,6 +35,7 @@ const (
 	maxCode      = 10 << 20 // bytes of code
 	maxFiles     = 1000
 	maxFileBytes = 10 << 20 // all files together
+	maxFileName  = 255      // bytes between two slashes: NAME_MAX of limits.h
 	maxArgs      = 1000
 	maxArgBytes  = 128 << 10 // one argument: MAX_ARG_STRLEN of execve(2)
 	maxLabels    = 64
@@ -176,6 +177,9 @@ func workFiles(files map[string]string) (map[string]string, error) {
 		if rel == "" || rel == "." || path.IsAbs(rel) || path.Clean(rel) != rel || strings.HasPrefix(rel, "../") || rel == ".." ||
 			len(rel) > 1024 || !printable(rel) {
 			return nil, invalid("files", "%q is not a path below /work in its shortest form", name)
+		}
+		if slices.ContainsFunc(strings.Split(rel, "/"), func(part string) bool { return len(part) > maxFileName }) {
+			return nil, invalid("files", "%.40q... has a name of more than %d bytes", name, maxFileName)
 		}
 		if _, twice := out[rel]; twice {
 			return nil, invalid("files", "%q is named twice", rel)

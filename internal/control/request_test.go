@@ -53,6 +53,7 @@ func TestBadRequestsAreRefusedWithTheirField(t *testing.T) {
 		"file above /work":              {Request{Code: "1", Files: map[string]string{"../etc/passwd": ""}}, "files"},
 		"absolute file":                 {Request{Code: "1", Files: map[string]string{"/etc/passwd": ""}}, "files"},
 		"file with a climbing middle":   {Request{Code: "1", Files: map[string]string{"a/../../b": ""}}, "files"},
+		"a long file name":              {Request{Code: "1", Files: map[string]string{"a/" + strings.Repeat("x", 256): ""}}, "files"},
 		"file named like /work":         {Request{Code: "1", Files: map[string]string{"/work/": ""}}, "files"},
 		"file that is also a directory": {Request{Code: "1", Files: map[string]string{"a": "", "a/b": ""}}, "files"},
 		"file named twice":              {Request{Code: "1", Files: map[string]string{"a": "", "/work/a": ""}}, "files"},

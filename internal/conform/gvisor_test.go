@@ -2,6 +2,7 @@ package conform_test
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -28,7 +29,7 @@ func TestGVisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	bin := testenv.Binaries(t)
-	config := gvisor.Config{Dir: t.TempDir(), Instance: "conform", Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: store.Rootfs}
+	config := gvisor.Config{Dir: t.TempDir(), Instance: fmt.Sprintf("conform-%d", os.Getpid()), Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: store.Rootfs}
 	open := func() *gvisor.Backend {
 		b, err := gvisor.New(config)
 		if err != nil {

@@ -190,7 +190,9 @@ func rogue(what string) error {
 		_, err := control.Read(make([]byte, 1))
 		return err
 	case "deaf":
-		select {} // until it is killed
+		for { // until it is killed; select {} would be noticed as a deadlock
+			time.Sleep(time.Hour)
+		}
 	case "hungry":
 		if _, _, err := receiveSession(control); err != nil {
 			return err

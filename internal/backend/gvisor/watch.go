@@ -464,7 +464,13 @@ func (w *watcher) usage() backend.Usage {
 
 // end settles the end of a sandbox that was not killed by its watcher.
 func (w *watcher) end(st status) {
-	w.empty()
+	if st.err == nil {
+		// The guest has ended by itself, and its kernel is about to: there is
+		// nothing to wait for before the account is given.
+		defer w.empty()
+	} else {
+		w.empty()
+	}
 	if n, err := w.group.CPU(); err == nil {
 		w.used = n
 	}

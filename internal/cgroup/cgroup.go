@@ -337,6 +337,29 @@ func (g *Group) PeakMemory() (int64, error) {
 	return n, err
 }
 
+// Memory is what the group uses and the kernel could not take back by dropping
+// file pages, in bytes.
+func (g *Group) Memory() (int64, error) {
+	usage, cache := "memory.current", "file"
+	if g.isV1("memory") {
+		usage, cache = "memory.usage_in_bytes", "cache"
+	}
+	used, err := g.number("memory", usage)
+	if err != nil {
+		return 0, err
+	}
+	// Either counts what processes share in memory among the file pages.
+	cached, err := g.field("memory", "memory.stat", cache)
+	if err != nil {
+		return 0, err
+	}
+	shared, err := g.field("memory", "memory.stat", "shmem")
+	if err != nil {
+		return 0, err
+	}
+	return used - max(0, cached-shared), nil
+}
+
 // OOMKills is how many processes of the group the kernel has killed for the
 // group's memory limit.
 func (g *Group) OOMKills() (int64, error) {
@@ -352,6 +375,14 @@ func (g *Group) MemoryEvidence() string {
 		return "cgroup memory.oom_control oom_kill"
 	}
 	return "cgroup memory.events oom_kill"
+}
+
+// UsageEvidence names the counter that Memory reads.
+func (g *Group) UsageEvidence() string {
+	if g.isV1("memory") {
+		return "cgroup memory.usage_in_bytes"
+	}
+	return "cgroup memory.current"
 }
 
 // CPUEvidence names the counter that CPU reads.

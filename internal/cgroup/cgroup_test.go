@@ -176,6 +176,8 @@ func TestEachLayoutsCountersAreRead(t *testing.T) {
 		"version 1": {splitInfo, "", map[string]string{
 			"cg/cpuacct/p/g/cpuacct.usage":             "1234567000\n",
 			"cg/memory/p/g/memory.max_usage_in_bytes":  "8192\n",
+			"cg/memory/p/g/memory.usage_in_bytes":      "10000\n",
+			"cg/memory/p/g/memory.stat":                "cache 6000\nrss 3000\nshmem 2000\n",
 			"cg/memory/p/g/memory.oom_control":         "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
 			"cg/pids/p/g/pids.events":                  "max 5\n",
 			"cg/pids/p/g/cgroup.procs":                 "12\n13\n",
@@ -188,11 +190,13 @@ func TestEachLayoutsCountersAreRead(t *testing.T) {
 			"cg/memory/p/g/memory.kmem.limit_in_bytes": "9",
 		}, [2]string{"cgroup cpuacct.usage", "cgroup memory.oom_control oom_kill"}},
 		"version 2": {unifiedInfo, "cpu memory pids", map[string]string{
-			"cg/uni fied/p/g/cpu.stat":      "usage_usec 1234567\nuser_usec 1\n",
-			"cg/uni fied/p/g/memory.peak":   "8192\n",
-			"cg/uni fied/p/g/memory.events": "low 0\nhigh 0\nmax 9\noom 4\noom_kill 3\noom_group_kill 0\n",
-			"cg/uni fied/p/g/pids.events":   "max 5\n",
-			"cg/uni fied/p/g/cgroup.procs":  "12\n13\n14\n",
+			"cg/uni fied/p/g/cpu.stat":       "usage_usec 1234567\nuser_usec 1\n",
+			"cg/uni fied/p/g/memory.peak":    "8192\n",
+			"cg/uni fied/p/g/memory.current": "10000\n",
+			"cg/uni fied/p/g/memory.stat":    "anon 3000\nfile 6000\nkernel 1000\nshmem 2000\n",
+			"cg/uni fied/p/g/memory.events":  "low 0\nhigh 0\nmax 9\noom 4\noom_kill 3\noom_group_kill 0\n",
+			"cg/uni fied/p/g/pids.events":    "max 5\n",
+			"cg/uni fied/p/g/cgroup.procs":   "12\n13\n14\n",
 		}, [2]string{"cgroup cpu.stat usage_usec", "cgroup memory.events oom_kill"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -230,7 +234,7 @@ func TestEachLayoutsCountersAreRead(t *testing.T) {
 				what string
 				read func() (int64, error)
 				want int64
-			}{{"peak memory", g.PeakMemory, 8192}, {"OOM kills", g.OOMKills, 3}, {"forks refused", g.ForksRefused, 5}} {
+			}{{"peak memory", g.PeakMemory, 8192}, {"memory", g.Memory, 6000}, {"OOM kills", g.OOMKills, 3}, {"forks refused", g.ForksRefused, 5}} {
 				if n, err := r.read(); err != nil || n != r.want {
 					t.Errorf("%s: %d, %v, want %d", r.what, n, err, r.want)
 				}

@@ -125,16 +125,17 @@ func TestEachLimitHasItsKillReasonOnGVisor(t *testing.T) {
 		reason   session.KillReason
 		resource string
 	}{
-		"fork bomb":            {code: bomb, limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
-		"a bash bomb":          {code: ":(){ :|:& };:\nwait; sleep 60", language: "bash", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
-		"threads":              {code: "import threading, time\nfor _ in range(500):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
-		"memory":               {code: "x = []\nwhile True:\n    x.append(bytearray(1 << 20))\n", limits: LimitsRequest{MemoryMB: n(128)}, reason: session.MemoryExceeded, resource: "memoryMb"},
-		"cpu":                  {code: "while True: pass\n", limits: LimitsRequest{CPUSeconds: n(1)}, reason: session.CPUExceeded, resource: "cpuSeconds"},
-		"wall clock":           {code: forever, limits: LimitsRequest{WallSeconds: n(1)}, reason: session.WallClockExceeded, resource: "wallSeconds"},
-		"disk in work":         {code: "f = open('/work/x', 'wb')\nwhile True:\n    f.write(b'x' * (1 << 20)); f.flush()\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
-		"disk in both":         {code: "a, b = open('/work/x', 'wb'), open('/tmp/x', 'wb')\nfor f in (a, b):\n    for _ in range(24):\n        f.write(b'x' * (1 << 20)); f.flush()\nimport time; time.sleep(60)\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
-		"disk at the last":     {code: "import os\nf = os.open('/work/x', os.O_CREAT | os.O_WRONLY)\nb = b'x' * (36 << 20)\nos.write(f, b); os._exit(0)\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
-		"a gigabyte of output": {code: "import sys\nfor _ in range(1024):\n    sys.stdout.write('x' * (1 << 20))\n", reason: session.OutputExceeded, resource: "outputBytes"},
+		"fork bomb":                 {code: bomb, limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"a bomb under the defaults": {code: bomb, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"a bash bomb":               {code: ":(){ :|:& };:\nwait; sleep 60", language: "bash", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"threads":                   {code: "import threading, time\nfor _ in range(500):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"memory":                    {code: "x = []\nwhile True:\n    x.append(bytearray(1 << 20))\n", limits: LimitsRequest{MemoryMB: n(128)}, reason: session.MemoryExceeded, resource: "memoryMb"},
+		"cpu":                       {code: "while True: pass\n", limits: LimitsRequest{CPUSeconds: n(1)}, reason: session.CPUExceeded, resource: "cpuSeconds"},
+		"wall clock":                {code: forever, limits: LimitsRequest{WallSeconds: n(1)}, reason: session.WallClockExceeded, resource: "wallSeconds"},
+		"disk in work":              {code: "f = open('/work/x', 'wb')\nwhile True:\n    f.write(b'x' * (1 << 20)); f.flush()\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
+		"disk in both":              {code: "a, b = open('/work/x', 'wb'), open('/tmp/x', 'wb')\nfor f in (a, b):\n    for _ in range(24):\n        f.write(b'x' * (1 << 20)); f.flush()\nimport time; time.sleep(60)\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
+		"disk at the last":          {code: "import os\nf = os.open('/work/x', os.O_CREAT | os.O_WRONLY)\nb = b'x' * (36 << 20)\nos.write(f, b); os._exit(0)\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
+		"a gigabyte of output":      {code: "import sys\nfor _ in range(1024):\n    sys.stdout.write('x' * (1 << 20))\n", reason: session.OutputExceeded, resource: "outputBytes"},
 		"traffic": {
 			code:   "import socket\ns = socket.create_connection(('" + source + "', 80))\nwhile s.recv(1 << 16): pass\n",
 			limits: LimitsRequest{EgressBytes: n(1_000_000)}, egress: session.Egress{Mode: "allowlist", Allow: []string{source}},

@@ -14,6 +14,11 @@ const (
 	// it uses. An idle one takes 20 MiB.
 	sentryMemory = 64 << 20
 
+	// taskMemory is what it may use more for each task of the workload: gVisor's
+	// kernel and the host keep that much for a process of its, so that a fork bomb
+	// is found by its number before its weight.
+	taskMemory = 4 << 20
+
 	// processWall is how many tasks beyond Limits.Pids a workload's user gets
 	// before the sandbox's kernel refuses more. Between the limit and the wall
 	// lies the evidence: a fork that is refused at the limit leaves none.
@@ -32,6 +37,18 @@ const (
 // not the limit: gVisor's kernel panics when the host refuses it a thread (gVisor
 // issue 2490).
 func hostTasks(l backend.Limits) int64 { return 4*l.Pids + 512 }
+
+// memoryWall is where the host's kernel kills. It is head room like hostTasks:
+// what the workload's tasks do not take of it, the watcher does not let it use.
+func memoryWall(l backend.Limits) int64 { return memoryAllowed(l, min(l.Pids, maxTasks)) }
+
+// maxTasks bounds the head room that a high limit of tasks gives.
+const maxTasks = 512
+
+// memoryAllowed is what a sandbox with so many tasks may use.
+func memoryAllowed(l backend.Limits, tasks int64) int64 {
+	return l.Memory + sentryMemory + tasks*taskMemory
+}
 
 // firstUser is the user of the host that is root in the sandbox, the first of
 // usersPerSandbox. Sandboxes share no file that any of them may write, so two

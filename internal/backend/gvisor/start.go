@@ -150,7 +150,7 @@ func (b *Backend) make(ctx context.Context, s *sandbox, spec backend.Spec) error
 	if err := os.WriteFile(filepath.Join(s.dir, memoryFile), []byte(memory), 0o644); err != nil {
 		return err
 	}
-	if err := s.group.Make(cgroup.Limits{Memory: spec.Limits.Memory + sentryMemory, Pids: hostTasks(spec.Limits)}); err != nil {
+	if err := s.group.Make(cgroup.Limits{Memory: memoryWall(spec.Limits), Pids: hostTasks(spec.Limits)}); err != nil {
 		return err
 	}
 	if err := b.run(ctx, s, rootfs); err != nil {

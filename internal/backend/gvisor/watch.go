@@ -205,6 +205,7 @@ type watcher struct {
 	ask     chan struct{}
 	tasks   chan int64
 	wake    chan struct{} // from idlers
+	running int64         // tasks of the workload when they were last counted
 
 	// While the watcher is among idlers, its mutex guards these.
 	used     time.Duration // CPU time at the last tick
@@ -259,6 +260,7 @@ func (w *watcher) watch(closing <-chan struct{}) {
 			w.end(st)
 			return
 		case n := <-w.tasks:
+			w.running = n
 			if n > w.limits.Pids {
 				w.idlers.remove(w)
 				w.kill(breach{backend.PidsLimit, n, "gvisor task list"})
@@ -333,6 +335,9 @@ func (w *watcher) breached() *breach {
 	if n, err := w.group.OOMKills(); err == nil && n > 0 {
 		peak, _ := w.group.PeakMemory()
 		return &breach{backend.MemoryLimit, peak, w.group.MemoryEvidence()}
+	}
+	if n, err := w.group.Memory(); err == nil && n > memoryAllowed(w.limits, min(w.running, maxTasks)) {
+		return &breach{backend.MemoryLimit, n, w.group.UsageEvidence()}
 	}
 	if n := w.disk(); n > w.limits.Disk {
 		return &breach{backend.DiskLimit, n, "blocks of the sandbox's files on the host"}

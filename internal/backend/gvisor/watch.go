@@ -3,7 +3,6 @@ package gvisor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -89,36 +88,6 @@ func (b *Backend) forgetIdle(s *sandbox) {
 	s.mu.Unlock()
 	if p == unmade {
 		b.forget(s)
-	}
-}
-
-// Check implements backend.Checker.
-func (b *Backend) Check(ctx context.Context, id backend.ID) error {
-	s, err := b.resume(id)
-	if err != nil {
-		return fmt.Errorf("check sandbox %s: %w", id, err)
-	}
-	s.mu.Lock()
-	watched := s.phase == live
-	s.mu.Unlock()
-	if !watched {
-		return nil
-	}
-	done := make(chan struct{})
-	select {
-	case s.checks <- done:
-	case <-s.settled:
-		return nil
-	case <-b.closing:
-		return errors.New("gvisor backend is closed")
-	case <-ctx.Done():
-		return fmt.Errorf("check sandbox %s: %w", id, ctx.Err())
-	}
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("check sandbox %s: %w", id, ctx.Err())
 	}
 }
 

@@ -3,7 +3,9 @@ package gvisor
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"strings"
@@ -112,6 +114,16 @@ func TestStartTimeIsTheKernels(t *testing.T) {
 	childs, err := startTime(cmd.Process.Pid)
 	if err != nil || childs < mine {
 		t.Errorf("a child started at %d, %v, its parent at %d", childs, err, mine)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	// It has ended, and is not reaped.
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := startTime(cmd.Process.Pid); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a process that has ended: %v", err)
 	}
 	if _, err := startTime(1 << 30); err == nil {
 		t.Error("a process that can't be has a start time")

@@ -222,27 +222,25 @@ func (s *sandbox) sentry() (started, error) {
 	}
 	// One reading can miss a process: the kernel counts the tasks of a group of
 	// version 1 before it lists them, and leaves out as many as came between
-	// (pidlist_array_load in kernel/cgroup/cgroup-v1.c).
-	var procs []int
-	for range 10 {
-		if procs, err = s.group.Procs(); err != nil {
+	// (pidlist_array_load in kernel/cgroup/cgroup-v1.c). And one that is about to
+	// end is out of its group a moment before it is gone.
+	for patience := time.Now().Add(time.Second); ; time.Sleep(2 * time.Millisecond) {
+		procs, err := s.group.Procs()
+		if err != nil {
 			return started{}, err
 		}
-		if slices.Contains(procs, pid) {
-			break
-		}
-	}
-	at, err := startTime(pid)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
-		return started{}, fmt.Errorf("find the sandbox's process: %w", err)
-	}
-	if err == nil && !slices.Contains(procs, pid) {
-		if again, err := startTime(pid); err == nil && again == at {
+		at, err := startTime(pid)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
+			// A guest that ended at once is a sandbox that was started: its StartTime
+			// is 0, which no process has that is in a cgroup of ours.
+			return started{PID: pid}, nil
+		case err != nil:
+			return started{}, fmt.Errorf("find the sandbox's process: %w", err)
+		case slices.Contains(procs, pid):
+			return started{PID: pid, StartTime: at}, nil
+		case time.Now().After(patience):
 			return started{}, fmt.Errorf("the sandbox's process %d is outside its cgroup", pid)
 		}
-		at = 0
 	}
-	// A guest that ended at once is a sandbox that was started: its StartTime is
-	// 0, which no process has that is in a cgroup of ours.
-	return started{PID: pid, StartTime: at}, nil
 }

@@ -307,7 +307,8 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-// startTime is when a process started, in clock ticks since boot.
+// startTime is when a process started, in clock ticks since boot. One that has
+// ended, and that nobody has reaped yet, does not exist.
 func startTime(pid int) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -326,6 +327,9 @@ func parseStartTime(stat string) (uint64, error) {
 	fields := strings.Fields(stat[i+1:])
 	if len(fields) < 20 {
 		return 0, errors.New("malformed process status")
+	}
+	if fields[0] == "Z" || fields[0] == "X" {
+		return 0, fs.ErrNotExist
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
 }

@@ -28,6 +28,8 @@ func TestBrokenTreesAreNoticed(t *testing.T) {
 		"a root package with a dependency":      {"x.go", `package enclave; import _ "golang.org/x/sys/unix"`, "standard library alone"},
 		"a root package that reaches inside":    {"x.go", `package enclave; import _ "github.com/enclave-run/enclave/internal/auth"`, "does not let ."},
 		"the SDK of httpapi is the root":        {"internal/httpapi/x.go", `package httpapi; import _ "github.com/enclave-run/enclave"`, ""},
+		"failpoints are everywhere":             {"internal/wire/x.go", `package wire; import _ "github.com/enclave-run/enclave/internal/failpoint"`, ""},
+		"but in the root package":               {"x.go", `package enclave; import _ "github.com/enclave-run/enclave/internal/failpoint"`, "does not let ."},
 		"a package without a row":               {"internal/surprise/x.go", `package surprise`, "no row"},
 		"a package named util":                  {"internal/image/x.go", `package util`, "says nothing"},
 		"a test package named types":            {"internal/image/x_test.go", `package types_test`, "says nothing"},

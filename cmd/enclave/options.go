@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -11,11 +10,12 @@ import (
 )
 
 // options is everything that a flag or an environment variable can set for
-// more than one command. Nothing is opened before validate has accepted it.
+// serve or for more than one command. Nothing is opened before validate has accepted it.
 type options struct {
 	State   string // --state, ENCLAVE_STATE
 	Backend string // --backend, ENCLAVE_BACKEND
-	Listen  string // --listen, ENCLAVE_LISTEN; only serve listens
+
+	Serve serveOptions // of serve alone, and of the control plane behind run
 
 	// BaseURL names a control plane to drive instead of one on this host. It and
 	// its credentials come from the environment only: a key in an argument list
@@ -47,7 +47,7 @@ func defaults(env func(string) string) options {
 	return options{
 		State:   or("ENCLAVE_STATE", defaultState),
 		Backend: or("ENCLAVE_BACKEND", autoBackend),
-		Listen:  or("ENCLAVE_LISTEN", defaultListen),
+		Serve:   serveDefaults(env),
 		BaseURL: env("ENCLAVE_BASE_URL"),
 		APIKey:  env("ENCLAVE_API_KEY"),
 		Token:   env("ENCLAVE_TOKEN"),
@@ -80,25 +80,5 @@ func (o *options) validate() error {
 	return nil
 }
 
-// validateListen refuses an address that others than this host can reach.
-func (o *options) validateListen() error {
-	host, port, err := net.SplitHostPort(o.Listen)
-	if err != nil || port == "" {
-		return fmt.Errorf("--listen %q is not host:port, such as %s", o.Listen, defaultListen)
-	}
-	if !loopback(host) {
-		return fmt.Errorf("--listen %q is not a loopback address: this server speaks plain HTTP, so put a TLS proxy in front of %s", o.Listen, defaultListen)
-	}
-	return nil
-}
-
 // remote reports whether another control plane than this host's is driven.
 func (o *options) remote() bool { return o.BaseURL != "" }
-
-func loopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
-}

@@ -45,7 +45,7 @@ is shown only then, and builds the image that sandboxes start from.`,
 			return p.serve(cmd.Context())
 		},
 	}
-	c.Flags().StringVar(&p.opts.Listen, "listen", p.opts.Listen, "loopback `ADDRESS` of the API (ENCLAVE_LISTEN)")
+	p.opts.Serve.flags(c)
 	c.Flags().BoolVar(&embedded, "embedded", false, "serve the socket alone, and end with the last client")
 	_ = c.Flags().MarkHidden("embedded") // only run starts it so
 	return c
@@ -53,7 +53,7 @@ is shown only then, and builds the image that sandboxes start from.`,
 
 // serve runs a control plane until it is told to end.
 func (p *program) serve(ctx context.Context) error {
-	if err := p.opts.validateListen(); err != nil {
+	if err := p.opts.Serve.validate(); err != nil {
 		return err
 	}
 	backend, err := p.chooseBackend()
@@ -75,9 +75,9 @@ func (p *program) serve(ctx context.Context) error {
 		return err
 	}
 	defer locked.unlock()
-	tcp, err := net.Listen("tcp", p.opts.Listen)
+	tcp, err := net.Listen("tcp", p.opts.Serve.Listen)
 	if err != nil {
-		return portTaken(p.opts.Listen, err)
+		return portTaken(p.opts.Serve.Listen, err)
 	}
 	defer tcp.Close()
 	if err := locked.describe(holder{PID: os.Getpid(), Mode: modeServe, Listen: tcp.Addr().String()}); err != nil {

@@ -143,12 +143,15 @@ func TestMountsBelowListsTheDeepestFirstAndNothingElse(t *testing.T) {
 func TestOptionsAreReadFromTheEnvironmentAndChecked(t *testing.T) {
 	env := map[string]string{"ENCLAVE_STATE": "/srv/e", "ENCLAVE_BACKEND": "simulator", "ENCLAVE_LISTEN": "127.0.0.1:1", "ENCLAVE_API_KEY": "k"}
 	got := defaults(func(k string) string { return env[k] })
-	want := options{State: "/srv/e", Backend: "simulator", Listen: "127.0.0.1:1", APIKey: "k"}
+	want := options{State: "/srv/e", Backend: "simulator", Serve: got.Serve, APIKey: "k"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
+	if got.Serve.Listen != "127.0.0.1:1" {
+		t.Errorf("listen is %q", got.Serve.Listen)
+	}
 	got = defaults(func(string) string { return "" })
-	if err := errors.Join(got.validate(), got.validateListen()); err != nil {
+	if err := errors.Join(got.validate(), got.Serve.validate()); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
 	}
 	for name, o := range map[string]options{
@@ -162,7 +165,7 @@ func TestOptionsAreReadFromTheEnvironmentAndChecked(t *testing.T) {
 		}
 	}
 	for _, listen := range []string{"", ":8090", "0.0.0.0:8090", "[::]:8090", "192.0.2.1:8090", "example.com:80", "127.0.0.1", "127.0.0.1:"} {
-		if err := (&options{Listen: listen}).validateListen(); err == nil {
+		if err := (&serveOptions{Listen: listen}).validate(); err == nil {
 			t.Errorf("--listen %q: accepted", listen)
 		}
 	}

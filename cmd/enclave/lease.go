@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // leasePath is served on the control socket alone. A client holds the control
@@ -67,6 +69,9 @@ func (l *leases) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer l.release()
+	if failpoint.Hit("serve.lease.taken") != nil {
+		return // the client sees an answer without a greeting
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	rc := http.NewResponseController(w)
 	_ = rc.SetWriteDeadline(time.Time{}) // a lease is as long as its client

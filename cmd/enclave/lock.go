@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // A holder is the process that serves a state directory.
@@ -61,6 +63,10 @@ func (s *stateDir) lock(ctx context.Context, mode string) (*lockedState, error) 
 		if errors.Is(err, errLocked) {
 			return nil, &heldError{s.path, s.readHolder()}
 		}
+		return nil, fmt.Errorf("lock %s: %w", s.file("lock"), err)
+	}
+	if err := failpoint.Hit("state.lock.taken"); err != nil {
+		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", s.file("lock"), err)
 	}
 	l := &lockedState{s, f}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // makeSignerKey makes the key of this state directory's log. The public half is
@@ -22,7 +23,13 @@ func makeSignerKey(s *stateDir) ([]byte, error) {
 	if err := writeFile(s.file("audit.vkey"), []byte(public+"\n"), 0o644); err != nil {
 		return nil, err
 	}
-	return private, writeFile(s.file("db", "audit.key"), private, 0o600)
+	if err := failpoint.Hit("signer.make.public"); err != nil {
+		return nil, err
+	}
+	if err := writeFile(s.file("db", "audit.key"), private, 0o600); err != nil {
+		return nil, err
+	}
+	return private, failpoint.Hit("signer.make.private")
 }
 
 // publicKey returns the key that verifies what s signs.

@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // maxSocketPath is what fits into sun_path with its terminating NUL (unix(7)).
@@ -57,5 +59,9 @@ func listenSocket(path string) (*net.UnixListener, error) {
 	}
 	// A short path may be another file's by the time the listener is closed.
 	l.SetUnlinkOnClose(false)
+	if err := failpoint.Hit("serve.socket.listening"); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
 	return l, nil
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // A stateDir is the directory that holds everything Enclave keeps on a host.
@@ -102,8 +104,14 @@ func openState(path string) (*stateDir, error) {
 			return nil, fmt.Errorf("%s has other files in it and is not Enclave's: choose an empty or missing directory with --state", path)
 		}
 	}
+	if err := failpoint.Hit("state.make.empty"); err != nil {
+		return nil, err
+	}
 	if err := writeMark(path); err != nil {
 		return nil, unwritable(path, err)
+	}
+	if err := failpoint.Hit("state.make.marked"); err != nil {
+		return nil, err
 	}
 	if s, err = findState(path); err != nil {
 		return nil, err

@@ -18,6 +18,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // ErrMissing is what the host lacks, in words.
@@ -188,6 +190,9 @@ func (g *Group) Make(l Limits) (err error) {
 			return err
 		}
 		made = append(made, d)
+		if err := failpoint.Hit("cgroup.make.partly"); err != nil { // one hierarchy of several
+			return err
+		}
 	}
 	return g.limit(l)
 }

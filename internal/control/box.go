@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -36,17 +37,26 @@ func (r *run) create(ctx context.Context, s session.Session) (*box, *ending) {
 	if err != nil {
 		return nil, r.because(ctx, lost("image: %v", err))
 	}
+	if err := failpoint.Hit("control.box.begun"); err != nil {
+		return nil, lost("%v", err)
+	}
 	l, err := p.backend.Listen(ctx, r.sandbox)
 	if err != nil {
 		return nil, r.because(ctx, lost("listen: %v", err))
 	}
 	defer l.Close() // after the two connections are made, no other is ever accepted
+	if err := failpoint.Hit("control.box.listening"); err != nil {
+		return nil, lost("%v", err)
+	}
 	spec := backend.Spec{Image: image, Limits: backend.Limits{
 		MilliCPU: s.Limits.CPUMillis, CPU: time.Duration(s.Limits.CPUSeconds) * time.Second,
 		Memory: s.Limits.MemoryMB << 20, Pids: s.Limits.Pids, Disk: s.Limits.DiskMB << 20,
 	}}
 	if err := p.backend.Start(ctx, r.sandbox, spec); err != nil {
 		return nil, r.because(ctx, lost("start: %v", err))
+	}
+	if err := failpoint.Hit("control.box.started"); err != nil {
+		return nil, lost("%v", err)
 	}
 	b := &box{run: r, image: image, ended: make(chan struct{})}
 	// Until the sandbox is destroyed somebody waits for it.
@@ -72,6 +82,11 @@ func (r *run) create(ctx context.Context, s session.Session) (*box, *ending) {
 			end = limit
 		}
 		return nil, end
+	}
+	if err := failpoint.Hit("control.box.connected"); err != nil {
+		b.packets.Close()
+		b.control.Close()
+		return nil, lost("%v", err)
 	}
 	b.guest = wire.NewClient(b.control)
 	return b, nil

@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -66,7 +67,13 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Re
 			BytesOut:        ptr(o.traffic.Out),
 			OutputBytes:     ptr(int64(len(res.Stdout) + len(res.Stderr))),
 		}})
+	if err := failpoint.Hit("control.end.collected"); err != nil {
+		return s, fmt.Errorf("commit the end of %s: %w", s.ID, err)
+	}
 	ended, err = p.store.Commit(ctx, ended, &res, events...)
+	if err == nil {
+		err = failpoint.Hit("control.end.committed")
+	}
 	if err != nil {
 		return s, fmt.Errorf("commit the end of %s: %w", s.ID, err)
 	}

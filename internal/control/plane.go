@@ -19,6 +19,7 @@ import (
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -132,6 +133,9 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 	if err != nil {
 		return session.Session{}, fmt.Errorf("number a session: %w", err)
 	}
+	if err := failpoint.Hit("control.create.numbered"); err != nil {
+		return session.Session{}, fmt.Errorf("create session: %w", err)
+	}
 	info := p.backend.Info()
 	s := session.Session{
 		ID:  fmt.Sprintf("s-%s-%d", random(3), n),
@@ -148,6 +152,10 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 	if err != nil {
 		return session.Session{}, err
 	}
+	if err := failpoint.Hit("control.create.admitted"); err != nil {
+		run.abandon()
+		return session.Session{}, fmt.Errorf("create session: %w", err)
+	}
 	made, err := p.store.Create(ctx, s, pl.work, audit.Data{
 		Caller: c.Key, Language: pl.language, RequestHash: pl.hash, PolicyDigest: pl.policy.Digest(),
 	})
@@ -159,6 +167,10 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 			}
 			return made, nil
 		}
+		return session.Session{}, fmt.Errorf("create session: %w", err)
+	}
+	if err := failpoint.Hit("control.create.committed"); err != nil {
+		run.abandon() // as if this process had lost track of it: the reconciler takes it up
 		return session.Session{}, fmt.Errorf("create session: %w", err)
 	}
 	go run.lead(life, made, pl.work)
@@ -277,11 +289,17 @@ func (p *Plane) Teardown(ctx context.Context, c auth.Caller, id string) (session
 		if s, err = p.store.Session(ctx, c.Org, id); err != nil || s.Phase == session.TornDown {
 			return s, err
 		}
+		if err := failpoint.Hit("control.teardown.ended"); err != nil {
+			return session.Session{}, fmt.Errorf("tear down: %w", err)
+		}
 		down, err := s.To(session.TornDown)
 		if err != nil {
 			return session.Session{}, fmt.Errorf("tear down: %w", err)
 		}
 		down, err = p.store.Commit(ctx, down, nil, audit.Event{Type: audit.SessionTornDown, Data: audit.Data{Caller: c.Key}})
+		if err == nil {
+			err = failpoint.Hit("control.teardown.committed")
+		}
 		if !errors.Is(err, session.ErrConflict) { // a concurrent Teardown was first: look again
 			return down, err
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -23,7 +24,13 @@ func (p *Plane) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read unended sessions: %w", err)
 	}
+	if err := failpoint.Hit("control.recover.read"); err != nil {
+		return err
+	}
 	if err := p.destroyStrangers(ctx); err != nil { // nothing is live yet: all are
+		return err
+	}
+	if err := failpoint.Hit("control.recover.cleared"); err != nil {
 		return err
 	}
 	for _, s := range unended {
@@ -37,9 +44,15 @@ func (p *Plane) Start(ctx context.Context) error {
 				return err
 			}
 			go run.lead(life, s, w)
+			if err := failpoint.Hit("control.recover.resumed"); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := p.endLost(ctx, s); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("control.recover.ended"); err != nil {
 			return err
 		}
 	}
@@ -129,6 +142,9 @@ func (p *Plane) destroyStrangers(ctx context.Context) error {
 			continue
 		}
 		p.logger.Info("stray sandbox destroyed", "sandbox", id)
+		if err := failpoint.Hit("control.recover.destroyed"); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -77,6 +78,9 @@ func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
 	p := r.plane
 	begun := p.now()
 	release, end := r.queue(ctx)
+	if err := failpoint.Hit("control.queue.admitted"); err != nil && end == nil {
+		end = lost("%v", err)
+	}
 	var o outcome
 	if end == nil {
 		s, o, end = r.sandboxed(ctx, s, w)
@@ -91,7 +95,13 @@ func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
 		// the next start finds the session unended and ends it as backend_lost.
 		p.logger.Error("session's end not recorded", "session", s.ID, "tenant", s.Org, "err", err)
 	}
+	if err := failpoint.Hit("control.destroy.begun"); err != nil {
+		p.logger.Warn("sandbox left to the reconciler", "session", s.ID, "err", err)
+		release()
+		return
+	}
 	r.destroy(context.WithoutCancel(ctx))
+	_ = failpoint.Hit("control.destroy.done") // nothing after it can fail
 	release()
 }
 
@@ -144,9 +154,8 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, s.ID, grant, recorder{r.plane.store, r.live})
 	}()
 
-	running, end := r.begin(ctx, s, box)
+	s, end = r.begin(ctx, s, box)
 	if end == nil {
-		s = running
 		end = r.work(ctx, s, w, box, &o, served)
 	}
 
@@ -173,12 +182,16 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 	case serveErr != nil:
 		end = lost("gateway: %v", serveErr) // its record may be incomplete: never a success
 	}
+	if err := failpoint.Hit("control.work.ended"); err != nil {
+		end = lost("%v", err)
+	}
 	if end.limit != nil {
 		// Intent before effect: should this process die while it destroys the
 		// sandbox, the next start finds in the record why the session ended.
 		if err := r.plane.store.Record(stopping, s.ID, audit.LimitExceeded, *end.limit); err != nil {
 			end = lost("record the limit: %v", err)
 		}
+		_ = failpoint.Hit("control.limit.recorded") // what follows can only be delayed
 	}
 	exit, ended := box.exit(stopping, end)
 	o.usage = exit.Usage
@@ -244,6 +257,9 @@ func (r *run) begin(ctx context.Context, s session.Session, box *box) (session.S
 		return s, lost("%v", err)
 	}
 	running.Started = r.plane.now().UTC()
+	if err := failpoint.Hit("control.begin.hello"); err != nil {
+		return s, lost("%v", err)
+	}
 	running, err = r.plane.store.Commit(ctx, running, nil, audit.Event{Type: audit.SandboxStarted, Data: audit.Data{
 		Backend: s.Backend, Isolation: s.Isolation, Image: box.image, Modelled: s.Isolation == backend.NoIsolation.String(),
 	}})
@@ -251,6 +267,9 @@ func (r *run) begin(ctx context.Context, s session.Session, box *box) (session.S
 		return s, r.because(ctx, lost("record the start: %v", err))
 	}
 	r.live.notify()
+	if err := failpoint.Hit("control.begin.committed"); err != nil {
+		return running, lost("%v", err)
+	}
 	return running, nil
 }
 
@@ -301,6 +320,9 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 			return r.because(ctx, lost("write %q: %v", name, err))
 		}
 	}
+	if err := failpoint.Hit("control.work.files"); err != nil {
+		return lost("%v", err)
+	}
 	proc, err := box.guest.Start(ctx, wire.StartRequest{
 		Language: s.Language, Argv: w.Argv, Code: w.Code,
 		Env: map[string]string{"ENCLAVE_SESSION_ID": s.ID},
@@ -314,6 +336,9 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 		return r.because(ctx, lost("start the workload: %v", err))
 	}
 	defer proc.Close()
+	if err := failpoint.Hit("control.work.started"); err != nil {
+		return lost("%v", err)
+	}
 	for {
 		ev, err := proc.Next()
 		if err != nil {

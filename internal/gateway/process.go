@@ -19,6 +19,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 const (
@@ -94,6 +95,9 @@ func Spawn(ctx context.Context, c SpawnConfig) (*Process, error) {
 			p.Close()
 		}
 	}()
+	if err := failpoint.Hit("gateway.spawn.started"); err != nil {
+		return nil, fmt.Errorf("start the gateway process: %w", err)
+	}
 	stop := context.AfterFunc(ctx, func() { control.SetDeadline(time.Unix(1, 0)) })
 	err = p.introduce(setup{Memory: c.Memory, Files: c.Files, Private: c.Private, Denied: c.Denied})
 	if !stop() {
@@ -239,6 +243,9 @@ func (p *Process) Serve(ctx context.Context, packets net.Conn, session string, g
 	}
 	defer box.conn.Close()
 	packets.Close() // the process has its own
+	if err := failpoint.Hit("gateway.serve.handed"); err != nil {
+		return egress.Traffic{}, err
+	}
 	stop := context.AfterFunc(ctx, func() {
 		box.conn.SetDeadline(time.Now().Add(p.step))
 		box.send(order{Stop: true})

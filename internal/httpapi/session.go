@@ -12,6 +12,7 @@ import (
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -65,6 +66,9 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 	}
 	made, err := s.plane.Create(r.Context(), c, q.request())
 	if err != nil {
+		return err
+	}
+	if err := failpoint.Hit("httpapi.create.answering"); err != nil {
 		return err
 	}
 	w.Header().Set("Location", "/v1/sessions/"+made.ID)

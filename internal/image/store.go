@@ -26,6 +26,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // Default is the name of the image that a session gets.
@@ -280,6 +282,9 @@ func (s *Store) setName(name, digest string) error {
 	if err != nil {
 		return fmt.Errorf("name image %s: %w", digest, err)
 	}
+	if err := failpoint.Hit("image.publish.placed"); err != nil {
+		return fmt.Errorf("name image %s: %w", digest, err)
+	}
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
 		return d.Annotations[refName] == name
 	})
@@ -289,6 +294,9 @@ func (s *Store) setName(name, digest string) error {
 	})
 	if err := s.writeIndex(index); err != nil {
 		return err
+	}
+	if err := failpoint.Hit("image.publish.named"); err != nil {
+		return fmt.Errorf("name image %s: %w", digest, err)
 	}
 	return s.collect(index)
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // treeVersion changes with what an unpacked tree promises; trees of another
@@ -99,6 +101,9 @@ func (s *Store) unpack(ctx context.Context, digest string) error {
 			return fmt.Errorf("unpack layer %d of %s: %w", i+1, digest, err)
 		}
 	}
+	if err := failpoint.Hit("image.unpack.applied"); err != nil {
+		return fmt.Errorf("unpack %s: %w", digest, err)
+	}
 	if err := t.normalize(); err != nil {
 		return fmt.Errorf("unpack %s: prepare the tree for sandboxes: %w", digest, err)
 	}
@@ -108,6 +113,9 @@ func (s *Store) unpack(ctx context.Context, digest string) error {
 	name := strings.TrimPrefix(digest, "sha256:")
 	dir := filepath.Join(s.dir, "rootfs", name)
 	if err := errors.Join(removeTree(dir+".json"), removeTree(dir), os.Rename(tmp, dir), syncDir(filepath.Dir(dir))); err != nil {
+		return fmt.Errorf("unpack %s: %w", digest, err)
+	}
+	if err := failpoint.Hit("image.unpack.renamed"); err != nil {
 		return fmt.Errorf("unpack %s: %w", digest, err)
 	}
 	b, err := json.Marshal(mark{treeVersion, digest})

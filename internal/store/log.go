@@ -11,6 +11,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 const (
@@ -247,6 +248,9 @@ func (s *Store) sequence(ctx context.Context, signer *audit.Signer) error {
 			return err
 		}
 		if note != nil {
+			if err := failpoint.Hit("store.sequence.durable"); err != nil {
+				return err
+			}
 			if err := s.published(note); err != nil {
 				return err
 			}
@@ -307,11 +311,17 @@ func extend(ctx context.Context, t *tx, signer *audit.Signer) (note []byte, more
 		}
 		size++
 	}
+	if err := failpoint.Hit("store.sequence.added"); err != nil {
+		return nil, false, err
+	}
 	root, err := tlog.TreeHash(size, stored)
 	if err != nil {
 		return nil, false, err
 	}
 	if note, err = signer.Checkpoint(tlog.Tree{N: size, Hash: root}); err != nil {
+		return nil, false, err
+	}
+	if err := failpoint.Hit("store.sequence.signed"); err != nil {
 		return nil, false, err
 	}
 	if _, err := t.exec(ctx, "INSERT INTO checkpoints (size, note) VALUES (?, ?)", size, string(note)); err != nil {

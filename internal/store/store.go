@@ -22,6 +22,8 @@ import (
 	"time"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 var (
@@ -120,6 +122,9 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if err := create(path); err != nil {
 		return nil, fmt.Errorf("create database: %w", err)
 	}
+	if err := failpoint.Hit("store.open.created"); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
 	if s.db, err = sql.Open("sqlite", dsn(path, "busy_timeout(5000)")); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
@@ -127,6 +132,9 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	if err := prepare(ctx, conn); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	if err := failpoint.Hit("store.open.prepared"); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	if s.reads, err = sql.Open("sqlite", dsn(path, "busy_timeout(5000)", "query_only(1)")); err != nil {

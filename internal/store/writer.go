@@ -9,6 +9,8 @@ import (
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // maxBatch bounds how many writers share one flush of the disk.
@@ -119,10 +121,13 @@ func (s *Store) commit(ctx context.Context, t *tx, batch []op) {
 				return fmt.Errorf("release: %w", err)
 			}
 		}
+		if err := failpoint.Hit("store.commit.written"); err != nil {
+			return err
+		}
 		if _, err := t.exec(ctx, "COMMIT"); err != nil {
 			return fmt.Errorf("commit: %w", err)
 		}
-		return nil
+		return failpoint.Hit("store.commit.durable")
 	}()
 	if err != nil {
 		if begun || !busy(err) {

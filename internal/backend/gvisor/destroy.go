@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // Destroy kills the sandbox's processes and removes its cgroups and its
@@ -42,6 +43,9 @@ func (b *Backend) remove(ctx context.Context, s *sandbox) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
+	if err := failpoint.Hit("gvisor.destroy.marked"); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	if s.listener != nil {
 		s.listener.Close()
@@ -56,6 +60,9 @@ func (b *Backend) remove(ctx context.Context, s *sandbox) error {
 	if err := s.killStray(); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("gvisor.destroy.killed"); err != nil {
+		return err
+	}
 	if p == live {
 		// Its watcher reads the counters, which go with the group.
 		select {
@@ -68,7 +75,13 @@ func (b *Backend) remove(ctx context.Context, s *sandbox) error {
 	if err := s.removeGroup(ctx); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("gvisor.destroy.ungrouped"); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(s.dir); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("gvisor.destroy.removed"); err != nil {
 		return err
 	}
 	b.forget(s)

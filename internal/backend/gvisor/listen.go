@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // Listen opens the socket /.enclave/sock of the sandbox. Only root of that
@@ -34,6 +35,9 @@ func (s *sandbox) listen(ctx context.Context) (net.Listener, error) {
 	if err := s.makeDir(); err != nil {
 		return nil, err
 	}
+	if err := failpoint.Hit("gvisor.listen.made"); err != nil {
+		return nil, err
+	}
 	dir, err := os.Open(filepath.Join(s.dir, mountDir))
 	if err != nil {
 		return nil, err
@@ -52,6 +56,10 @@ func (s *sandbox) listen(ctx context.Context) (net.Listener, error) {
 	}
 	// Its address is a path through a descriptor that is closed now.
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := failpoint.Hit("gvisor.listen.bound"); err != nil {
+		l.Close()
+		return nil, err
+	}
 	owner := firstUser(s.id)
 	if err := errors.Join(os.Chown(path, owner, owner), os.Chmod(path, 0o600)); err != nil {
 		l.Close()

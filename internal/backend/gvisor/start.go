@@ -19,6 +19,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // undoTime bounds the clean-up after a start that failed.
@@ -117,6 +118,9 @@ func (s *sandbox) announce(spec backend.Spec) error {
 // make makes everything of an announced sandbox and returns when its first
 // program has been started.
 func (b *Backend) make(ctx context.Context, s *sandbox, spec backend.Spec) error {
+	if err := failpoint.Hit("gvisor.start.announced"); err != nil {
+		return err
+	}
 	rootfs, err := b.rootfs(spec.Image)
 	if err != nil {
 		return fmt.Errorf("find image %s: %w", spec.Image, err)
@@ -132,6 +136,9 @@ func (b *Backend) make(ctx context.Context, s *sandbox, spec backend.Spec) error
 	guest := filepath.Join(s.dir, mountDir, guestFile)
 	if err := os.Link(b.guest, guest); err != nil {
 		return fmt.Errorf("place the guest: %w", err)
+	}
+	if err := failpoint.Hit("gvisor.start.placed"); err != nil {
+		return err
 	}
 	for _, d := range []string{workDir, tmpDir, runscDir} {
 		if err := os.Mkdir(filepath.Join(s.dir, d), 0o711); err != nil {
@@ -150,10 +157,19 @@ func (b *Backend) make(ctx context.Context, s *sandbox, spec backend.Spec) error
 	if err := os.WriteFile(filepath.Join(s.dir, memoryFile), []byte(memory), 0o644); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("gvisor.start.described"); err != nil {
+		return err
+	}
 	if err := s.group.Make(cgroup.Limits{Memory: memoryWall(spec.Limits), Pids: hostTasks(spec.Limits)}); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("gvisor.start.grouped"); err != nil {
+		return err
+	}
 	if err := b.run(ctx, s, rootfs); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("gvisor.start.ran"); err != nil {
 		return err
 	}
 	st, err := s.sentry()
@@ -165,7 +181,13 @@ func (b *Backend) make(ctx context.Context, s *sandbox, spec backend.Spec) error
 	if err := s.group.SetCPU(spec.Limits.MilliCPU); err != nil {
 		return err
 	}
-	return writeNew(filepath.Join(s.dir, startedFile), st)
+	if err := failpoint.Hit("gvisor.start.limited"); err != nil {
+		return err
+	}
+	if err := writeNew(filepath.Join(s.dir, startedFile), st); err != nil {
+		return err
+	}
+	return failpoint.Hit("gvisor.start.recorded")
 }
 
 // run runs runsc, which returns when the guest has been started.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 const (
@@ -191,6 +192,7 @@ func (b *Backend) forget(s *sandbox) {
 func (s *sandbox) settle(e backend.Exit) {
 	// Another process may have watched it as well; the first word stands. A full
 	// disk must not keep Wait from returning: the record is for the next process.
+	_ = failpoint.Hit("gvisor.exit.settled") // an exit that can't be recorded is known all the same
 	if err := writeNew(filepath.Join(s.dir, exitFile), e); errors.Is(err, fs.ErrExist) {
 		var first backend.Exit
 		if readJSON(filepath.Join(s.dir, exitFile), &first) == nil {

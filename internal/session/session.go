@@ -30,6 +30,7 @@ type Session struct {
 	Sandbox     string    // the backend's id, durable before the sandbox is made; never public
 	Idempotency string    // the caller's key; unique within Org unless empty
 	RequestHash string    // what Idempotency is compared with
+	WebhookURL  string    // told of the end; never public
 	Version     uint64    // grows by one with each Commit; a Commit with an older one is refused
 }
 

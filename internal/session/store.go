@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
 )
@@ -32,18 +33,24 @@ type Store interface {
 	// It returns ErrConflict, and does nothing, if s.Version isn't the stored
 	// one; else the session with its new Version. The events are sealed by the
 	// Store, in order; it sets their Session, Seq, Time and Hash.
+	//
+	// The Commit that gives a session its Outcome also adds what its usage_metered
+	// event says to its organisation's Usage of the day, and owes a Delivery if it
+	// has a WebhookURL, all in that transaction.
 	Commit(ctx context.Context, s Session, r *Result, events ...audit.Event) (Session, error)
 
 	Session(ctx context.Context, org, id string) (Session, error)
 	// Sessions returns up to limit sessions, newest first, that were created
 	// before the session named before ("" is from the newest).
 	Sessions(ctx context.Context, org, before string, limit int) ([]Session, error)
+	// Work returns what the session was to do, or ErrForgotten once it was dropped.
 	Work(ctx context.Context, org, id string) (Work, error)
-	// Result returns the session's result, or ErrNotFound until it has ended.
+	// Result returns the session's result, ErrNotFound until it has ended, or
+	// ErrForgotten once it was dropped.
 	Result(ctx context.Context, org, id string) (Result, error)
 	// Output returns up to max bytes of each output stream of an ended session,
-	// from the given offsets, and ErrNotFound until it has ended. What is before
-	// and after costs no memory.
+	// from the given offsets, ErrNotFound until it has ended, and ErrForgotten once
+	// it was dropped. What is before and after costs no memory.
 	Output(ctx context.Context, org, id string, stdout, stderr, max int64) (Output, error)
 	// Events returns up to limit events with Seq greater than after, oldest first.
 	Events(ctx context.Context, org, id string, after uint64, limit int) ([]audit.Event, error)
@@ -51,10 +58,34 @@ type Store interface {
 	// Unended returns the sessions of all organisations that are pending or
 	// running. Only recovery uses it, when the control plane starts.
 	Unended(ctx context.Context) ([]Session, error)
+
+	// Usage returns what org used on the days whose midnight UTC is at from or
+	// later and before to, oldest first. A day without an end of a session is absent.
+	Usage(ctx context.Context, org string, from, to time.Time) ([]Usage, error)
+
+	// Expired returns up to limit sessions of all organisations that ended before
+	// a time, by their Finished, and are not torn down, oldest first.
+	Expired(ctx context.Context, before time.Time, limit int) ([]Session, error)
+	// Forget drops the work and the result of up to limit sessions, of all
+	// organisations, that are torn down and ended before a time, oldest first, and
+	// returns of how many. The sessions and their records stay. Nothing of what it
+	// dropped can be read from the storage once its transaction is folded into it.
+	Forget(ctx context.Context, before time.Time, limit int) (int, error)
+
+	// Deliveries returns up to limit of those owed whose Next is not after due, of
+	// all organisations, the longest due first. There is at most one of a session.
+	Deliveries(ctx context.Context, due time.Time, limit int) ([]Delivery, error)
+	// Postpone saves that a delivery failed so often, and when to try again. It
+	// returns ErrNotFound if the delivery is no longer owed.
+	Postpone(ctx context.Context, id int64, attempts int, next time.Time) error
+	// Delivered ends the delivery: it was made, or given up. Ending it again
+	// succeeds.
+	Delivered(ctx context.Context, id int64) error
 }
 
 var (
-	ErrNotFound = errors.New("session not found")
-	ErrConflict = errors.New("session was changed by another")
-	ErrExists   = errors.New("session exists")
+	ErrNotFound  = errors.New("session not found")
+	ErrConflict  = errors.New("session was changed by another")
+	ErrExists    = errors.New("session exists")
+	ErrForgotten = errors.New("session's work and result were dropped, as its retention says")
 )

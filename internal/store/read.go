@@ -15,7 +15,7 @@ import (
 // The columns of sessions, in the order of fields and scanSession.
 const (
 	settable = "id, org, created_by, phase, outcome, kill_reason, language, limits, egress, backend, isolation, labels, " +
-		"created, started, finished, sandbox, idempotency, request_hash, version"
+		"created, started, finished, sandbox, idempotency, request_hash, webhook_url, version"
 	columns = "n, " + settable
 )
 
@@ -53,7 +53,7 @@ func (s *Store) Work(ctx context.Context, org, id string) (session.Work, error) 
 	var body []byte
 	err := s.reads.QueryRowContext(ctx, "SELECT w.body FROM work w JOIN sessions s ON s.n = w.session WHERE s.org = ? AND s.id = ?", org, id).Scan(&body)
 	if errors.Is(err, sql.ErrNoRows) {
-		return session.Work{}, session.ErrNotFound
+		return session.Work{}, s.absent(ctx, org, id)
 	} else if err != nil {
 		return session.Work{}, fmt.Errorf("read work of session %s: %w", id, err)
 	}
@@ -73,7 +73,7 @@ func (s *Store) Result(ctx context.Context, org, id string) (session.Result, err
 		FROM results r JOIN sessions s ON s.n = r.session WHERE s.org = ? AND s.id = ?`, org, id).
 		Scan(&code, &r.Stdout, &r.Stderr, &raw, &r.Truncated, &r.Duration)
 	if errors.Is(err, sql.ErrNoRows) {
-		return session.Result{}, session.ErrNotFound
+		return session.Result{}, s.absent(ctx, org, id)
 	} else if err != nil {
 		return session.Result{}, fmt.Errorf("read result of session %s: %w", id, err)
 	}
@@ -99,11 +99,25 @@ func (s *Store) Output(ctx context.Context, org, id string, stdout, stderr, max 
 		min(stdout, end)+1, min(max, end), min(stderr, end)+1, min(max, end), org, id).
 		Scan(&o.Stdout, &o.Stderr, &o.StdoutLength, &o.StderrLength)
 	if errors.Is(err, sql.ErrNoRows) {
-		return session.Output{}, session.ErrNotFound
+		return session.Output{}, s.absent(ctx, org, id)
 	} else if err != nil {
 		return session.Output{}, fmt.Errorf("read output of session %s: %w", id, err)
 	}
 	return o, nil
+}
+
+// absent returns why a session has no work or no result: ErrForgotten or
+// ErrNotFound.
+func (s *Store) absent(ctx context.Context, org, id string) error {
+	var forgotten bool
+	err := s.reads.QueryRowContext(ctx, "SELECT forgotten FROM sessions WHERE org = ? AND id = ?", org, id).Scan(&forgotten)
+	switch {
+	case errors.Is(err, sql.ErrNoRows) || err == nil && !forgotten:
+		return session.ErrNotFound
+	case err != nil:
+		return fmt.Errorf("read session %s: %w", id, err)
+	}
+	return session.ErrForgotten
 }
 
 // Events returns up to limit events of the session with Seq greater than
@@ -204,7 +218,7 @@ func fields(s *session.Session) ([]any, error) {
 	}
 	return []any{s.ID, s.Org, s.CreatedBy, s.Phase, s.Outcome, s.KillReason, s.Language, string(limits), string(egress),
 		s.Backend, s.Isolation, string(labels), micros(s.Created), micros(s.Started), micros(s.Finished),
-		s.Sandbox, s.Idempotency, s.RequestHash, int64(s.Version)}, nil
+		s.Sandbox, s.Idempotency, s.RequestHash, s.WebhookURL, int64(s.Version)}, nil
 }
 
 // scanSession reads a session and its row from columns.
@@ -213,7 +227,7 @@ func scanSession(r interface{ Scan(...any) error }) (s session.Session, row int6
 	var created, started, finished sql.NullInt64
 	if err := r.Scan(&row, &s.ID, &s.Org, &s.CreatedBy, &s.Phase, &s.Outcome, &s.KillReason, &s.Language, &limits, &egress,
 		&s.Backend, &s.Isolation, &labels, &created, &started, &finished,
-		&s.Sandbox, &s.Idempotency, &s.RequestHash, &s.Version); err != nil {
+		&s.Sandbox, &s.Idempotency, &s.RequestHash, &s.WebhookURL, &s.Version); err != nil {
 		return session.Session{}, 0, err
 	}
 	s.Created, s.Started, s.Finished = fromMicros(created), fromMicros(started), fromMicros(finished)

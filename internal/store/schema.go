@@ -4,22 +4,28 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+
+	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
 // applicationID marks a file as ours, in the header field that SQLite keeps
 // for this: "ENCL". (https://www.sqlite.org/pragma.html#pragma_application_id)
 const applicationID = 0x454e434c
 
-// schemaVersion is that of schema. A file of a smaller one would be brought
-// forward in prepare; there is none yet.
-const schemaVersion = 1
+// schemaVersion is that of a file that all versions were applied to.
+const schemaVersion = 2
+
+// versions has, at i, what makes a file of version i one of version i+1. A new
+// file goes through all of them, so that there is one shape of a version, however
+// a file came to it. What was released is never edited: there are files of it.
+var versions = [schemaVersion]string{version1, version2}
 
 // The times are microseconds since 1970 UTC. Position is the order of commit:
 // since events are only ever appended, without gaps, by transactions that
 // exclude each other, an event's index in the global log is its position less
 // one. The triggers hold against our own mistakes, not against who can write the
 // file: against him there are the hashes.
-const schema = `
+const version1 = `
 CREATE TABLE schema (version INTEGER NOT NULL) STRICT;
 INSERT INTO schema VALUES (1);
 
@@ -108,6 +114,38 @@ CREATE TRIGGER checkpoints_stay BEFORE DELETE ON checkpoints BEGIN SELECT RAISE(
 CREATE TRIGGER checkpoints_are BEFORE UPDATE ON checkpoints BEGIN SELECT RAISE(ABORT, 'checkpoints are never changed'); END;
 `
 
+// The days of usage are their midnights, its seconds whole microseconds. What is
+// in it already can be told from the record, so it is.
+const version2 = `
+ALTER TABLE sessions ADD COLUMN webhook_url TEXT NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0; -- 1 once work and result were dropped
+CREATE INDEX sessions_expired ON sessions (finished) WHERE phase IN ('succeeded', 'failed', 'killed');
+CREATE INDEX sessions_forgettable ON sessions (finished) WHERE phase = 'torn_down' AND forgotten = 0;
+
+CREATE TABLE usage (
+	org          TEXT NOT NULL,
+	day          INTEGER NOT NULL,
+	sessions     INTEGER NOT NULL,
+	cpu          INTEGER NOT NULL,
+	wall         INTEGER NOT NULL,
+	peak_memory  INTEGER NOT NULL,
+	bytes_in     INTEGER NOT NULL,
+	bytes_out    INTEGER NOT NULL,
+	output_bytes INTEGER NOT NULL,
+	PRIMARY KEY (org, day)
+) STRICT, WITHOUT ROWID;
+` + meter + ` WHERE e.type = 'usage_metered'` + meterInto + `;
+
+CREATE TABLE deliveries (
+	session  INTEGER PRIMARY KEY REFERENCES sessions (n),
+	attempts INTEGER NOT NULL DEFAULT 0,
+	next     INTEGER NOT NULL DEFAULT 0 -- 0 is at once
+) STRICT;
+CREATE INDEX deliveries_next ON deliveries (next, session);
+
+UPDATE schema SET version = 2;
+`
+
 // prepare makes conn the writer of a database of ours, new or old. It looks
 // before it changes anything, so that a file of someone else stays as it was.
 func prepare(ctx context.Context, conn *sql.Conn) error {
@@ -121,29 +159,56 @@ func prepare(ctx context.Context, conn *sql.Conn) error {
 	if id != applicationID && (id != 0 || objects != 0) {
 		return ErrForeign
 	}
+	var version int64
 	if id == applicationID {
-		var version int64
 		if err := conn.QueryRowContext(ctx, "SELECT version FROM schema").Scan(&version); err != nil {
 			return fmt.Errorf("read its version: %w", err)
 		}
 		if version > schemaVersion {
 			return fmt.Errorf("%w: it has version %d, this program knows %d", ErrNewer, version, schemaVersion)
 		}
-		if version != schemaVersion {
+		if version < 1 {
 			return fmt.Errorf("its version %d is unknown", version)
 		}
 	}
 	if err := makeDurable(ctx, conn); err != nil {
 		return err
 	}
-	if id == applicationID {
-		return nil
-	}
-	init := fmt.Sprintf("BEGIN IMMEDIATE; PRAGMA application_id = %d; %s COMMIT;", applicationID, schema)
-	if _, err := conn.ExecContext(ctx, init); err != nil {
-		return fmt.Errorf("make its tables: %w", err)
+	if err := bring(ctx, conn, version); err != nil {
+		return fmt.Errorf("bring it from version %d to %d: %w", version, schemaVersion, err)
 	}
 	return nil
+}
+
+// bring makes a file of version, 0 if it is new, one of schemaVersion, in one
+// transaction: what interrupts it leaves the file as it was.
+func bring(ctx context.Context, conn *sql.Conn, version int64) (err error) {
+	if version == schemaVersion {
+		return nil
+	}
+	if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK") // fails if SQLite did it itself
+		}
+	}()
+	if version == 0 {
+		if _, err := conn.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
+			return err
+		}
+	}
+	for _, v := range versions[version:] {
+		if _, err := conn.ExecContext(ctx, v); err != nil {
+			return err
+		}
+	}
+	if err := failpoint.Hit("store.schema.made"); err != nil {
+		return err
+	}
+	_, err = conn.ExecContext(ctx, "COMMIT")
+	return err
 }
 
 // makeDurable sets what an acknowledgement relies on and reads each back: a
@@ -154,6 +219,9 @@ func makeDurable(ctx context.Context, conn *sql.Conn) error {
 		{"PRAGMA journal_mode = WAL", "PRAGMA journal_mode", "wal"},
 		{"PRAGMA synchronous = FULL", "PRAGMA synchronous", "2"},
 		{"PRAGMA foreign_keys = ON", "PRAGMA foreign_keys", "1"},
+		// What Forget drops is overwritten, not only unlinked.
+		// (https://www.sqlite.org/pragma.html#pragma_secure_delete)
+		{"PRAGMA secure_delete = ON", "PRAGMA secure_delete", "1"},
 		{"PRAGMA journal_size_limit = 67108864", "PRAGMA journal_size_limit", "67108864"},
 	} {
 		if _, err := conn.ExecContext(ctx, p.set); err != nil {

@@ -121,7 +121,13 @@ func (s *Store) Commit(ctx context.Context, n session.Session, r *session.Result
 			}
 		}
 		out = next
-		return s.append(ctx, t, row, n.ID, events...)
+		if err := s.append(ctx, t, row, n.ID, events...); err != nil {
+			return err
+		}
+		if old.Phase.Ended() || !next.Phase.Ended() {
+			return nil
+		}
+		return ended(ctx, t, row, next)
 	})
 	if err != nil {
 		return session.Session{}, fmt.Errorf("commit session %s: %w", n.ID, err)

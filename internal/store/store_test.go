@@ -4,10 +4,13 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/store/storetest"
@@ -17,14 +20,27 @@ import (
 // connection makes, so that nothing in the store knows of it.
 type kit struct {
 	*Store
-	path string
+	path  string
+	clock *atomic.Pointer[time.Time] // nil inside is the real one
 }
 
+func newKit(t *testing.T) *kit {
+	k := &kit{path: filepath.Join(t.TempDir(), "enclave.db"), clock: new(atomic.Pointer[time.Time])}
+	k.Store = open(t, k.path, Options{Now: k.now})
+	return k
+}
+
+func (k *kit) now() time.Time {
+	if at := k.clock.Load(); at != nil {
+		return *at
+	}
+	return time.Now()
+}
+
+func (k *kit) SetClock(now time.Time) { k.clock.Store(&now) }
+
 func TestStore(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) session.Store {
-		path := filepath.Join(t.TempDir(), "enclave.db")
-		return &kit{open(t, path, Options{}), path}
-	})
+	storetest.Run(t, func(t *testing.T) session.Store { return newKit(t) })
 }
 
 func open(t testing.TB, path string, o Options) *Store {
@@ -46,22 +62,20 @@ func (k *kit) Restart(t *testing.T) storetest.Store {
 	if err := k.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return &kit{open(t, k.path, Options{}), k.path}
+	return &kit{open(t, k.path, Options{Now: k.now}), k.path, k.clock}
 }
 
 func (k *kit) Break(t *testing.T, part string) func() {
 	t.Helper()
-	switch part {
-	case "record":
-		execSQL(t, k.path, `CREATE TRIGGER broken_1 BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'broken'); END`)
-	case "state":
-		execSQL(t, k.path, `CREATE TRIGGER broken_1 BEFORE INSERT ON sessions BEGIN SELECT RAISE(ABORT, 'broken'); END;
-			CREATE TRIGGER broken_2 BEFORE UPDATE ON sessions BEGIN SELECT RAISE(ABORT, 'broken'); END`)
-	default:
+	tables := map[string]string{"record": "events", "state": "sessions", "usage": "usage", "deliveries": "deliveries", "results": "results"}
+	if tables[part] == "" {
 		t.Fatalf("there is no part %q", part)
 	}
+	for i, op := range []string{"INSERT", "UPDATE", "DELETE"} {
+		execSQL(t, k.path, fmt.Sprintf("CREATE TRIGGER broken_%d BEFORE %s ON %s BEGIN SELECT RAISE(ABORT, 'broken'); END", i, op, tables[part]))
+	}
 	return func() {
-		execSQL(t, k.path, `DROP TRIGGER IF EXISTS broken_1; DROP TRIGGER IF EXISTS broken_2`)
+		execSQL(t, k.path, "DROP TRIGGER broken_0; DROP TRIGGER broken_1; DROP TRIGGER broken_2")
 	}
 }
 
@@ -97,7 +111,7 @@ func TestOpenRefusesWhatIsNotOurs(t *testing.T) {
 		}, ErrForeign},
 		"a newer one": {func(path string) {
 			open(t, path, Options{}).Close()
-			execSQL(t, path, "UPDATE schema SET version = 2")
+			execSQL(t, path, "UPDATE schema SET version = 3")
 		}, ErrNewer},
 		"one without a version": {func(path string) {
 			open(t, path, Options{}).Close()
@@ -217,13 +231,12 @@ func TestClosedStoreWritesNothing(t *testing.T) {
 // Events can't be changed through any Store's connection or another's, short
 // of removing the triggers.
 func TestRecordsResistMistakes(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "enclave.db")
-	k := &kit{open(t, path, Options{}), path}
+	k := newKit(t)
 	if _, err := k.Create(t.Context(), session.Session{ID: "s-1", Org: "o", Phase: session.Pending}, session.Work{}, zeroData()); err != nil {
 		t.Fatal(err)
 	}
 	sequenceOnce(t, k.Store, testSigner(t))
-	db, err := sql.Open("sqlite", dsn(path))
+	db, err := sql.Open("sqlite", dsn(k.path))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -104,6 +104,7 @@ func identity(t *testing.T, s Store) {
 	forged := n
 	forged.CreatedBy, forged.Language, forged.RequestHash, forged.Idempotency = "mallory", "bash", "x", "x"
 	forged.Limits.Pids, forged.Egress.Mode, forged.Outcome = 1<<40, "allow_all", session.Succeeded
+	forged.WebhookURL = "https://mallory.example/"
 	forged.Created = n.Created.AddDate(1, 0, 0)
 	forged.Sandbox = "abcdefghij0123456789"
 	out, err := s.Commit(t.Context(), forged, nil)
@@ -116,7 +117,7 @@ func identity(t *testing.T, s Store) {
 	}
 	for _, g := range []session.Session{out, got} {
 		if g.CreatedBy != "alice" || g.Language != "python" || g.RequestHash != "abc" || g.Idempotency != "" || g.Limits != n.Limits ||
-			g.Egress.Mode != "allowlist" || g.Outcome != "" || !g.Created.Equal(n.Created) {
+			g.Egress.Mode != "allowlist" || g.Outcome != "" || g.WebhookURL != n.WebhookURL || !g.Created.Equal(n.Created) {
 			t.Errorf("what a session is was changed: %+v", g)
 		}
 		if g.Sandbox != forged.Sandbox || g.Version != n.Version+1 {

@@ -26,9 +26,14 @@ type Store interface {
 	// Restart ends the store as its process would, and opens it again.
 	Restart(t *testing.T) Store
 
-	// Break makes every write of part, "state" or "record", fail until mend is
-	// called, as if the database refused that statement and no other.
+	// Break makes every write of part, "state", "record", "usage", "deliveries" or
+	// "results", fail until mend is called, as if the database refused that
+	// statement and no other.
 	Break(t *testing.T, part string) (mend func())
+
+	// SetClock has the store stamp events with now from here on, and after a
+	// Restart too. Before, it stamps them with the time that it is.
+	SetClock(now time.Time)
 }
 
 // Run checks the stores that open makes. Each call of open returns an empty
@@ -74,6 +79,16 @@ func checks() []check {
 		{"UnendedAreThoseOfAll", unended},
 		{"RestartKeepsEverything", restart},
 		{"CanceledCallDoesNothing", canceled},
+		{"UsageIsWhatTheRecordSays", usageByDay},
+		{"UsageIsOfOneOrganisation", usageOfTenant},
+		{"UsageAndItsEndAreOneTransaction", usageWithEnd},
+		{"UsageTakesOddMeasurements", usageOdd},
+		{"ClockThatJumpsBackChangesNoOrder", clockJumps},
+		{"ExpiredAreOldAndEndedAndNotTornDown", expired},
+		{"ForgetDropsWorkAndResultOnly", forget},
+		{"ForgetIsOneTransaction", forgetWhole},
+		{"DeliveryIsOwedByTheEnd", deliveries},
+		{"DeliveryAndItsEndAreOneTransaction", deliveryWithEnd},
 	}
 }
 
@@ -86,7 +101,7 @@ func pending(org, id string) session.Session {
 		Egress:  session.Egress{Mode: "allowlist", Allow: []string{"a.example.com", "*.b.example.com:8443"}},
 		Backend: "simulator", Isolation: "none", Labels: map[string]string{"k": "v", "ü": "\U0001f600"},
 		Created:     time.Date(2026, 11, 21, 12, 0, 0, 123456000, time.UTC),
-		RequestHash: "abc",
+		RequestHash: "abc", WebhookURL: "https://hooks.example.com/é?a=b",
 	}
 }
 

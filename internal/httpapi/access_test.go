@@ -31,7 +31,7 @@ func at(rt route, id string) (path string, body io.Reader) {
 // The routes are taken from the server, so one that is added is tested.
 func TestEveryRouteDemandsACredentialAndItsScope(t *testing.T) {
 	r := newRig(t)
-	open := []string{"/healthz", "/readyz"}
+	open := []string{"/healthz", "/readyz", "/openapi.yaml"}
 	for _, rt := range r.routes() {
 		t.Run(rt.method+rt.path, func(t *testing.T) {
 			path, _ := at(rt, "s-0a1b2c-7")
@@ -173,7 +173,12 @@ func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
 		t.Run(tc.code, func(t *testing.T) {
 			r := newRig(t)
 			r.plane.fail = errors.Join(errors.New("create a session"), tc.err) // as wrapped errors arrive
-			_, err := r.client("DEV").Run(t.Context(), enclave.SessionRequest{Code: "x"})
+			var err error
+			if tc.status == http.StatusNotFound {
+				_, err = r.client("DEV").Get(t.Context(), "s-0a1b2c-7")
+			} else {
+				_, err = r.client("DEV").Run(t.Context(), enclave.SessionRequest{Code: "x"})
+			}
 			var p *enclave.Error
 			if !errors.As(err, &p) {
 				t.Fatalf("%v is no refusal", err)

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/contract"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/session"
 )
@@ -74,10 +77,10 @@ func newFake() *fakePlane {
 			Duration: 1234567 * time.Microsecond,
 		}},
 		events: map[string][]audit.Event{mine.ID: {
-			{Session: mine.ID, Seq: 1, Time: created, Type: audit.SessionCreated, Data: audit.Data{Caller: "k1", Language: "python"}, Hash: "aa"},
+			{Session: mine.ID, Seq: 1, Time: created, Type: audit.SessionCreated, Data: audit.Data{Caller: "k1", Language: "python"}, Hash: strings.Repeat("a", 64)},
 			{Session: mine.ID, Seq: 2, Time: created, Type: audit.EgressDenied,
-				Data: audit.Data{Host: "evil.example.com", Protocol: "dns", Reason: "not_allowed", Count: 1}, Hash: "bb"},
-			{Session: mine.ID, Seq: 3, Time: created, Type: audit.WorkloadExited, Data: audit.Data{Outcome: "succeeded", ExitCode: &code}, Hash: "cc"},
+				Data: audit.Data{Host: "evil.example.com", Protocol: "dns", Reason: "not_allowed", Count: 1}, Hash: strings.Repeat("b", 64)},
+			{Session: mine.ID, Seq: 3, Time: created, Type: audit.WorkloadExited, Data: audit.Data{Outcome: "succeeded", ExitCode: &code}, Hash: strings.Repeat("c", 64)},
 		}},
 		streams: map[string]*fakeStream{running.ID: {phases: []session.Phase{session.Pending, session.Running}}},
 		status:  control.Status{Backend: "gvisor", Ready: true},
@@ -132,13 +135,18 @@ func (f *fakePlane) find(c auth.Caller, id string) (session.Session, error) {
 }
 
 func (f *fakePlane) Create(_ context.Context, c auth.Caller, r control.Request) (session.Session, error) {
-	if err := f.called(c, "Create"); err != nil {
-		return session.Session{}, err
-	}
+	err := f.called(c, "Create")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.created = append(f.created, r)
-	return session.Session{ID: "s-0a1b2c-10", Org: c.Org, CreatedBy: c.User, Phase: session.Pending, Language: r.Language, Egress: r.Egress, Created: created}, nil
+	if err != nil {
+		return session.Session{}, err
+	}
+	made := f.sessions[len(f.sessions)-1]
+	return session.Session{
+		ID: "s-0a1b2c-10", Org: c.Org, CreatedBy: c.User, Phase: session.Pending, Language: r.Language, Limits: made.Limits,
+		Egress: session.Egress{Mode: cmp.Or(r.Egress.Mode, "deny_all"), Allow: r.Egress.Allow}, Backend: made.Backend, Isolation: made.Isolation, Created: created,
+	}, nil
 }
 
 func (f *fakePlane) Session(_ context.Context, c auth.Caller, id string) (session.Session, error) {
@@ -266,7 +274,7 @@ func (f *fakePlane) Bundle(_ context.Context, c auth.Caller, id string) (json.Ra
 		return nil, err
 	}
 	_, err := f.find(c, id)
-	return json.RawMessage(`{"bundle":"of ` + id + `"}`), err
+	return json.RawMessage(`{"version":1,"session":"` + id + `","events":[],"checkpoint":"enclave/log\n3\nabc=\n\n— log sig\n","leaves":[]}`), err
 }
 
 func (f *fakePlane) Checkpoint(_ context.Context, c auth.Caller) ([]byte, error) {
@@ -362,6 +370,7 @@ func newRig(t testing.TB, adjust ...func(*rig)) *rig {
 		t.Fatal(err)
 	}
 	r.http = r.HTTPServer()
+	r.http.Handler = contract.Handler(t, r.Server)
 	for _, a := range adjust {
 		a(r)
 	}

@@ -34,12 +34,12 @@ func readBody(w http.ResponseWriter, r *http.Request, v any) error {
 		return refuse("invalid_json", "", "the body must not be compressed")
 	}
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return refuse("body_too_large", "", "the body has more than %d bytes", tooLarge.Limit)
-	}
 	if err != nil {
 		// The rest of this connection, if there is one, is not a request.
 		w.Header().Set("Connection", "close")
+		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+			return refuse("body_too_large", "", "the body has more than %d bytes", tooLarge.Limit)
+		}
 		return refuse("invalid_json", "", "the body ended early")
 	}
 	return decode(b, v)

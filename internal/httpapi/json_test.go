@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/control"
 )
 
 // A client's request and the server's reading of it must have the same fields.
@@ -38,10 +39,11 @@ func TestCreateRequestHasTheFieldsOfTheSDK(t *testing.T) {
 
 func TestEveryFieldReachesThePlane(t *testing.T) {
 	r := newRig(t)
+	r.plane.fail = &control.ValidationError{Field: "code", Detail: "no plane would take all of these together"}
 	body := `{"code":"c","argv":["a"],"language":"node","egress":{"mode":"allowlist","allow":["x.example"]},
 		"limits":{"pidsLimit":0,"memoryMb":-1,"cpuMillis":3,"cpuSeconds":4,"wallSeconds":5,"diskMb":6,"outputBytes":7},
 		"files":{"f":"1"},"labels":{"l":"2"},"minIsolation":"microvm","idempotencyKey":"k"}`
-	if resp, text := r.do(t, "POST", "/v1/sessions", "DEV", strings.NewReader(body)); resp.StatusCode != http.StatusCreated {
+	if resp, text := r.do(t, "POST", "/v1/sessions", "DEV", strings.NewReader(body)); resp.StatusCode != http.StatusBadRequest || !strings.Contains(text, "no plane") {
 		t.Fatal(text)
 	}
 	q := r.plane.requests()[0]

@@ -122,6 +122,7 @@ func (s *Server) routes() []route {
 	return []route{
 		{"GET", "/healthz", public, nil, s.health},
 		{"GET", "/readyz", public, nil, s.ready},
+		{"GET", "/openapi.yaml", public, nil, s.openapi},
 		{"POST", "/v1/sessions", auth.WriteSessions, nil, s.create},
 		{"GET", "/v1/sessions", auth.ReadSessions, page, s.list},
 		{"GET", "/v1/sessions/{id}", auth.ReadSessions, nil, s.get},

@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/api"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
@@ -206,6 +207,14 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ auth.Caller) er
 	s.write(w, r, status, "application/json", enclave.Health{
 		Ready: st.Ready, Backend: st.Backend, Isolation: st.Isolation.String(), Reason: st.Reason,
 	})
+	return nil
+}
+
+// openapi serves the document that describes this API.
+func (s *Server) openapi(w http.ResponseWriter, _ *http.Request, _ auth.Caller) error {
+	w.Header().Set("Content-Type", "application/yaml") // RFC 9512
+	w.Header().Set("Content-Length", strconv.Itoa(len(api.OpenAPI)))
+	w.Write(api.OpenAPI) // an error means that the client is gone
 	return nil
 }
 

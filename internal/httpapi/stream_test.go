@@ -38,15 +38,15 @@ data: {"phase":"succeeded"}
 
 id: p3.o0.e0.a1.r0
 event: audit
-data: {"session":"s-0a1b2c-7","seq":1,"ts":"2026-09-01T12:00:00.123456Z","type":"session_created","data":{"caller":"k1","language":"python"},"hash":"aa"}
+data: {"session":"s-0a1b2c-7","seq":1,"ts":"2026-09-01T12:00:00.123456Z","type":"session_created","data":{"caller":"k1","language":"python"},"hash":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}
 
 id: p3.o0.e0.a2.r0
 event: audit
-data: {"session":"s-0a1b2c-7","seq":2,"ts":"2026-09-01T12:00:00.123456Z","type":"egress_denied","data":{"host":"evil.example.com","protocol":"dns","reason":"not_allowed","count":1},"hash":"bb"}
+data: {"session":"s-0a1b2c-7","seq":2,"ts":"2026-09-01T12:00:00.123456Z","type":"egress_denied","data":{"host":"evil.example.com","protocol":"dns","reason":"not_allowed","count":1},"hash":"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"}
 
 id: p3.o0.e0.a3.r0
 event: audit
-data: {"session":"s-0a1b2c-7","seq":3,"ts":"2026-09-01T12:00:00.123456Z","type":"workload_exited","data":{"outcome":"succeeded","exitCode":0},"hash":"cc"}
+data: {"session":"s-0a1b2c-7","seq":3,"ts":"2026-09-01T12:00:00.123456Z","type":"workload_exited","data":{"outcome":"succeeded","exitCode":0},"hash":"cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"}
 
 id: p3.o6.e0.a3.r0
 event: stdout
@@ -156,7 +156,7 @@ func TestHandleFollowsALiveSession(t *testing.T) {
 				r.plane.change(func() {
 					st := r.plane.streams[h.ID()]
 					st.stdout = append(st.stdout, "two\x00\xff"...)
-					st.audit = append(st.audit, audit.Event{Session: h.ID(), Seq: 1, Type: audit.WorkloadExited})
+					st.audit = append(st.audit, audit.Event{Session: h.ID(), Seq: 1, Type: audit.WorkloadExited, Hash: strings.Repeat("d", 64)})
 				})
 			} else {
 				r.plane.change(r.finish)

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
@@ -20,6 +22,7 @@ import (
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/httpapi"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/observe"
 	"github.com/enclave-run/enclave/internal/secret"
 	"github.com/enclave-run/enclave/internal/store"
 )
@@ -65,8 +68,14 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	failed := make(chan error, 3)
 	n.failed = failed
 
+	// What an operator sees of it.
+	metrics, err := observe.NewMetrics(version, c.backend)
+	if err != nil {
+		return nil, err
+	}
+
 	// The record: sessions, events, and the log that is signed.
-	if n.store, err = store.Open(ctx, c.state.file("db", "enclave.db"), store.Options{Now: p.now}); err != nil {
+	if n.store, err = store.Open(ctx, c.state.file("db", "enclave.db"), store.Options{Now: p.now, Committed: metrics.Committed}); err != nil {
 		return nil, newerStore(err, c.state.path)
 	}
 	n.onClose(func(context.Context) error { return n.store.Close() })
@@ -112,6 +121,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if n.plane, err = control.New(control.Config{
 		Backend: b, Store: n.store, Log: n.store, Gateway: out, Table: *table,
 		Image: defaultImage(c.images, c.backend), Logger: c.logger, Now: p.now,
+		Observer: metrics, Tracer: noop.NewTracerProvider().Tracer(""),
 	}); err != nil {
 		return nil, err
 	}
@@ -120,7 +130,15 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err = n.plane.Start(life); err != nil {
 		return nil, fmt.Errorf("start the control plane: %w", err)
 	}
-	api, err := httpapi.NewServer(httpapi.Config{Plane: n.plane, Keys: n.store, Log: c.logger})
+	if err := metrics.Ask(observe.Asked{
+		Census: n.plane.Census, Broken: func() bool { return n.store.Err() != nil }, Unsigned: n.store.Unsigned,
+		Checkpoint: n.store.Checkpoint, Now: p.now,
+	}); err != nil {
+		return nil, err
+	}
+	api, err := httpapi.NewServer(httpapi.Config{
+		Plane: n.plane, Keys: n.store, Log: c.logger, Observer: metrics, Metrics: metrics.Handler(),
+	})
 	if err != nil {
 		return nil, err
 	}

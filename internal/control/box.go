@@ -140,6 +140,7 @@ func (b *box) destroy(ctx context.Context) {
 	defer cancel()
 	p := b.run.plane
 	if err := p.backend.Destroy(ctx, b.run.sandbox); err != nil {
+		p.observer.DestroyFailed()
 		p.logger.Warn("sandbox not yet destroyed", "session", b.run.id, "err", err)
 	}
 }

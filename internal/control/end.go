@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 
 	"github.com/enclave-run/enclave/internal/audit"
@@ -77,7 +78,29 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Re
 	if err != nil {
 		return s, fmt.Errorf("commit the end of %s: %w", s.ID, err)
 	}
+	p.tell(ctx, ended, res, o, end)
 	return ended, nil
+}
+
+// tell says on one line of the log, and to the observer, how a session ended.
+func (p *Plane) tell(ctx context.Context, s session.Session, res session.Result, o outcome, end *ending) {
+	e := End{
+		Outcome: s.Outcome, KillReason: s.KillReason, Life: s.Finished.Sub(s.Created),
+		CPUSeconds: o.usage.CPU.Seconds(), BytesIn: o.traffic.In, BytesOut: o.traffic.Out,
+		Output: int64(len(res.Stdout) + len(res.Stderr)),
+	}
+	if end.limit != nil {
+		e.Resource = end.limit.Resource
+	}
+	p.observer.Ended(e)
+	level := slog.LevelInfo
+	if s.KillReason == session.BackendLost {
+		level = slog.LevelWarn
+	}
+	p.logger.Log(ctx, level, "session ended", "session", s.ID, "tenant", s.Org, "backend", s.Backend,
+		"outcome", s.Outcome, "kill_reason", s.KillReason, "why", end.Error(),
+		"life", e.Life, "duration", res.Duration, "cpu_seconds", e.CPUSeconds, "peak_memory_bytes", o.usage.PeakMemory,
+		"bytes_in", e.BytesIn, "bytes_out", e.BytesOut, "output_bytes", e.Output, "truncated", res.Truncated)
 }
 
 func ptr[T any](v T) *T { return &v }

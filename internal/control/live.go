@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/session"
@@ -16,6 +17,7 @@ type live struct {
 	sandbox string
 	cancel  context.CancelCauseFunc // ends the session; the cause is an *ending
 	done    chan struct{}           // closed once its end is durable or the plane gave up on it
+	at      atomic.Int32            // a step; only the session's course stores it
 
 	mu        sync.Mutex
 	stdout    []byte
@@ -67,10 +69,12 @@ func (l *live) output() (stdout, stderr []byte, truncated bool, changed <-chan s
 	return l.stdout, l.stderr, l.truncated, l.changed
 }
 
-// recorder records in the store and wakes those who watch the session.
+// recorder records a gateway's events in the store, and tells those who watch
+// the session, and the observer, of them.
 type recorder struct {
-	store session.Store
-	live  *live
+	store    session.Store
+	live     *live
+	observer Observer
 }
 
 func (r recorder) Record(ctx context.Context, id string, t audit.Type, d audit.Data) error {
@@ -78,5 +82,6 @@ func (r recorder) Record(ctx context.Context, id string, t audit.Type, d audit.D
 		return err
 	}
 	r.live.notify()
+	r.observer.Attempted(Attempt{Allowed: t == audit.EgressAllowed, Reason: d.Reason, Protocol: d.Protocol, Count: max(1, d.Count)})
 	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
@@ -33,6 +35,10 @@ type Config struct {
 	// Image returns the manifest digest of the image that sandboxes start from.
 	Image  func(ctx context.Context) (string, error)
 	Logger *slog.Logger
+	// Observer and Tracer are told what happens: of each session a number, and
+	// one trace. Neither is waited for, and neither may block.
+	Observer Observer
+	Tracer   trace.Tracer
 
 	Ceilings   session.Limits // zero fields are those of DefaultCeilings
 	MaxRunning int            // sandboxes at once; 0 is 128. More sessions wait as pending
@@ -55,6 +61,8 @@ type Plane struct {
 	table    egress.Table
 	image    func(ctx context.Context) (string, error)
 	logger   *slog.Logger
+	observer Observer
+	tracer   trace.Tracer
 	ceilings session.Limits
 	now      func() time.Time
 
@@ -85,6 +93,10 @@ func New(c Config) (*Plane, error) {
 		return nil, errors.New("control plane without an image")
 	case c.Logger == nil:
 		return nil, errors.New("control plane without a logger")
+	case c.Observer == nil:
+		return nil, errors.New("control plane without an observer")
+	case c.Tracer == nil:
+		return nil, errors.New("control plane without a tracer")
 	}
 	if c.MaxRunning == 0 {
 		c.MaxRunning = 128
@@ -95,7 +107,7 @@ func New(c Config) (*Plane, error) {
 	abort := make(chan struct{})
 	return &Plane{
 		backend: c.Backend, store: c.Store, log: c.Log, gateway: c.Gateway, table: c.Table,
-		image: c.Image, logger: c.Logger, ceilings: orCeilings(c.Ceilings), now: c.Now,
+		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, ceilings: orCeilings(c.Ceilings), now: c.Now,
 		running:  make(chan struct{}, c.MaxRunning),
 		starting: make(chan struct{}, maxStarting),
 		live:     map[string]*live{},
@@ -156,9 +168,11 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 		run.abandon()
 		return session.Session{}, fmt.Errorf("create session: %w", err)
 	}
+	create := run.course.begin("create")
 	made, err := p.store.Create(ctx, s, pl.work, audit.Data{
 		Caller: c.Key, Language: pl.language, RequestHash: pl.hash, PolicyDigest: pl.policy.Digest(),
 	})
+	create.End()
 	if err != nil {
 		run.abandon()
 		if errors.Is(err, session.ErrExists) {
@@ -190,7 +204,7 @@ func (p *Plane) admit(ctx context.Context, s session.Session) (context.Context, 
 	l := newLive(s, cancel)
 	p.live[s.ID] = l
 	p.wg.Add(1)
-	return life, &run{plane: p, id: s.ID, sandbox: backend.ID(s.Sandbox), live: l}, nil
+	return life, &run{plane: p, id: s.ID, sandbox: backend.ID(s.Sandbox), live: l, course: newCourse(ctx, p, s, &l.at)}, nil
 }
 
 // Session returns the session called id.

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
@@ -36,6 +38,15 @@ func (nowhere) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, err
 func (nowhere) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.New("nowhere")
 }
+
+// unobserved observes nothing: for tests of something else.
+type unobserved struct{}
+
+func (unobserved) Waited(time.Duration)  {}
+func (unobserved) Started(time.Duration) {}
+func (unobserved) Attempted(Attempt)     {}
+func (unobserved) Ended(End)             {}
+func (unobserved) DestroyFailed()        {}
 
 // A lab is a control plane on the simulator, with the real gateway and store.
 type lab struct {
@@ -72,8 +83,9 @@ func newPlaneOn(t *testing.T, b backend.Backend) (*Plane, *lab) {
 func (l *lab) config(table egress.Table) Config {
 	return Config{
 		Backend: l.backend, Gateway: l.gateway, Table: table,
-		Image:  func(context.Context) (string, error) { return "sha256:" + strings.Repeat("0", 64), nil },
-		Logger: slog.New(slog.NewTextHandler(l.t.Output(), nil)),
+		Image:    func(context.Context) (string, error) { return "sha256:" + strings.Repeat("0", 64), nil },
+		Logger:   slog.New(slog.NewTextHandler(l.t.Output(), nil)),
+		Observer: unobserved{}, Tracer: noop.NewTracerProvider().Tracer(""),
 	}
 }
 

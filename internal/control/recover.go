@@ -82,7 +82,6 @@ func (p *Plane) endLost(ctx context.Context, s session.Session) error {
 	if _, err := p.commitEnd(ctx, s, session.Result{}, outcome{}, end); err != nil && !errors.Is(err, session.ErrConflict) {
 		return err
 	}
-	p.logger.Warn("session lost", "session", s.ID, "tenant", s.Org, "backend", s.Backend, "why", end.Error())
 	return nil
 }
 
@@ -138,6 +137,7 @@ func (p *Plane) destroyStrangers(ctx context.Context) error {
 		err := p.backend.Destroy(attempt, id)
 		cancel()
 		if err != nil {
+			p.observer.DestroyFailed()
 			p.logger.Warn("stray sandbox not destroyed", "sandbox", id, "err", err)
 			continue
 		}

@@ -59,11 +59,13 @@ type run struct {
 	id      string
 	sandbox backend.ID
 	live    *live
+	course  *course
 }
 
 // abandon forgets a session that never became durable.
 func (r *run) abandon() {
 	p := r.plane
+	r.course.finish()
 	r.live.cancel(nil)
 	close(r.live.done)
 	p.mu.Lock()
@@ -76,7 +78,7 @@ func (r *run) abandon() {
 func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
 	defer r.abandon()
 	p := r.plane
-	begun := p.now()
+	r.course.enter(waiting)
 	release, end := r.queue(ctx)
 	if err := failpoint.Hit("control.queue.admitted"); err != nil && end == nil {
 		end = lost("%v", err)
@@ -85,16 +87,17 @@ func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
 	if end == nil {
 		s, o, end = r.sandboxed(ctx, s, w)
 	}
+	r.course.enter(collecting)
 	s, err := r.finish(context.WithoutCancel(ctx), s, o, end)
 	if err == nil {
+		r.course.ended(s)
 		r.live.notify()
-		p.logger.Info("session ended", "session", s.ID, "tenant", s.Org, "backend", s.Backend,
-			"outcome", s.Outcome, "why", end.Error(), "duration", p.now().Sub(begun))
 	} else if !errors.Is(err, errLeftPending) {
 		// The record of the end could not be kept. The sandbox goes all the same;
 		// the next start finds the session unended and ends it as backend_lost.
 		p.logger.Error("session's end not recorded", "session", s.ID, "tenant", s.Org, "err", err)
 	}
+	r.course.enter(tearingDown)
 	if err := failpoint.Hit("control.destroy.begun"); err != nil {
 		p.logger.Warn("sandbox left to the reconciler", "session", s.ID, "err", err)
 		release()
@@ -136,6 +139,7 @@ type outcome struct {
 // sandbox has ended or must. The returned session is s, running if it got there.
 func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) (session.Session, outcome, *ending) {
 	var o outcome
+	r.course.enter(starting)
 	box, end := r.create(ctx, s)
 	if box == nil {
 		return s, o, end
@@ -151,13 +155,16 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 	go func() {
 		defer close(served)
 		grant := egress.Grant{Mode: s.Egress.Mode, Allow: s.Egress.Allow, Budget: s.Limits.EgressBytes}
-		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, s.ID, grant, recorder{r.plane.store, r.live})
+		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, s.ID, grant, recorder{r.plane.store, r.live, r.plane.observer})
 	}()
 
 	s, end = r.begin(ctx, s, box)
 	if end == nil {
+		r.course.enter(working)
 		end = r.work(ctx, s, w, box, &o, served)
 	}
+
+	r.course.enter(collecting)
 
 	// What ended the session may have been the sandbox's or the gateway's death:
 	// then theirs is the better account.
@@ -368,6 +375,7 @@ func (r *run) destroy(ctx context.Context) {
 		if err == nil {
 			return
 		}
+		r.plane.observer.DestroyFailed()
 		r.plane.logger.Warn("sandbox not yet destroyed", "session", r.id, "err", err)
 		select {
 		case <-time.After(wait):

@@ -31,7 +31,7 @@ func at(rt route, id string) (path string, body io.Reader) {
 // The routes are taken from the server, so one that is added is tested.
 func TestEveryRouteDemandsACredentialAndItsScope(t *testing.T) {
 	r := newRig(t)
-	open := []string{"/healthz", "/readyz", "/openapi.yaml"}
+	open := []string{"/healthz", "/readyz", "/openapi.yaml", "/metrics"}
 	for _, rt := range r.routes() {
 		t.Run(rt.method+rt.path, func(t *testing.T) {
 			path, _ := at(rt, "s-0a1b2c-7")
@@ -304,9 +304,15 @@ func TestSocketIsNotTheOperatorForAnotherUser(t *testing.T) {
 
 func TestServerNeedsItsParts(t *testing.T) {
 	r := newRig(t)
-	for name, c := range map[string]Config{
-		"plane": {Keys: r.keys, Log: r.Server.log}, "keys": {Plane: r.plane, Log: r.Server.log}, "log": {Plane: r.plane, Keys: r.keys},
+	for name, without := range map[string]func(*Config){
+		"plane":    func(c *Config) { c.Plane = nil },
+		"keys":     func(c *Config) { c.Keys = nil },
+		"log":      func(c *Config) { c.Log = nil },
+		"observer": func(c *Config) { c.Observer = nil },
+		"metrics":  func(c *Config) { c.Metrics = nil },
 	} {
+		c := Config{Plane: r.plane, Keys: r.keys, Log: r.Server.log, Observer: r.Server.observer, Metrics: r.Server.metrics}
+		without(&c)
 		if _, err := NewServer(c); err == nil {
 			t.Errorf("a server without %s was made", name)
 		}

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
@@ -37,6 +39,7 @@ type fakePlane struct {
 	calls    []string // method names, with the caller's key
 	status   control.Status
 	fail     error
+	parent   trace.SpanContext // of the last Create
 }
 
 type fakeStream struct {
@@ -134,11 +137,12 @@ func (f *fakePlane) find(c auth.Caller, id string) (session.Session, error) {
 	return session.Session{}, session.ErrNotFound
 }
 
-func (f *fakePlane) Create(_ context.Context, c auth.Caller, r control.Request) (session.Session, error) {
+func (f *fakePlane) Create(ctx context.Context, c auth.Caller, r control.Request) (session.Session, error) {
 	err := f.called(c, "Create")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.created = append(f.created, r)
+	f.parent = trace.SpanContextFromContext(ctx)
 	if err != nil {
 		return session.Session{}, err
 	}
@@ -321,6 +325,7 @@ type rig struct {
 	keys  *fakeKeys
 	key   map[string]string // plaintexts by name
 	log   *syncBuffer
+	seen  *seen
 	http  *http.Server
 	addr  string // of the TCP listener
 	sock  string
@@ -345,7 +350,7 @@ func (b *syncBuffer) String() string {
 
 func newRig(t testing.TB, adjust ...func(*rig)) *rig {
 	t.Helper()
-	r := &rig{plane: newFake(), keys: &fakeKeys{keys: map[string]auth.Key{}}, key: map[string]string{}, log: new(syncBuffer)}
+	r := &rig{plane: newFake(), keys: &fakeKeys{keys: map[string]auth.Key{}}, key: map[string]string{}, log: new(syncBuffer), seen: new(seen)}
 	for _, k := range []struct{ name, org, role string }{
 		{"DEV", "acme", auth.Developer}, {"VIEWER", "acme", auth.Viewer}, {"OTHER", "globex", auth.Owner},
 		{"REVOKED", "acme", auth.Owner}, {"STATELESS", "acme", auth.Owner},
@@ -364,7 +369,11 @@ func newRig(t testing.TB, adjust ...func(*rig)) *rig {
 	}
 	var err error
 	r.Server, err = NewServer(Config{
-		Plane: r.plane, Keys: r.keys, Log: slog.New(slog.NewTextHandler(r.log, nil)), Hosts: []string{"Enclave.Internal"},
+		Plane: r.plane, Keys: r.keys, Log: slog.New(slog.NewTextHandler(r.log, nil)),
+		Observer: r.seen, Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+			io.WriteString(w, "up 1\n")
+		}), Hosts: []string{"Enclave.Internal"},
 	})
 	if err != nil {
 		t.Fatal(err)

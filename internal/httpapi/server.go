@@ -53,7 +53,12 @@ type KeyStore interface {
 type Config struct {
 	Plane Plane
 	Keys  KeyStore
-	Log   *slog.Logger // of errors that clients are not shown
+	// Log has one line for each request, and the errors that clients are not shown.
+	Log *slog.Logger
+	// Observer is told of each request, and Metrics answers GET /metrics, for
+	// anyone: it says nothing of any tenant, session or workload.
+	Observer Observer
+	Metrics  http.Handler
 
 	// Hosts are the names, without port, that the server answers to on a
 	// loopback address besides "localhost" and literal addresses. Others are
@@ -64,12 +69,14 @@ type Config struct {
 
 // A Server answers the API's requests. HTTPServer makes it listen.
 type Server struct {
-	plane  Plane
-	keys   KeyStore
-	log    *slog.Logger
-	hosts  map[string]bool
-	mux    *http.ServeMux
-	origin *http.CrossOriginProtection
+	plane    Plane
+	keys     KeyStore
+	log      *slog.Logger
+	observer Observer
+	metrics  http.Handler
+	hosts    map[string]bool
+	mux      *http.ServeMux
+	origin   *http.CrossOriginProtection
 
 	closing chan struct{} // closed when streams must end
 	close   sync.Once
@@ -81,11 +88,11 @@ type Server struct {
 
 // NewServer returns a Server, or an error if something required is missing.
 func NewServer(c Config) (*Server, error) {
-	if c.Plane == nil || c.Keys == nil || c.Log == nil {
-		return nil, errors.New("httpapi: a server needs a plane, keys and a log")
+	if c.Plane == nil || c.Keys == nil || c.Log == nil || c.Observer == nil || c.Metrics == nil {
+		return nil, errors.New("httpapi: a server needs a plane, keys, a log, an observer and metrics")
 	}
 	s := &Server{
-		plane: c.Plane, keys: c.Keys, log: c.Log,
+		plane: c.Plane, keys: c.Keys, log: c.Log, observer: c.Observer, metrics: c.Metrics,
 		hosts:  map[string]bool{"localhost": true},
 		mux:    http.NewServeMux(),
 		origin: http.NewCrossOriginProtection(),
@@ -123,6 +130,7 @@ func (s *Server) routes() []route {
 		{"GET", "/healthz", public, nil, s.health},
 		{"GET", "/readyz", public, nil, s.ready},
 		{"GET", "/openapi.yaml", public, nil, s.openapi},
+		{"GET", "/metrics", public, nil, s.showMetrics},
 		{"POST", "/v1/sessions", auth.WriteSessions, nil, s.create},
 		{"GET", "/v1/sessions", auth.ReadSessions, page, s.list},
 		{"GET", "/v1/sessions/{id}", auth.ReadSessions, nil, s.get},
@@ -146,6 +154,7 @@ func (s *Server) guard(rt route) http.HandlerFunc {
 				s.fail(w, r, err)
 				return
 			}
+			noteCaller(w, c)
 			if !c.May(rt.scope) {
 				s.fail(w, r, control.ErrForbidden)
 				return
@@ -205,7 +214,10 @@ func sessionID(id string) bool {
 }
 
 // ServeHTTP answers one request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *Server) ServeHTTP(to http.ResponseWriter, r *http.Request) {
+	begun := time.Now()
+	w := &turn{ResponseWriter: to}
+	defer func() { s.account(w, r, time.Since(begun)) }()
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -65,7 +65,7 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 	if err := readBody(w, r, &q); err != nil {
 		return err
 	}
-	made, err := s.plane.Create(r.Context(), c, q.request())
+	made, err := s.plane.Create(traced(r), c, q.request())
 	if err != nil {
 		return err
 	}
@@ -215,6 +215,12 @@ func (s *Server) openapi(w http.ResponseWriter, _ *http.Request, _ auth.Caller) 
 	w.Header().Set("Content-Type", "application/yaml") // RFC 9512
 	w.Header().Set("Content-Length", strconv.Itoa(len(api.OpenAPI)))
 	w.Write(api.OpenAPI) // an error means that the client is gone
+	return nil
+}
+
+// showMetrics answers with what the observers counted.
+func (s *Server) showMetrics(w http.ResponseWriter, r *http.Request, _ auth.Caller) error {
+	s.metrics.ServeHTTP(w, r)
 	return nil
 }
 

@@ -42,6 +42,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 	default:
 	}
 
+	defer s.noteStream(w)()
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.Header().Set("X-Accel-Buffering", "no") // proxies that know it don't hold events back
 	w.WriteHeader(http.StatusOK)

@@ -53,14 +53,18 @@ type Options struct {
 	// database can't: from there a rewritten log is noticed. An error from it
 	// ends Sequence.
 	Publish func(checkpoint []byte) error
+	// Committed, if not nil, is told of each transaction, how many writes shared
+	// it and how long it took. It must return at once: the writer waits for it.
+	Committed func(writes int, took time.Duration)
 }
 
 // A Store is a database of Enclave. All its methods may be called
 // concurrently.
 type Store struct {
-	now     func() time.Time
-	every   time.Duration
-	publish func([]byte) error
+	now       func() time.Time
+	every     time.Duration
+	publish   func([]byte) error
+	committed func(int, time.Duration) // never nil
 
 	db    *sql.DB // the writer's one connection
 	reads *sql.DB
@@ -88,7 +92,7 @@ type Store struct {
 // opening, not the Store.
 func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	s := &Store{
-		now: o.Now, every: o.Every, publish: o.Publish,
+		now: o.Now, every: o.Every, publish: o.Publish, committed: o.Committed,
 		ops:     make(chan op, maxBatch),
 		ended:   make(chan struct{}),
 		broken:  make(chan struct{}),
@@ -97,6 +101,9 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.committed == nil {
+		s.committed = func(int, time.Duration) {}
 	}
 	if s.every <= 0 {
 		s.every = time.Second
@@ -180,6 +187,9 @@ func (s *Store) Err() error {
 		return nil
 	}
 }
+
+// Unsigned returns about how many events no checkpoint covers yet.
+func (s *Store) Unsigned() int64 { return s.unsequenced.Load() }
 
 // create makes an empty file that only its owner can read: it will hold what
 // customers run. SQLite gives its write-ahead log the same mode. The directory

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -97,6 +98,8 @@ func (s *Store) write(ctx context.Context, t *tx) {
 func (s *Store) commit(ctx context.Context, t *tx, batch []op) {
 	answers := make([]error, len(batch))
 	begun := false
+	since := time.Now() // how long it took is measured, and is no time of an event
+	defer func() { s.committed(len(batch), time.Since(since)) }()
 	err := func() error {
 		t.events = 0
 		if _, err := t.exec(ctx, "BEGIN IMMEDIATE"); err != nil {

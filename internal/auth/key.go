@@ -39,11 +39,14 @@ const (
 
 // Generate makes a key with the scopes of role, and the text that its holder
 // presents, "ek_<id>_<secret>". That text exists nowhere else: who loses it
-// needs a new key. A key without an organisation or with an unknown role
-// would open nothing, so it is refused instead.
+// needs a new key. What can't name an organisation or a user is refused, and so
+// is an unknown role, whose key would open nothing.
 func Generate(now time.Time, org, user, role string) (k Key, plaintext string, err error) {
-	if org == "" {
-		return Key{}, "", errors.New("generate a key: no organisation")
+	if !ValidOrg(org) {
+		return Key{}, "", fmt.Errorf("generate a key: %q can't name an organisation: up to 64 letters, digits, dots, dashes and underscores", org)
+	}
+	if !ValidUser(user) {
+		return Key{}, "", fmt.Errorf("generate a key: %q can't name a user: up to 128 bytes of printable text", user)
 	}
 	scopes := Scopes(role)
 	if scopes == nil {
@@ -59,6 +62,13 @@ func Generate(now time.Time, org, user, role string) (k Key, plaintext string, e
 	}, prefix + id + "_" + secret, nil
 }
 
+// IsKey reports whether text is meant as an API key and not as a token. Parse
+// says whether it is one.
+func IsKey(text string) bool { return strings.HasPrefix(text, prefix) }
+
+// ValidKeyID reports whether a key can have that id.
+func ValidKeyID(id string) bool { return len(id) == idLen && lowerHex(id) }
+
 // Parse splits the text of a key. It accepts exactly what Generate writes:
 // a key has one spelling, so that revoking or searching for it can't miss one.
 func Parse(plaintext string) (id, secret string, err error) {
@@ -67,7 +77,7 @@ func Parse(plaintext string) (id, secret string, err error) {
 		return "", "", ErrMalformed
 	}
 	id, secret = rest[:idLen], rest[idLen+1:]
-	if !lowerHex(id) || !lowerHex(secret) {
+	if !ValidKeyID(id) || !lowerHex(secret) {
 		return "", "", ErrMalformed
 	}
 	return id, secret, nil
@@ -97,30 +107,4 @@ func (k Key) Match(secret string) bool {
 // Caller returns who asks when k is presented.
 func (k Key) Caller() Caller {
 	return Caller{User: k.User, Org: k.Org, Role: k.Role, Scopes: k.Scopes, Key: k.ID}
-}
-
-// Roles of a key.
-const (
-	Owner     = "owner"
-	Admin     = "admin"
-	Developer = "developer"
-	Viewer    = "viewer"
-)
-
-// Scopes returns what role may do; nothing for an unknown role. Owner, admin
-// and developer do not differ in the scopes there are.
-func Scopes(role string) []string {
-	switch role {
-	case Owner, Admin, Developer:
-		return []string{ReadSessions, WriteSessions}
-	case Viewer:
-		return []string{ReadSessions}
-	}
-	return nil
-}
-
-// Local is the operator at the machine: who may open the state directory's
-// socket may read the database too, so a key would protect nothing.
-func Local() Caller {
-	return Caller{User: "local", Org: "default", Role: Owner, Scopes: Scopes(Owner), Key: "local"}
 }

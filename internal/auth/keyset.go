@@ -90,11 +90,7 @@ func (s *keySet) find(ctx context.Context, kid, alg string) (any, error) {
 	if err := s.refresh(ctx, spare); err != nil && !spare {
 		return nil, fmt.Errorf("%w: %w", ErrIssuer, err)
 	}
-	key, age, known = s.cached(kid, alg)
-	switch {
-	case !known || age >= goodFor:
-		return nil, fmt.Errorf("%w: its keys are too old", ErrIssuer)
-	case key == nil:
+	if key, _, _ = s.cached(kid, alg); key == nil {
 		return nil, errors.New("its issuer has no such key")
 	}
 	return key, nil

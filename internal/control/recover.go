@@ -17,8 +17,10 @@ const reconcileEvery = 5 * time.Second
 
 // Start takes up what an earlier process left: its sandboxes are destroyed, its
 // running sessions end as killed/backend_lost, and its pending ones are run.
-// From then on, until ctx ends, sandboxes of this instance that no session owns
-// are destroyed. Start must return before Create is called.
+// From then on, until ctx ends, what exists is compared with what should every
+// few seconds: sandboxes of this instance that no session owns are destroyed, and
+// sessions that nobody leads are taken up as at a start. Start must return before
+// Create is called.
 func (p *Plane) Start(ctx context.Context) error {
 	unended, err := p.store.Unended(ctx)
 	if err != nil {
@@ -34,25 +36,7 @@ func (p *Plane) Start(ctx context.Context) error {
 		return err
 	}
 	for _, s := range unended {
-		if s.Phase == session.Pending {
-			w, err := p.store.Work(ctx, s.Org, s.ID)
-			if err != nil {
-				return fmt.Errorf("work of %s: %w", s.ID, err)
-			}
-			life, run, err := p.admit(ctx, s)
-			if err != nil {
-				return err
-			}
-			go run.lead(life, s, w)
-			if err := failpoint.Hit("control.recover.resumed"); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := p.endLost(ctx, s); err != nil {
-			return err
-		}
-		if err := failpoint.Hit("control.recover.ended"); err != nil {
+		if err := p.takeUp(ctx, s, "the control plane was restarted"); err != nil {
 			return err
 		}
 	}
@@ -66,10 +50,31 @@ func (p *Plane) Start(ctx context.Context) error {
 	return nil
 }
 
-// endLost ends a session that ran when an earlier process died. If that had
-// already recorded a limit, the limit is the reason.
-func (p *Plane) endLost(ctx context.Context, s session.Session) error {
-	end := lost("the control plane was restarted")
+// takeUp goes on with an unended session that nobody leads: one without a
+// sandbox is run, and one that had one is ended, for the reason why.
+func (p *Plane) takeUp(ctx context.Context, s session.Session, why string) error {
+	if s.Phase != session.Pending {
+		if err := p.endLost(ctx, s, why); err != nil {
+			return err
+		}
+		return failpoint.Hit("control.recover.ended")
+	}
+	w, err := p.store.Work(ctx, s.Org, s.ID)
+	if err != nil {
+		return fmt.Errorf("work of %s: %w", s.ID, err)
+	}
+	life, run, err := p.admit(ctx, s)
+	if err != nil {
+		return err
+	}
+	go run.lead(life, s, w)
+	return failpoint.Hit("control.recover.resumed")
+}
+
+// endLost ends a session whose sandbox is not this process's. If a limit is
+// already in its record, the limit is the reason.
+func (p *Plane) endLost(ctx context.Context, s session.Session, why string) error {
+	end := lost("%s", why)
 	events, err := p.store.Events(ctx, s.Org, s.ID, 0, maxEvents)
 	if err != nil {
 		return fmt.Errorf("record of %s: %w", s.ID, err)
@@ -104,7 +109,7 @@ func (p *Plane) reconcile(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
-			if err := p.destroyStrangers(ctx); err != nil && ctx.Err() == nil {
+			if err := errors.Join(p.destroyStrangers(ctx), p.takeUpLeft(ctx)); err != nil && ctx.Err() == nil {
 				p.logger.Warn("reconcile", "err", err)
 			}
 		case <-ctx.Done():
@@ -113,6 +118,36 @@ func (p *Plane) reconcile(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// takeUpLeft takes up the sessions of the store that this process does not lead,
+// which is after their end, or their creation, could not be recorded or told. The
+// set that should exist is read before the set that does: a session is led before
+// it is durable, and until its end is.
+func (p *Plane) takeUpLeft(ctx context.Context) error {
+	unended, err := p.store.Unended(ctx)
+	if err != nil {
+		return fmt.Errorf("read unended sessions: %w", err)
+	}
+	for _, s := range unended {
+		p.mu.Lock()
+		led, closing := p.live[s.ID] != nil, p.closing
+		p.mu.Unlock()
+		if led || closing {
+			continue
+		}
+		// It may have ended since it was read.
+		if s, err = p.store.Session(ctx, s.Org, s.ID); err != nil {
+			return fmt.Errorf("take up a session: %w", err)
+		}
+		if s.Outcome != "" {
+			continue
+		}
+		if err := p.takeUp(ctx, s, "its end could not be recorded"); err != nil && !errors.Is(err, ErrClosing) {
+			return fmt.Errorf("take up session %s: %w", s.ID, err)
+		}
+	}
+	return nil
 }
 
 // destroyStrangers destroys the sandboxes that no live session owns. The set

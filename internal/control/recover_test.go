@@ -1,0 +1,149 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+// forgetful is a store that refuses the first ends of sessions.
+type forgetful struct {
+	session.Store
+	refuse atomic.Int64
+}
+
+func (f *forgetful) Commit(ctx context.Context, s session.Session, r *session.Result, events ...audit.Event) (session.Session, error) {
+	if s.Phase.Ended() && f.refuse.Add(-1) >= 0 {
+		return session.Session{}, errors.New("the disk is away for a moment")
+	}
+	return f.Store.Commit(ctx, s, r, events...)
+}
+
+// leadsNone waits until p leads no session any more.
+func leadsNone(t *testing.T, p *Plane) {
+	t.Helper()
+	if !p.drain(t.Context()) {
+		t.Fatal("sessions are still led")
+	}
+}
+
+func TestASessionWhoseEndWasNotRecordedIsEndedByTheReconciler(t *testing.T) {
+	p, l := newPlane(t)
+	f := &forgetful{Store: l.store}
+	f.refuse.Store(1)
+	p.store = f
+	s, err := p.Create(t.Context(), caller, Request{Code: "enclave.result(1)"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leadsNone(t, p)
+	if s, err = l.store.Session(t.Context(), caller.Org, s.ID); err != nil || s.Phase != session.Running {
+		t.Fatalf("the session is %s, error %v; it should be left running", s.Phase, err)
+	}
+	if err := p.takeUpLeft(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s, err = p.Session(t.Context(), caller, s.ID)
+	if err != nil || s.Outcome != session.Killed || s.KillReason != session.BackendLost {
+		t.Errorf("ended as %s/%s, error %v", s.Outcome, s.KillReason, err)
+	}
+	want := []audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered}
+	wantTypes(t, p, s.ID, want...)
+	// What has ended is not ended twice.
+	if err := p.takeUpLeft(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantTypes(t, p, s.ID, want...)
+}
+
+func TestAPendingSessionThatNobodyLeadsIsRunByTheReconciler(t *testing.T) {
+	p, l := newPlane(t)
+	info := p.backend.Info()
+	// As Create does, up to where its process lost track of it.
+	s, err := l.store.Create(t.Context(), session.Session{
+		ID: "s-00aa11-1", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python",
+		Limits: defaults, Egress: session.Egress{Mode: "deny_all"}, Backend: info.Name, Isolation: info.Isolation.String(),
+		Created: p.now(), Sandbox: random(10),
+	}, session.Work{Code: "enclave.result(7)"}, audit.Data{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.takeUpLeft(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	leadsNone(t, p)
+	if s, err = p.Session(t.Context(), caller, s.ID); err != nil || s.Outcome != session.Succeeded {
+		t.Errorf("ended as %s/%s, error %v", s.Outcome, s.KillReason, err)
+	}
+}
+
+func TestTheReconcilerLeavesSessionsThatAreLedAlone(t *testing.T) {
+	p, _ := newPlane(t)
+	s, err := p.Create(t.Context(), caller, Request{Code: forever})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, p, s.ID, func(s session.Session, _ Update) bool { return s.Phase == session.Running })
+	if err := errors.Join(p.takeUpLeft(t.Context()), p.destroyStrangers(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = p.Session(t.Context(), caller, s.ID); err != nil || s.Phase != session.Running {
+		t.Errorf("the session is %s/%s, error %v", s.Phase, s.KillReason, err)
+	}
+}
+
+// unreadable is a backend that can't say what exists.
+type unreadable struct {
+	backend.Backend
+	destroyed atomic.Int64
+}
+
+func (u *unreadable) List(context.Context) ([]backend.ID, error) {
+	return []backend.ID{"aaaaaaaaaaaaaaaaaaaa"}, errors.New("permission denied")
+}
+
+func (u *unreadable) Destroy(ctx context.Context, id backend.ID) error {
+	u.destroyed.Add(1)
+	return u.Backend.Destroy(ctx, id)
+}
+
+func TestAnUnreadableSetOfSandboxesIsNotAnEmptyOne(t *testing.T) {
+	p, l := newPlane(t)
+	u := &unreadable{Backend: simulator.New()}
+	p.backend = u
+	if err := p.destroyStrangers(t.Context()); err == nil {
+		t.Error("nobody is told that the sandboxes could not be listed")
+	}
+	if n := u.destroyed.Load(); n != 0 {
+		t.Errorf("%d sandboxes were destroyed on half of a list", n)
+	}
+	if st := p.Status(t.Context()); st.Ready || st.Reason == "" {
+		t.Errorf("status is %+v", st)
+	}
+	p.backend = l.backend
+
+	// A control plane that can't see what is left does not start.
+	table, err := egress.Standard()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := l.config(table)
+	c.Backend, c.Store, c.Log = u, l.store, l.store
+	other, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(t.Context()); err == nil {
+		t.Error("it started")
+	}
+	if n := u.destroyed.Load(); n != 0 {
+		t.Errorf("%d sandboxes were destroyed on half of a list", n)
+	}
+}

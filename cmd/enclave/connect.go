@@ -142,14 +142,18 @@ func (p *program) start(ctx context.Context, s *stateDir) (*link, error) {
 		return nil, fmt.Errorf("wait for another that starts the background control plane: %w", err)
 	}
 	// One that is just closing gives no lease; its successor waits for its lock.
+	k, err := hold(ctx, s)
 	for range 3 {
-		k, err := hold(ctx, s)
 		if !isAbsent(err) {
 			return k, err
 		}
 		if err := p.spawn(ctx, s); err != nil {
 			return nil, err
 		}
+		k, err = hold(ctx, s)
+	}
+	if !isAbsent(err) {
+		return k, err
 	}
 	return nil, fmt.Errorf("the background control plane ends as soon as it has started%s", tail(s.log()))
 }

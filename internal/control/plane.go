@@ -303,6 +303,12 @@ func (p *Plane) Teardown(ctx context.Context, c auth.Caller, id string) (session
 		if s, err = p.store.Session(ctx, c.Org, id); err != nil || s.Phase == session.TornDown {
 			return s, err
 		}
+		if s.Outcome == "" { // nobody leads it, and the reconciler has yet to find out
+			if err := p.cancelUnled(ctx, s); err != nil {
+				return session.Session{}, fmt.Errorf("tear down: %w", err)
+			}
+			continue
+		}
 		if err := failpoint.Hit("control.teardown.ended"); err != nil {
 			return session.Session{}, fmt.Errorf("tear down: %w", err)
 		}

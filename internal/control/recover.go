@@ -90,6 +90,19 @@ func (p *Plane) endLost(ctx context.Context, s session.Session, why string) erro
 	return nil
 }
 
+// cancelUnled ends a session that nobody leads as cancelled. If somebody has
+// ended it, or begun to lead it, at the same moment, its version decides.
+func (p *Plane) cancelUnled(ctx context.Context, s session.Session) error {
+	if err := p.backend.Destroy(ctx, backend.ID(s.Sandbox)); err != nil {
+		return err
+	}
+	_, err := p.commitEnd(ctx, s, session.Result{}, outcome{}, &ending{reason: session.Cancelled})
+	if errors.Is(err, session.ErrConflict) {
+		return nil
+	}
+	return err
+}
+
 // reasonOf is the kill reason of a limit that the control plane itself judges.
 func reasonOf(resource string) session.KillReason {
 	switch resource {

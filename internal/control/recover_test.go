@@ -84,6 +84,24 @@ func TestAPendingSessionThatNobodyLeadsIsRunByTheReconciler(t *testing.T) {
 	}
 }
 
+func TestASessionThatNobodyLeadsCanBeTornDown(t *testing.T) {
+	p, l := newPlane(t)
+	f := &forgetful{Store: l.store}
+	f.refuse.Store(1)
+	p.store = f
+	s, err := p.Create(t.Context(), caller, Request{Code: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leadsNone(t, p)
+	s, err = p.Teardown(t.Context(), caller, s.ID)
+	if err != nil || s.Phase != session.TornDown || s.Outcome != session.Killed || s.KillReason != session.Cancelled {
+		t.Errorf("it is %s, %s/%s, error %v", s.Phase, s.Outcome, s.KillReason, err)
+	}
+	wantTypes(t, p, s.ID, audit.SessionCreated, audit.SandboxStarted, audit.ResultCollected, audit.WorkloadExited,
+		audit.UsageMetered, audit.SessionTornDown)
+}
+
 func TestTheReconcilerLeavesSessionsThatAreLedAlone(t *testing.T) {
 	p, _ := newPlane(t)
 	s, err := p.Create(t.Context(), caller, Request{Code: forever})

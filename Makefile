@@ -3,7 +3,7 @@ SHELL   := /bin/bash
 .DEFAULT_GOAL := help
 .PRECIOUS: bin/guest-% bin/runsc-% bin/pack/%.zst
 .NOTPARALLEL:
-.PHONY: help setup build demo demo-parity test check race bench fuzz clean release image
+.PHONY: help setup build demo demo-parity test check race bench soak fuzz clean release image
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    := -trimpath
@@ -76,6 +76,10 @@ check: ## gofmt, vet, staticcheck, import table, dependencies
 
 bench: image ## measure; ratios within one run; writes evidence/bench.json
 	bin/enclave bench --state $(STATE)
+
+SOAKTIME ?= 0s
+soak: image ## 1,000 real and 10,000 simulated sessions; exits non-zero if anything is left of them; SOAKTIME=1h goes on
+	bin/enclave soak --state $(STATE) --for $(SOAKTIME)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@grep -rl --include='*_test.go' '^func Fuzz' . | while read -r f; do \

@@ -1,0 +1,148 @@
+// Package soak drives a real server through thousands of sessions, from create
+// to teardown, and reports what it keeps of them: the slope of each resource
+// over the cycles, which must be 0. It also measures what a hostile session
+// costs the one beside it. It sees the server as any client does, and the
+// server's process and host from outside.
+package soak
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/enclave-run/enclave"
+)
+
+// Config is what a soak needs. All fields but For are required.
+type Config struct {
+	Out, Err io.Writer
+	Evidence string // directory for soak-report.json and .md
+	// Start starts a server on a state directory of its own.
+	Start func(ctx context.Context, backend string) (*Server, error)
+	// Cycles are how many create-to-teardown cycles each backend does at least.
+	Cycles map[string]int
+	// Backends are those to soak, in order; the first real one also has the
+	// neighbours measured.
+	Backends []string
+	For      time.Duration // cycles go on, in equal parts, until so long has passed
+	Clean    int           // clean sessions measured beside each neighbour
+	Now      func() time.Time
+}
+
+// A drive is how a backend is driven.
+type drive struct {
+	parallel int // sessions at once
+	acts     []act
+}
+
+// samples is how many are taken of the cycles that are wanted at least.
+const samples = 20
+
+const simulator = "simulator"
+
+func driveOf(backend string) drive {
+	if backend == simulator {
+		return drive{parallel: 8, acts: []act{clean, failing, denied, forkBomb, cancelled}}
+	}
+	return drive{parallel: 2, acts: []act{clean, failing, denied, forkBomb, outputFlood, busy, cancelled}}
+}
+
+// Run soaks each backend, prints what it found and writes the report. It
+// returns an error if a session ended otherwise than it should, if a resource
+// grew, or if the cycles were not reached.
+func Run(ctx context.Context, c Config) error {
+	rep := Report{Started: c.Now().UTC(), Machine: machine()}
+	var bad []error
+	neighbours := false
+	for _, b := range c.Backends {
+		r, err := soak(ctx, c, b)
+		if err != nil {
+			return fmt.Errorf("soak %s: %w", b, err)
+		}
+		rep.Backends = append(rep.Backends, r)
+		bad = append(bad, r.failures()...)
+		if b != simulator && !neighbours && c.Clean > 0 {
+			neighbours = true
+			if rep.Neighbours, err = neighbour(ctx, c, b); err != nil {
+				return fmt.Errorf("neighbours on %s: %w", b, err)
+			}
+		}
+	}
+	rep.Seconds = int64(c.Now().Sub(rep.Started).Seconds())
+	rep.Passed = len(bad) == 0
+	if err := rep.write(c); err != nil {
+		return err
+	}
+	return errors.Join(bad...)
+}
+
+// soak drives one backend.
+func soak(ctx context.Context, c Config, backend string) (_ Backend, err error) {
+	srv, err := c.Start(ctx, backend)
+	if err != nil {
+		return Backend{}, err
+	}
+	defer func() { err = errors.Join(err, srv.Stop(context.WithoutCancel(ctx))) }()
+	d := driveOf(backend)
+	want := c.Cycles[backend]
+	deadline := c.Now().Add(c.For / time.Duration(len(c.Backends)))
+	out := Backend{Name: backend, Wanted: want, Ends: map[string]int{}}
+
+	every := max(want/samples, d.parallel)
+
+	// The first sessions fill caches and pools that stay; what they cost once is
+	// no leak. Their sample is the one that the others are compared with.
+	started := c.Now()
+	for first := true; first || out.Cycles < want || c.Now().Before(deadline); first = false {
+		wrong := d.batch(ctx, srv.Client, every, &out)
+		if ctx.Err() != nil {
+			return out, ctx.Err()
+		}
+		out.Wrong = append(out.Wrong, wrong...)
+		if len(out.Wrong) > 20 {
+			return out, fmt.Errorf("more than 20 sessions ended otherwise than they should, the first: %s", out.Wrong[0])
+		}
+		s, err := settled(ctx, srv)
+		if err != nil {
+			return out, err
+		}
+		s.Cycle = out.Cycles
+		out.Samples = append(out.Samples, s)
+		fmt.Fprintf(c.Err, "%s: %d cycles in %s: %s\n", backend, out.Cycles, c.Now().Sub(started).Round(time.Second), s)
+	}
+	out.Seconds = int64(c.Now().Sub(started).Seconds())
+	out.judge()
+	return out, nil
+}
+
+// batch does n cycles and returns those that went wrong.
+func (d drive) batch(ctx context.Context, client *enclave.Client, n int, out *Backend) (wrong []string) {
+	var next atomic.Int64
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range d.parallel {
+		wg.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n || ctx.Err() != nil {
+					return
+				}
+				a := d.acts[i%len(d.acts)]
+				end, err := a.cycle(ctx, client)
+				mu.Lock()
+				if err != nil && ctx.Err() == nil {
+					wrong = append(wrong, fmt.Sprintf("%s: %v", a.name, err))
+				}
+				out.Ends[end]++
+				out.Cycles++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return wrong
+}

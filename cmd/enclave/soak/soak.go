@@ -121,6 +121,7 @@ func soak(ctx context.Context, c Config, backend string) (_ Backend, err error) 
 
 // batch does n cycles and returns those that went wrong.
 func (d drive) batch(ctx context.Context, client *enclave.Client, n int, out *Backend) (wrong []string) {
+	first := out.Cycles // so that small batches come round to each act too
 	var next atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -131,7 +132,7 @@ func (d drive) batch(ctx context.Context, client *enclave.Client, n int, out *Ba
 				if i >= n || ctx.Err() != nil {
 					return
 				}
-				a := d.acts[i%len(d.acts)]
+				a := d.acts[(first+i)%len(d.acts)]
 				end, err := a.cycle(ctx, client)
 				mu.Lock()
 				if err != nil && ctx.Err() == nil {

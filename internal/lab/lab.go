@@ -1,0 +1,164 @@
+// Package lab is a whole control plane in the process of a test: the API on a
+// loopback port, the real store, log and gateway, and the simulator, which
+// executes nothing. Only tests import it. It reaches no network.
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/gateway"
+	"github.com/enclave-run/enclave/internal/httpapi"
+	"github.com/enclave-run/enclave/internal/observe"
+	"github.com/enclave-run/enclave/internal/store"
+)
+
+// A Config is what a Plane is made of. Its zero value is that of the examples.
+type Config struct {
+	// Wrap, if not nil, is put before the API.
+	Wrap func(http.Handler) http.Handler
+	// Log is where the control plane's log goes; nil is nowhere.
+	Log slog.Handler
+}
+
+// A Plane is a control plane that runs.
+type Plane struct {
+	URL string
+	Key string // of the owner of organisation acme
+
+	store *store.Store
+	undo  []func() error
+}
+
+// Open starts a control plane on a directory, which may hold the store of one
+// that was closed. The caller closes it.
+func Open(dir string, c Config) (_ *Plane, err error) {
+	p := &Plane{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.Close())
+		}
+	}()
+	if c.Log == nil {
+		c.Log = slog.DiscardHandler
+	}
+	logger := slog.New(c.Log)
+	ctx, stop := context.WithCancel(context.Background())
+	p.undo = append(p.undo, func() error { stop(); return nil })
+
+	if p.store, err = store.Open(ctx, filepath.Join(dir, "enclave.db"), store.Options{Every: 10 * time.Millisecond}); err != nil {
+		return nil, err
+	}
+	p.undo = append(p.undo, p.store.Close)
+	private, _, err := audit.GenerateKey(rand.Reader, "enclave.example/log")
+	if err != nil {
+		return nil, err
+	}
+	signer, err := audit.NewSigner(private)
+	if err != nil {
+		return nil, err
+	}
+	var background sync.WaitGroup
+	background.Go(func() { _ = p.store.Sequence(ctx, signer) }) // its end is the lab's
+	p.undo = append(p.undo, func() error { stop(); background.Wait(); return nil })
+
+	table, err := egress.Standard()
+	if err != nil {
+		return nil, err
+	}
+	g, err := gateway.New(gateway.Config{Resolver: nowhere{}, Dialer: nowhere{}, Table: table})
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := observe.NewMetrics("lab", "simulator")
+	if err != nil {
+		return nil, err
+	}
+	plane, err := control.New(control.Config{
+		Backend: simulator.New(), Store: p.store, Log: p.store, Gateway: g, Table: table,
+		Image:    func(context.Context) (string, error) { return "sha256:" + strings.Repeat("0", 64), nil },
+		Logger:   logger,
+		Observer: metrics, Tracer: noop.NewTracerProvider().Tracer(""),
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.undo = append(p.undo, func() error { return plane.Close(ended()) })
+	if err := plane.Start(ctx); err != nil {
+		return nil, err
+	}
+	api, err := httpapi.NewServer(httpapi.Config{Plane: plane, Keys: p.store, Log: logger, Observer: metrics, Metrics: metrics.Handler()})
+	if err != nil {
+		return nil, err
+	}
+	server := api.HTTPServer()
+	if c.Wrap != nil {
+		server.Handler = c.Wrap(server.Handler)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	background.Go(func() { _ = server.Serve(ln) })
+	p.undo = append(p.undo, server.Close)
+	p.URL = "http://" + ln.Addr().String()
+	p.Key, err = p.NewKey("acme", auth.Owner)
+	return p, err
+}
+
+// NewKey returns another API key.
+func (p *Plane) NewKey(org, role string) (string, error) {
+	k, plaintext, err := auth.Generate(time.Now(), org, "ada", role)
+	if err != nil {
+		return "", err
+	}
+	if err := p.store.SaveKey(context.Background(), k); err != nil {
+		return "", fmt.Errorf("save a key: %w", err)
+	}
+	return plaintext, nil
+}
+
+// Close ends the control plane and its sessions at once, as a shutdown without
+// patience does. Its directory stays.
+func (p *Plane) Close() error {
+	var errs []error
+	for i := len(p.undo) - 1; i >= 0; i-- {
+		errs = append(errs, p.undo[i]())
+	}
+	p.undo = nil
+	return errors.Join(errs...)
+}
+
+func ended() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+// nowhere resolves and dials nothing.
+type nowhere struct{}
+
+func (nowhere) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+func (nowhere) DialContext(context.Context, string, string) (net.Conn, error) {
+	return nil, errors.New("nowhere")
+}

@@ -3,6 +3,7 @@ package enclave
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 )
 
 // DefaultBaseURL is where a control plane listens unless it is told otherwise.
@@ -29,7 +29,10 @@ const maxResponse = 768 << 20
 // methods may be called concurrently. It follows no redirect.
 //
 // Methods return an *Error if the server refused, and another error if it
-// could not be reached or understood.
+// could not be reached or understood. What is safe to send again is: when the
+// connection breaks, and when the server says 429 or 503, up to three times in
+// all, after as long as its Retry-After says, and none later than 30 seconds
+// after the first. Safe is what reads, Teardown, and Run with its key.
 type Client struct {
 	// BaseURL is the address of the control plane, without "/v1".
 	BaseURL string
@@ -44,8 +47,9 @@ type Client struct {
 	// must have no Timeout, or it ends streams, and it is not used with Socket.
 	HTTPClient *http.Client
 
-	once sync.Once
-	http *http.Client
+	setup sync.Once
+	http  *http.Client
+	clock clock // the zero clock is the machine's
 }
 
 // ListOptions says which page of a list is wanted. The zero value is the first
@@ -56,31 +60,30 @@ type ListOptions struct {
 }
 
 // Run asks for a session and returns as soon as it is durable, without waiting
-// for the run. If req has an IdempotencyKey it is sent again when the connection
-// breaks, up to three times in all.
+// for the run. A req without an IdempotencyKey is given a random one, so that it
+// is safe to send again, as Client says, and makes one session however often it
+// was sent. A program that may itself be started again names a key of its own.
 func (c *Client) Run(ctx context.Context, req SessionRequest) (*Handle, error) {
+	if req.IdempotencyKey == "" {
+		req.IdempotencyKey = rand.Text()
+	}
 	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, fmt.Errorf("encode the request: %w", err)
 	}
-	tries := 1
-	if req.IdempotencyKey != "" {
-		tries = 3
-	}
 	var s Session
-	for i := range tries {
-		if err = pause(ctx, i); err != nil {
-			return nil, err
-		}
+	err = c.repeat(ctx, maxTries, func() error {
 		s = Session{}
-		if err = c.do(ctx, "POST", "/v1/sessions", body, &s); err == nil {
-			return &Handle{client: c, session: s}, nil
+		b, err := c.once(ctx, "POST", "/v1/sessions", body)
+		if err != nil {
+			return err
 		}
-		if refused := (*Error)(nil); errors.As(err, &refused) {
-			break
-		}
+		return decode(b, &s)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("run a session: %w", err)
 	}
-	return nil, fmt.Errorf("run a session: %w", err)
+	return &Handle{client: c, session: s}, nil
 }
 
 // Handle returns a handle on a session that exists. It does not ask the server.
@@ -196,19 +199,37 @@ func (o ListOptions) query() string {
 }
 
 // do sends a request and decodes the answer into out. Statuses in also are
-// successes.
+// successes. It is sent again as Client says, a POST never.
 func (c *Client) do(ctx context.Context, method, path string, body []byte, out any, also ...int) error {
 	b, err := c.raw(ctx, method, path, body, also...)
 	if err != nil {
 		return err
 	}
+	return decode(b, out)
+}
+
+func decode(b []byte, out any) error {
 	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("decode the answer: %w", err)
+		return fmt.Errorf("%w: %w", errProtocol, err)
 	}
 	return nil
 }
 
 func (c *Client) raw(ctx context.Context, method, path string, body []byte, also ...int) ([]byte, error) {
+	tries := 1
+	if method == http.MethodGet || method == http.MethodDelete {
+		tries = maxTries
+	}
+	var b []byte
+	err := c.repeat(ctx, tries, func() (err error) {
+		b, err = c.once(ctx, method, path, body, also...)
+		return err
+	})
+	return b, err
+}
+
+// once sends a request and returns the body of the answer to it.
+func (c *Client) once(ctx context.Context, method, path string, body []byte, also ...int) ([]byte, error) {
 	resp, err := c.send(ctx, method, path, body, nil)
 	if err != nil {
 		return nil, err
@@ -219,7 +240,7 @@ func (c *Client) raw(ctx context.Context, method, path string, body []byte, also
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	if len(b) > maxResponse {
-		return nil, errors.New("the answer is too large")
+		return nil, fmt.Errorf("%w: the answer is too large", errProtocol)
 	}
 	if resp.StatusCode/100 == 2 {
 		return b, nil
@@ -235,7 +256,7 @@ func (c *Client) raw(ctx context.Context, method, path string, body []byte, also
 
 // send makes one request. The caller closes the body of the response.
 func (c *Client) send(ctx context.Context, method, path string, body []byte, header http.Header) (*http.Response, error) {
-	c.once.Do(c.setUp)
+	c.setup.Do(c.setUp)
 	base := c.BaseURL
 	if base == "" {
 		base = DefaultBaseURL
@@ -284,20 +305,4 @@ func (c *Client) setUp() {
 	// The API redirects nowhere; what does is not the API, and gets no request.
 	h.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	c.http = h
-}
-
-// pause waits before the nth repetition of something: not before the first, and
-// longer each time, up to 5 seconds. It returns early, with an error, if ctx ends.
-func pause(ctx context.Context, n int) error {
-	if n == 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(min(50*time.Millisecond<<min(n-1, 10), 5*time.Second))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }

@@ -54,19 +54,21 @@ const (
 func (c *Client) Stream(ctx context.Context, id, after string) iter.Seq2[StreamEvent, error] {
 	return func(yield func(StreamEvent, error) bool) {
 		breaks := 0
+		var err error
 		for {
-			if err := pause(ctx, breaks); err != nil {
+			if err := c.clock.sleep(ctx, backoff(breaks, err)); err != nil {
 				yield(StreamEvent{}, err)
 				return
 			}
-			stop, err := c.follow(ctx, id, &after, func(e StreamEvent) bool {
+			var stop bool
+			stop, err = c.follow(ctx, id, &after, func(e StreamEvent) bool {
 				breaks = 0
 				return yield(e, nil)
 			})
 			if stop {
 				return
 			}
-			if breaks++; ctx.Err() != nil || breaks == maxBreaks || refusal(err) {
+			if breaks++; ctx.Err() != nil || breaks == maxBreaks || refusal(err) || backoff(breaks, err) > maxRetrying {
 				yield(StreamEvent{}, fmt.Errorf("stream session %s: %w", id, err))
 				return
 			}
@@ -74,14 +76,14 @@ func (c *Client) Stream(ctx context.Context, id, after string) iter.Seq2[StreamE
 	}
 }
 
-// refusal reports whether asking again would get the same answer.
+// refusal reports whether asking for a stream again would get the same answer.
 func refusal(err error) bool {
 	e := (*Error)(nil)
-	return errors.As(err, &e) && e.Status < 500 || errors.Is(err, errProtocol)
+	return errors.As(err, &e) && e.Status < 500 && e.Status != http.StatusTooManyRequests || errors.Is(err, errProtocol)
 }
 
 // errProtocol is what an endpoint gets that does not speak like Enclave.
-var errProtocol = errors.New("not an Enclave stream")
+var errProtocol = errors.New("this is no answer of an Enclave")
 
 // follow reads one connection's worth of the stream. It reports stop if the
 // stream is at its end or yield does not want more; else err says why the

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -173,20 +174,20 @@ func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
 		t.Run(tc.code, func(t *testing.T) {
 			r := newRig(t)
 			r.plane.fail = errors.Join(errors.New("create a session"), tc.err) // as wrapped errors arrive
-			var err error
-			if tc.status == http.StatusNotFound {
-				_, err = r.client("DEV").Get(t.Context(), "s-0a1b2c-7")
-			} else {
-				_, err = r.client("DEV").Run(t.Context(), enclave.SessionRequest{Code: "x"})
+			method, path := "POST", "/v1/sessions"
+			if tc.status == http.StatusNotFound { // which there is no way to be when a session is made
+				method, path = "DELETE", "/v1/sessions/s-0a1b2c-7"
 			}
-			var p *enclave.Error
-			if !errors.As(err, &p) {
-				t.Fatalf("%v is no refusal", err)
+			_, body := at(route{method: method, path: path}, "")
+			resp, text := r.do(t, method, path, "DEV", body)
+			var p enclave.Error
+			if err := json.Unmarshal([]byte(text), &p); err != nil || resp.StatusCode != tc.status {
+				t.Fatalf("%s %s, %v", resp.Status, text, err)
 			}
 			if p.Status != tc.status || p.Code != tc.code || p.Field != tc.field || p.Type != "about:blank" || p.Title != http.StatusText(tc.status) {
 				t.Errorf("%+v", p)
 			}
-			if tc.status == 503 && p.RetryAfter <= 0 {
+			if tc.status == 503 && resp.Header.Get("Retry-After") == "" {
 				t.Error("it does not say when to retry")
 			}
 			if strings.Contains(p.Detail, "canary") {

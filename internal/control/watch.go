@@ -8,9 +8,9 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// maxUpdate bounds what one Update carries of each stream, so that a slow
-// reader of a large output costs the server little.
-const maxUpdate = 1 << 20
+// maxUpdate bounds what one Update carries of each stream, so that a reader of a
+// large output that has stopped reading costs the server no more.
+const maxUpdate = 128 << 10
 
 // Watch returns what the session's stream has after cur. If there is nothing
 // yet it waits until there is, or until ctx ends. It keeps nothing between

@@ -70,6 +70,7 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 		err error
 	}
 	steps := make(chan step)
+	next := make(chan struct{}, 1) // the client has taken the last step: nothing is fetched ahead for one that does not read
 	done := make(chan struct{})
 	defer func() {
 		cancel()
@@ -86,6 +87,11 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 				return
 			}
 			if err != nil || u.End {
+				return
+			}
+			select {
+			case <-next:
+			case <-ctx.Done():
 				return
 			}
 		}
@@ -118,6 +124,7 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 			}
 			cur = st.u.Cursor
 			alive.Reset(s.keepAlive)
+			next <- struct{}{} // at once: there is one step at a time
 		case <-alive.C:
 			if err := out.comment("alive"); err != nil {
 				return err

@@ -42,6 +42,8 @@ var table = map[string][]string{
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup"},
 	"internal/conform":           {"internal/backend", "internal/wire"},
+	// Describes a live sandbox of gVisor from outside and, over the guest, inside.
+	"internal/posture": {"internal/backend", "internal/wire"},
 	// Tells a tenant's server that a session has ended: a fetch of the control
 	// plane's own, under the same decision as what a sandbox sends.
 	"internal/webhook": {"internal/session", "internal/egress"},

@@ -1,0 +1,141 @@
+package posture
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/testenv"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden descriptions")
+
+// rounds is how often a sandbox is described before the golden ones are
+// rewritten: what is not seen in each of them is "maybe".
+const rounds = 5
+
+func lab(t *testing.T) Lab {
+	t.Helper()
+	testenv.Need(t, "gvisor")
+	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := Lab{}
+	if l.Image, err = store.Resolve(image.Default); err != nil {
+		t.Fatal(err)
+	}
+	if l.Rootfs, err = store.Rootfs(l.Image); err != nil {
+		t.Fatal(err)
+	}
+	bin := testenv.Binaries(t)
+	b, err := gvisor.New(gvisor.Config{Dir: t.TempDir(), Instance: fmt.Sprintf("posture-%d", os.Getpid()), Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: store.Rootfs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	l.Backend = b
+	return l
+}
+
+// TestASandboxIsWhatItIsDeclaredToBe compares a live sandbox with its golden
+// description, as the host sees it and from inside, idle and under load.
+func TestASandboxIsWhatItIsDeclaredToBe(t *testing.T) {
+	l := lab(t)
+	if *update {
+		rewrite(t, l)
+		return
+	}
+	d, err := Describe(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, err := Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	within, err := Inside()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at, name := range []string{"idle", "busy"} {
+		for where, diff := range map[string][]string{
+			"host":   host.Diff(Moment(at), d[at].Host),
+			"inside": within.Diff(Moment(at), d[at].Inside),
+		} {
+			for _, line := range diff {
+				t.Errorf("%s, %s: %s", where, name, line)
+			}
+		}
+	}
+}
+
+// rewrite makes the golden descriptions anew. What was "maybe" stays so.
+func rewrite(t *testing.T, l Lab) {
+	var seen [rounds][2]Description
+	for i := range seen {
+		var err error
+		if seen[i], err = Describe(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, part := range map[string]func(Description) Facts{
+		"host":   func(d Description) Facts { return d.Host },
+		"inside": func(d Description) Facts { return d.Inside },
+	} {
+		path := filepath.Join("testdata", name+".golden")
+		old := Golden{map[string]when{}}
+		var head []string
+		if b, err := os.ReadFile(path); err == nil {
+			if old, err = parse(string(b)); err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(b)) {
+				if strings.HasPrefix(line, "#") {
+					head = append(head, line)
+				}
+			}
+		}
+		counts := map[string][2]int{}
+		for _, round := range seen {
+			for at := range round {
+				for fact := range part(round[at]) {
+					c := counts[fact]
+					c[at]++
+					counts[fact] = c
+				}
+			}
+		}
+		for fact, w := range old.facts {
+			if w == maybe && counts[fact] == [2]int{} {
+				counts[fact] = [2]int{1, 1}
+			}
+		}
+		var lines []string
+		for fact, c := range counts {
+			w := maybe
+			switch {
+			case old.facts[fact] == maybe:
+			case c == [2]int{rounds, rounds}:
+				w = always
+			case c == [2]int{0, rounds}:
+				w = busy
+			}
+			lines = append(lines, fmt.Sprintf("%-6s %s\n", w, fact))
+		}
+		slices.SortFunc(lines, func(a, b string) int { return strings.Compare(a[7:], b[7:]) })
+		if err := os.WriteFile(path, []byte(strings.Join(head, "")+strings.Join(lines, "")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,277 @@
+package posture
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/backend"
+)
+
+// A process is one of the sandbox's on the host.
+type process struct {
+	pid, parent int
+	role        string
+	args        string
+	ns          map[string]string // kind → link
+	status      map[string]string
+	outside     bool // in none of the sandbox's control groups
+}
+
+// The roles of processes. A process of another name is a role of its own, which
+// no golden description has.
+const (
+	gofer  = "gofer"  // gVisor's file server
+	sentry = "sentry" // gVisor's kernel
+	stub   = "stub"   // where the workload's own instructions run
+)
+
+var kinds = []string{"cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"}
+
+// A view is what has been read of a host about one sandbox.
+type view struct {
+	id      backend.ID
+	rootfs  string
+	self    map[string]string // our own namespaces
+	procs   []*process
+	sockets map[string]string // inode → what it is
+	facts   Facts
+}
+
+// OnHost describes the processes of the sandbox id, whose root file system is the
+// directory rootfs of the host. It finds them by the control groups and the
+// namespaces that are theirs. What ends while it looks is left out.
+func OnHost(id backend.ID, rootfs string) (Facts, error) {
+	v := &view{id: id, rootfs: rootfs, facts: Facts{}, sockets: map[string]string{}}
+	var err error
+	if v.self, err = namespaces("/proc/self"); err != nil {
+		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
+	}
+	if err := v.find(); err != nil {
+		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
+	}
+	if len(v.procs) == 0 {
+		return nil, fmt.Errorf("describe sandbox %s: it has no process", id)
+	}
+	v.readSockets("/proc/self/net", "host's")
+	for _, p := range v.procs {
+		if p.ns["net"] != v.self["net"] {
+			v.readSockets(fmt.Sprintf("/proc/%d/net", p.pid), "sandbox's")
+		}
+	}
+	count := map[string]int{}
+	for _, p := range v.procs {
+		count[p.role]++
+		if err := v.describe(p); err != nil && !ended(err) {
+			return nil, fmt.Errorf("describe process %d of sandbox %s: %w", p.pid, id, err)
+		}
+	}
+	for _, role := range []string{gofer, sentry} {
+		v.facts.add("%s: processes %d", role, count[role])
+	}
+	if err := v.limits(); err != nil {
+		return nil, fmt.Errorf("describe the control groups of sandbox %s: %w", id, err)
+	}
+	return v.facts, nil
+}
+
+func ended(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
+
+// find lists the sandbox's processes and gives each its role.
+func (v *view) find() error {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	var all []*process
+	users := map[string]bool{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if ended(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		outside := !strings.Contains(string(groups), string(v.id))
+		p, err := look(pid)
+		if ended(err) || outside && errors.Is(err, fs.ErrPermission) {
+			continue // one that we may not look at has more rights than any sandbox
+		}
+		if err != nil {
+			return fmt.Errorf("look at process %d: %w", pid, err)
+		}
+		if s := p.status["State"]; strings.HasPrefix(s, "Z") || strings.HasPrefix(s, "X") {
+			continue // it can do nothing any more
+		}
+		p.outside = outside
+		if !p.outside && p.ns["user"] != v.self["user"] {
+			users[p.ns["user"]] = true
+		}
+		all = append(all, p)
+	}
+	byPID := map[int]*process{}
+	for _, p := range all {
+		// A process in a user namespace of the sandbox is its own, wherever it is.
+		if p.outside && !users[p.ns["user"]] {
+			continue
+		}
+		byPID[p.pid] = p
+		v.procs = append(v.procs, p)
+	}
+	for _, p := range v.procs {
+		name, _, _ := strings.Cut(p.args, "\x00")
+		switch parent := byPID[p.parent]; {
+		case name == "runsc-gofer":
+			p.role = gofer
+		case name == "runsc-sandbox" && parent == nil:
+			p.role = sentry
+		case parent != nil && (name == "" || name == "runsc-sandbox"):
+			p.role = stub
+		default:
+			p.role = "other(" + p.status["Name"] + ")"
+		}
+	}
+	order := []string{gofer, sentry, stub}
+	slices.SortFunc(v.procs, func(a, b *process) int {
+		return slices.Index(order, a.role) - slices.Index(order, b.role)
+	})
+	return nil
+}
+
+func look(pid int) (*process, error) {
+	dir := fmt.Sprintf("/proc/%d", pid)
+	p := &process{pid: pid}
+	var err error
+	if p.status, err = status(dir); err != nil {
+		return nil, err
+	}
+	if p.parent, err = strconv.Atoi(p.status["PPid"]); err != nil {
+		return nil, err
+	}
+	args, err := os.ReadFile(dir + "/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	p.args = string(args)
+	if p.ns, err = namespaces(dir); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// status reads proc_pid_status(5), its values with single spaces.
+func status(dir string) (map[string]string, error) {
+	b, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return nil, err
+	}
+	m := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		k, v, _ := strings.Cut(line, ":")
+		m[k] = strings.Join(strings.Fields(v), " ")
+	}
+	return m, nil
+}
+
+func namespaces(dir string) (map[string]string, error) {
+	m := map[string]string{}
+	for _, k := range kinds {
+		link, err := os.Readlink(dir + "/ns/" + k)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		m[k] = link // empty: the kernel has no such namespace, or the process has ended
+	}
+	return m, nil
+}
+
+// whose says whose namespace of a kind p is in.
+func (v *view) whose(p *process, kind, link string) string {
+	switch {
+	case link == "":
+		return "none"
+	case link == v.self[kind]:
+		return "the host's"
+	}
+	for _, q := range v.procs {
+		if q.role == p.role {
+			break
+		}
+		if q.ns[kind] == link {
+			return "the " + q.role + "'s"
+		}
+	}
+	return "its own"
+}
+
+// limits describes the sandbox's control groups.
+func (v *view) limits() error {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", v.procs[0].pid))
+	if err != nil {
+		return err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	// Where each hierarchy is mounted: by controller, or "" for version 2.
+	at := map[string]string{}
+	for line := range strings.Lines(string(mounts)) {
+		before, after, ok := strings.Cut(line, " - ")
+		head, tail := strings.Fields(before), strings.Fields(after)
+		if !ok || len(head) < 5 || len(tail) < 3 {
+			continue
+		}
+		switch tail[0] {
+		case "cgroup":
+			for _, c := range strings.Split(tail[2], ",") {
+				at[c] = head[4]
+			}
+		case "cgroup2":
+			at[""] = head[4]
+		}
+	}
+	// The files of either version that say the same.
+	for _, l := range []struct{ name, controller, v1, v2 string }{
+		{"processes and threads", "pids", "pids.max", "pids.max"},
+		{"memory in bytes", "memory", "memory.limit_in_bytes", "memory.max"},
+		{"CPU time per period in µs", "cpu", "cpu.cfs_quota_us", "cpu.max"},
+	} {
+		value := "none"
+		for line := range strings.Lines(string(b)) {
+			f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+			if len(f) != 3 || !strings.Contains(f[2], string(v.id)) {
+				continue
+			}
+			file := l.v1
+			if f[1] == "" {
+				file = l.v2
+			}
+			for _, c := range strings.Split(f[1], ",") {
+				if c != "" && c != l.controller {
+					continue
+				}
+				raw, err := os.ReadFile(filepath.Join(at[c], f[2], file))
+				if err == nil {
+					value, _, _ = strings.Cut(strings.TrimSpace(string(raw)), " ")
+				} else if !ended(err) {
+					return err
+				}
+			}
+		}
+		v.facts.add("group: limit of %s %s", l.name, value)
+	}
+	return nil
+}

@@ -1,0 +1,337 @@
+package posture
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// describe adds every fact of a process and its threads.
+func (v *view) describe(p *process) error {
+	dir := fmt.Sprintf("/proc/%d", p.pid)
+	for _, f := range []func(*process, string) error{
+		v.identity, v.surroundings, v.rlimits, v.mounts, v.threads, v.files,
+	} {
+		if err := f(p, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firstUser is the least user of the host that may belong to a sandbox.
+const firstUser = 1 << 30
+
+// identity describes what a process is to others.
+func (v *view) identity(p *process, dir string) error {
+	where := "in it"
+	if p.outside {
+		where = "OUTSIDE it"
+	}
+	v.facts.add("%s: control group of the sandbox: %s", p.role, where)
+	parent := "outside the sandbox"
+	for _, q := range v.procs {
+		if q.pid == p.parent {
+			parent = q.role
+		}
+	}
+	v.facts.add("%s: parent %s", p.role, parent)
+	for _, m := range []string{"uid_map", "gid_map"} {
+		b, err := os.ReadFile(dir + "/" + m)
+		if err != nil {
+			return err
+		}
+		var lines []string
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if n, err := strconv.Atoi(f[1]); err == nil && n >= firstUser {
+				f[1] = "BASE"
+			}
+			lines = append(lines, strings.Join(f, " "))
+		}
+		v.facts.add("%s: %s %s", p.role, m, strings.Join(lines, "; "))
+	}
+	// The owner of its /proc files is the host's root if the process is not
+	// dumpable to its own user namespace (proc_pid(5)). For one that is root there
+	// the two are the same user.
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return err
+	}
+	v.facts.add("%s: owner of its /proc %s", p.role, v.user(p, strconv.Itoa(int(st.Uid))))
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return err
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if f := strings.Fields(rest); len(f) > 4 {
+		tty := "none"
+		if f[4] != "0" {
+			tty = "HAS ONE"
+		}
+		v.facts.add("%s: terminal %s", p.role, tty)
+	}
+	return nil
+}
+
+// user names a user or group of the host relative to the sandbox's first.
+func (v *view) user(p *process, id string) string {
+	n, err := strconv.Atoi(id)
+	b, merr := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", p.pid))
+	if f := strings.Fields(string(b)); err == nil && merr == nil && len(f) >= 3 {
+		base, _ := strconv.Atoi(f[1])
+		size, _ := strconv.Atoi(f[2])
+		if base >= firstUser && n >= base && n < base+size {
+			return fmt.Sprintf("BASE+%d", n-base)
+		}
+	}
+	return "host " + id
+}
+
+// surroundings describes what a process was given at its start.
+func (v *view) surroundings(p *process, dir string) error {
+	env, err := os.ReadFile(dir + "/environ")
+	if err != nil {
+		return err
+	}
+	names := []string{}
+	for e := range strings.SplitSeq(string(env), "\x00") {
+		if name, _, _ := strings.Cut(e, "="); name != "" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	v.facts.add("%s: environment %q", p.role, names)
+	if p.role != stub {
+		v.arguments(p)
+	}
+	for _, name := range []string{"oom_score_adj", "personality"} {
+		b, err := os.ReadFile(dir + "/" + name)
+		if err != nil {
+			return err
+		}
+		value := strings.TrimSpace(string(b))
+		if own, err := os.ReadFile("/proc/self/" + name); err == nil && name == "oom_score_adj" && strings.TrimSpace(string(own)) == value {
+			value = "its starter's"
+		}
+		v.facts.add("%s: %s %s", p.role, name, value)
+	}
+	v.facts.add("%s: umask %s", p.role, p.status["Umask"])
+	exe, err := os.Readlink(dir + "/exe")
+	if err != nil {
+		return err
+	}
+	v.facts.add("%s: program %s", p.role, filepath.Base(exe))
+	return nil
+}
+
+// hostNumbers are the arguments whose numbers are the host's: descriptors and
+// sizes. What they lead to is told by other facts.
+var hostNumbers = regexp.MustCompile(`^(-.*(-fds?|-num|-memory|-pid)=)\d+$`)
+
+// arguments describes what a process of gVisor was told to do.
+func (v *view) arguments(p *process) {
+	args := strings.Split(strings.TrimSuffix(p.args, "\x00"), "\x00")
+	for i := 1; i < len(args); i++ {
+		a := args[i]
+		if strings.HasPrefix(a, "-") && !strings.Contains(a, "=") && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
+			i++
+			a += "=" + args[i]
+		}
+		if name, value, ok := strings.Cut(a, "="); ok {
+			a = name + "=" + v.path(value)
+		} else {
+			a = v.path(a)
+		}
+		v.facts.add("%s: argument %s", p.role, hostNumbers.ReplaceAllString(a, "${1}N"))
+	}
+}
+
+// rlimits describes the resource limits: those that are not the starter's in full.
+func (v *view) rlimits(p *process, _ string) error {
+	for name, which := range map[string]int{
+		"as": unix.RLIMIT_AS, "core": unix.RLIMIT_CORE, "cpu": unix.RLIMIT_CPU, "data": unix.RLIMIT_DATA,
+		"fsize": unix.RLIMIT_FSIZE, "locks": unix.RLIMIT_LOCKS, "memlock": unix.RLIMIT_MEMLOCK,
+		"msgqueue": unix.RLIMIT_MSGQUEUE, "nice": unix.RLIMIT_NICE, "nofile": unix.RLIMIT_NOFILE,
+		"nproc": unix.RLIMIT_NPROC, "rss": unix.RLIMIT_RSS, "rtprio": unix.RLIMIT_RTPRIO,
+		"rttime": unix.RLIMIT_RTTIME, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
+	} {
+		var own, theirs unix.Rlimit
+		if err := unix.Prlimit(0, which, nil, &own); err != nil {
+			return err
+		}
+		if err := unix.Prlimit(p.pid, which, nil, &theirs); err != nil {
+			return err
+		}
+		value := "its starter's"
+		switch {
+		case own == theirs:
+		case own.Max == theirs.Max:
+			value = fmt.Sprintf("soft %d", theirs.Cur)
+		default:
+			value = fmt.Sprintf("soft %d hard %d", theirs.Cur, theirs.Max)
+		}
+		v.facts.add("%s: rlimit %s %s", p.role, name, value)
+	}
+	return nil
+}
+
+// mounts describes every mount that a process can reach.
+func (v *view) mounts(p *process, dir string) error {
+	b, err := os.ReadFile(dir + "/mountinfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(b)) {
+		before, after, ok := strings.Cut(strings.TrimSpace(line), " - ")
+		head, tail := strings.Fields(before), strings.Fields(after)
+		if !ok || len(head) < 6 || len(tail) < 2 {
+			return fmt.Errorf("mountinfo has the line %q", line)
+		}
+		options := slices.DeleteFunc(strings.Split(head[5], ","), func(o string) bool {
+			return strings.HasSuffix(o, "atime") // the host's habit
+		})
+		shared := ""
+		for _, o := range head[6:] {
+			if strings.HasPrefix(o, "shared:") {
+				shared = " SHARED with the host"
+			}
+		}
+		fstype := tail[0]
+		root := v.path(head[3])
+		if root == "ROOTFS" || strings.HasPrefix(root, "SANDBOX") {
+			fstype = "host directory"
+		}
+		v.facts.add("%s: mount %s at %s %s %s%s", p.role, root, v.path(head[4]), strings.Join(options, ","), fstype, shared)
+	}
+	for _, name := range []string{"root", "cwd"} {
+		link, err := os.Readlink(dir + "/" + name)
+		if err != nil {
+			return err
+		}
+		v.facts.add("%s: %s %s", p.role, name, v.path(link))
+	}
+	return nil
+}
+
+var credentials = []string{
+	"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters",
+}
+
+// threads describes what each thread of a process may do by itself.
+func (v *view) threads(p *process, dir string) error {
+	tasks, err := os.ReadDir(dir + "/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		tid, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		if err := v.thread(p, tid, dir+"/task/"+t.Name()); err != nil && !ended(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *view) thread(p *process, tid int, dir string) error {
+	st, err := status(dir)
+	if err != nil {
+		return err
+	}
+	for _, k := range []string{"Uid", "Gid", "Groups"} {
+		var ids []string
+		for _, id := range strings.Fields(st[k]) {
+			ids = append(ids, v.user(p, id))
+		}
+		v.facts.add("%s: every thread's %s %v", p.role, k, ids)
+	}
+	for _, k := range credentials {
+		if value, ok := st[k]; ok {
+			v.facts.add("%s: every thread's %s %s", p.role, k, capabilities(k, value))
+		}
+	}
+	tracer := "none"
+	if st["TracerPid"] != "0" {
+		tracer = "one outside the sandbox"
+		for _, q := range v.procs {
+			if strconv.Itoa(q.pid) == st["TracerPid"] {
+				tracer = "the " + q.role
+			}
+		}
+	}
+	v.facts.add("%s: every thread's tracer %s", p.role, tracer)
+	ns, err := namespaces(dir)
+	if err != nil {
+		return err
+	}
+	if ns["user"] == "" {
+		return os.ErrNotExist // it has ended
+	}
+	for _, k := range kinds {
+		v.facts.add("%s: every thread's namespace %s %s", p.role, k, v.whose(p, k, ns[k]))
+	}
+	if tid != p.pid {
+		for name, kind := range map[string]uintptr{"files": 2, "root and cwd": 3} { // KCMP_FILES, KCMP_FS
+			r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(p.pid), uintptr(tid), kind, 0, 0, 0)
+			switch {
+			case errno == unix.ESRCH:
+				return os.ErrNotExist
+			case errno != 0:
+				return fmt.Errorf("compare threads: %w", errno)
+			case r != 0:
+				v.facts.add("%s: a thread has %s OF ITS OWN", p.role, name)
+			}
+		}
+	}
+	return nil
+}
+
+var capNames = strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP
+	LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO
+	SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
+	AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON
+	BPF CHECKPOINT_RESTORE`)
+
+// capabilities names the bits of a set of capabilities.
+func capabilities(key, value string) string {
+	if !strings.HasPrefix(key, "Cap") {
+		return value
+	}
+	n, err := strconv.ParseUint(value, 16, 64)
+	if err != nil {
+		return value
+	}
+	names := []string{}
+	for i := range 64 {
+		if n&(1<<i) == 0 {
+			continue
+		}
+		name := strconv.Itoa(i)
+		if i < len(capNames) {
+			name = capNames[i]
+		}
+		names = append(names, name)
+	}
+	return fmt.Sprint(names)
+}
+
+// path names what a path of the host stands for.
+func (v *view) path(s string) string {
+	if v.rootfs != "" {
+		if rest, ok := strings.CutPrefix(s, v.rootfs); ok && (rest == "" || rest[0] == '/') {
+			return "ROOTFS" + rest
+		}
+	}
+	id := regexp.QuoteMeta(string(v.id))
+	s = regexp.MustCompile(`^/\S*?`+id+`(/|$)`).ReplaceAllString(s, "SANDBOX$1")
+	return strings.ReplaceAll(s, string(v.id), "ID")
+}

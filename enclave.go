@@ -32,6 +32,10 @@ type SessionRequest struct {
 	Files map[string]string `json:"files,omitempty"`
 	// Labels are shown on the Session, to whoever may read it.
 	Labels map[string]string `json:"labels,omitempty"`
+	// WebhookURL is told of the session's end, with a signed POST: see
+	// VerifyWebhook. It must be https on a public address, unless the server's
+	// operator says otherwise, and is shown to nobody: its path may be a secret.
+	WebhookURL string `json:"webhookUrl,omitempty"`
 	// MinIsolation refuses the session if the server's backend isolates less:
 	// "none" < "shared_kernel" < "emulated" < "userspace_kernel" < "microvm".
 	MinIsolation string `json:"minIsolation,omitempty"`

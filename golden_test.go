@@ -23,6 +23,7 @@ func golden() map[string]any {
 		"result.json": new(enclave.Result), "result_binary.json": new(enclave.Result), "result_killed.json": new(enclave.Result),
 		"problem.json": new(enclave.Error), "problem_field.json": new(enclave.Error),
 		"health.json": new(enclave.Health), "health_not_ready.json": new(enclave.Health),
+		"webhook.json": new(enclave.WebhookEvent), "webhook_key.json": new(enclave.WebhookKey),
 		"stream.json": nil, // TestGoldenStream
 	}
 }

@@ -218,8 +218,12 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 		return p.removeState(ctx, locked, s.file("bin"))
 	})
 	log := &demo.Record{}
+	logger, err := newLogger(log)
+	if err != nil {
+		return nil, err
+	}
 	n, err := p.wire(ctx, nodeConfig{
-		state: locked, images: images, bin: s.file("bin"), backend: b.Backend, logger: newLogger(log),
+		state: locked, images: images, bin: s.file("bin"), backend: b.Backend, logger: logger,
 		gateway: b.Gateway, table: b.Table,
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,6 +98,9 @@ func (p *program) serveEmbedded(ctx context.Context) (err error) {
 		}
 		ready.Close()
 	}()
+	if err := cmp.Or(p.opts.Serve.Observe.validate(), p.opts.Serve.Webhook.validate()); err != nil {
+		return err
+	}
 	backend, err := p.chooseBackend()
 	if err != nil {
 		return err
@@ -125,12 +129,15 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	logger := newLogger(p.err)
+	logger, err := p.opts.Serve.Observe.logger(p.err)
+	if err != nil {
+		return err
+	}
 	images, err := image.Open(s.file("images"))
 	if err != nil {
 		return err
 	}
-	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), backend: backend, logger: logger})
+	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), backend: backend, logger: logger, serve: p.opts.Serve})
 	if err != nil {
 		return err
 	}

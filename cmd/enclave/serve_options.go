@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 
@@ -13,6 +14,9 @@ import (
 // come from the environment of the run that started it.
 type serveOptions struct {
 	Listen string // --listen, ENCLAVE_LISTEN
+
+	Observe observeOptions
+	Webhook webhookOptions
 }
 
 // serveDefaults returns the options before any flag was read.
@@ -25,6 +29,9 @@ func serveDefaults(env func(string) string) serveOptions {
 	}
 	return serveOptions{
 		Listen: or("ENCLAVE_LISTEN", defaultListen),
+
+		Observe: observeDefaults(or),
+		Webhook: webhookDefaults(or),
 	}
 }
 
@@ -32,11 +39,13 @@ func serveDefaults(env func(string) string) serveOptions {
 func (o *serveOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.Listen, "listen", o.Listen, "loopback `ADDRESS` of the API (ENCLAVE_LISTEN)")
+	o.Observe.flags(c)
+	o.Webhook.flags(c)
 }
 
 // validate refuses what can't work or would be dangerous.
 func (o *serveOptions) validate() error {
-	return o.validateListen()
+	return cmp.Or(o.validateListen(), o.Observe.validate(), o.Webhook.validate())
 }
 
 // validateListen refuses an address that others than this host can reach.

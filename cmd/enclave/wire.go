@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
-
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
@@ -34,6 +32,7 @@ type nodeConfig struct {
 	bin     string // where carried programs are unpacked
 	backend string // gvisorBackend or simulatorBackend
 	logger  *slog.Logger
+	serve   serveOptions // where traces and webhooks go; the zero value sends no traces
 
 	// gateway and table replace those of this host. Only a demo's positive
 	// control sets them.
@@ -74,6 +73,11 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		return nil, err
 	}
 
+	traces, err := n.traces(life, c.serve.Observe.OTLPEndpoint, c.logger)
+	if err != nil {
+		return nil, err
+	}
+
 	// The record: sessions, events, and the log that is signed.
 	if n.store, err = store.Open(ctx, c.state.file("db", "enclave.db"), store.Options{Now: p.now, Committed: metrics.Committed}); err != nil {
 		return nil, newerStore(err, c.state.path)
@@ -92,6 +96,21 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 			return nil
 		}
 	})
+
+	// Who is told of ends.
+	own, err := hostAddrs()
+	if err != nil {
+		return nil, err
+	}
+	reach, err := c.serve.Webhook.reach(own)
+	if err != nil {
+		return nil, err
+	}
+	teller, key, err := n.webhooks(c.state.stateDir, reach, metrics, c.logger, p.now)
+	if err != nil {
+		return nil, err
+	}
+	n.background(life, failed, teller.Run)
 
 	// What isolates.
 	b, err := p.openBackend(c)
@@ -121,7 +140,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if n.plane, err = control.New(control.Config{
 		Backend: b, Store: n.store, Log: n.store, Gateway: out, Table: *table,
 		Image: defaultImage(c.images, c.backend), Logger: c.logger, Now: p.now,
-		Observer: metrics, Tracer: noop.NewTracerProvider().Tracer(""),
+		Observer: metrics, Tracer: traces, Webhook: reach.Check,
 	}); err != nil {
 		return nil, err
 	}
@@ -130,14 +149,11 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err = n.plane.Start(life); err != nil {
 		return nil, fmt.Errorf("start the control plane: %w", err)
 	}
-	if err := metrics.Ask(observe.Asked{
-		Census: n.plane.Census, Broken: func() bool { return n.store.Err() != nil }, Unsigned: n.store.Unsigned,
-		Checkpoint: n.store.Checkpoint, Now: p.now,
-	}); err != nil {
+	if err := n.askForGauges(metrics, p); err != nil {
 		return nil, err
 	}
 	api, err := httpapi.NewServer(httpapi.Config{
-		Plane: n.plane, Keys: n.store, Log: c.logger, Observer: metrics, Metrics: metrics.Handler(),
+		Plane: n.plane, Keys: n.store, Log: c.logger, Observer: metrics, Metrics: metrics.Handler(), WebhookKey: key.Public(),
 	})
 	if err != nil {
 		return nil, err
@@ -271,12 +287,6 @@ func newerStore(err error, state string) error {
 		return fmt.Errorf("%w: use that version, or another state directory than %s with --state", err, state)
 	}
 	return err
-}
-
-// newLogger returns a logger whose lines are text with every control character
-// quoted.
-func newLogger(w interface{ Write([]byte) (int, error) }) *slog.Logger {
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo}))
 }
 
 // stopTime is how long a control plane may take to end its sessions.

@@ -38,6 +38,7 @@ func read(t *testing.T, name string) []byte {
 var schemas = map[string]string{
 	"session_request": "SessionRequest", "session": "Session", "sessions": "SessionPage", "events": "EventPage",
 	"result": "Result", "problem": "Problem", "health": "Health",
+	"webhook": "WebhookEvent", "webhook_key": "WebhookKey",
 }
 
 func TestGoldenDocumentsAreAsTheDocumentSays(t *testing.T) {

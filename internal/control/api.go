@@ -25,6 +25,8 @@ type Request struct {
 	Labels       map[string]string
 	MinIsolation string // "" is none
 	Idempotency  string
+	// WebhookURL is told of the session's end; "" is nobody. It is never shown.
+	WebhookURL string `json:",omitempty"` // so that older requests keep their digest
 }
 
 // LimitsRequest holds the limits that a client named; nil is the default. Zero

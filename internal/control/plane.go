@@ -25,7 +25,7 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// Config is what a Plane is made of. All fields but the last three are required.
+// Config is what a Plane is made of. All fields but the last four are required.
 type Config struct {
 	Backend backend.Backend
 	Store   session.Store
@@ -39,6 +39,9 @@ type Config struct {
 	// one trace. Neither is waited for, and neither may block.
 	Observer Observer
 	Tracer   trace.Tracer
+	// Webhook returns a webhookUrl in canonical form, or what is wrong with it.
+	// If it is nil every webhookUrl is refused.
+	Webhook func(raw string) (string, error)
 
 	Ceilings   session.Limits // zero fields are those of DefaultCeilings
 	MaxRunning int            // sandboxes at once; 0 is 128. More sessions wait as pending
@@ -63,6 +66,7 @@ type Plane struct {
 	logger   *slog.Logger
 	observer Observer
 	tracer   trace.Tracer
+	webhook  func(raw string) (string, error)
 	ceilings session.Limits
 	now      func() time.Time
 
@@ -107,7 +111,7 @@ func New(c Config) (*Plane, error) {
 	abort := make(chan struct{})
 	return &Plane{
 		backend: c.Backend, store: c.Store, log: c.Log, gateway: c.Gateway, table: c.Table,
-		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, ceilings: orCeilings(c.Ceilings), now: c.Now,
+		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, webhook: c.Webhook, ceilings: orCeilings(c.Ceilings), now: c.Now,
 		running:  make(chan struct{}, c.MaxRunning),
 		starting: make(chan struct{}, maxStarting),
 		live:     map[string]*live{},
@@ -154,7 +158,7 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 		Org: c.Org, CreatedBy: c.User, Phase: session.Pending,
 		Language: pl.language, Limits: pl.limits, Egress: pl.egress,
 		Backend: info.Name, Isolation: info.Isolation.String(),
-		Labels: r.Labels, Created: p.now().UTC(),
+		Labels: r.Labels, WebhookURL: pl.webhook, Created: p.now().UTC(),
 		Sandbox:     random(10),
 		Idempotency: r.Idempotency, RequestHash: pl.hash,
 	}

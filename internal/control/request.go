@@ -51,6 +51,7 @@ type plan struct {
 	egress   session.Egress
 	policy   egress.Policy
 	work     session.Work
+	webhook  string
 	hash     string
 }
 
@@ -72,6 +73,9 @@ func (p *Plane) understand(r Request) (plan, error) {
 	}
 	if len(r.Idempotency) > maxLabel || !printable(r.Idempotency) {
 		return plan{}, invalid("idempotencyKey", "at most %d printable characters", maxLabel)
+	}
+	if pl.webhook, err = p.understandWebhook(r.WebhookURL); err != nil {
+		return plan{}, err
 	}
 	if err := p.isolated(r.MinIsolation); err != nil {
 		return plan{}, err
@@ -209,6 +213,21 @@ func labels(l map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// understandWebhook returns raw in canonical form.
+func (p *Plane) understandWebhook(raw string) (string, error) {
+	if raw == "" {
+		return "", nil
+	}
+	if p.webhook == nil {
+		return "", invalid("webhookUrl", "this control plane sends no webhooks")
+	}
+	u, err := p.webhook(raw)
+	if err != nil {
+		return "", invalid("webhookUrl", "%v", err)
+	}
+	return u, nil
 }
 
 // printable reports whether s is UTF-8 without control characters, so that it

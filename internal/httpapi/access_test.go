@@ -311,8 +311,9 @@ func TestServerNeedsItsParts(t *testing.T) {
 		"log":      func(c *Config) { c.Log = nil },
 		"observer": func(c *Config) { c.Observer = nil },
 		"metrics":  func(c *Config) { c.Metrics = nil },
+		"webhook":  func(c *Config) { c.WebhookKey = "" },
 	} {
-		c := Config{Plane: r.plane, Keys: r.keys, Log: r.Server.log, Observer: r.Server.observer, Metrics: r.Server.metrics}
+		c := Config{Plane: r.plane, Keys: r.keys, Log: r.Server.log, Observer: r.Server.observer, Metrics: r.Server.metrics, WebhookKey: r.Server.webhookKey}
 		without(&c)
 		if _, err := NewServer(c); err == nil {
 			t.Errorf("a server without %s was made", name)

@@ -370,7 +370,8 @@ func newRig(t testing.TB, adjust ...func(*rig)) *rig {
 	var err error
 	r.Server, err = NewServer(Config{
 		Plane: r.plane, Keys: r.keys, Log: slog.New(slog.NewTextHandler(r.log, nil)),
-		Observer: r.seen, Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		WebhookKey: "whpk_6kpsY+KcUgq+9VB7Ey7F+ZVHdq69+ocxrQ6aqwN1z8k=",
+		Observer:   r.seen, Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 			io.WriteString(w, "up 1\n")
 		}), Hosts: []string{"Enclave.Internal"},

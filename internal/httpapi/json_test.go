@@ -42,7 +42,7 @@ func TestEveryFieldReachesThePlane(t *testing.T) {
 	r.plane.fail = &control.ValidationError{Field: "code", Detail: "no plane would take all of these together"}
 	body := `{"code":"c","argv":["a"],"language":"node","egress":{"mode":"allowlist","allow":["x.example"]},
 		"limits":{"pidsLimit":0,"memoryMb":-1,"cpuMillis":3,"cpuSeconds":4,"wallSeconds":5,"diskMb":6,"outputBytes":7},
-		"files":{"f":"1"},"labels":{"l":"2"},"minIsolation":"microvm","idempotencyKey":"k"}`
+		"files":{"f":"1"},"labels":{"l":"2"},"webhookUrl":"https://h.example/x","minIsolation":"microvm","idempotencyKey":"k"}`
 	if resp, text := r.do(t, "POST", "/v1/sessions", "DEV", strings.NewReader(body)); resp.StatusCode != http.StatusBadRequest || !strings.Contains(text, "no plane") {
 		t.Fatal(text)
 	}
@@ -54,7 +54,7 @@ func TestEveryFieldReachesThePlane(t *testing.T) {
 		t.Errorf("limits %+v", l)
 	}
 	if q.Code != "c" || q.Argv[0] != "a" || q.Language != "node" || q.Egress.Mode != "allowlist" || q.Egress.Allow[0] != "x.example" ||
-		q.Files["f"] != "1" || q.Labels["l"] != "2" || q.MinIsolation != "microvm" || q.Idempotency != "k" {
+		q.Files["f"] != "1" || q.Labels["l"] != "2" || q.WebhookURL != "https://h.example/x" || q.MinIsolation != "microvm" || q.Idempotency != "k" {
 		t.Errorf("%+v", q)
 	}
 }

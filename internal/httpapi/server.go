@@ -59,6 +59,9 @@ type Config struct {
 	// anyone: it says nothing of any tenant, session or workload.
 	Observer Observer
 	Metrics  http.Handler
+	// WebhookKey is the public key that verifies webhooks, as Standard Webhooks
+	// writes it.
+	WebhookKey string
 
 	// Hosts are the names, without port, that the server answers to on a
 	// loopback address besides "localhost" and literal addresses. Others are
@@ -69,14 +72,15 @@ type Config struct {
 
 // A Server answers the API's requests. HTTPServer makes it listen.
 type Server struct {
-	plane    Plane
-	keys     KeyStore
-	log      *slog.Logger
-	observer Observer
-	metrics  http.Handler
-	hosts    map[string]bool
-	mux      *http.ServeMux
-	origin   *http.CrossOriginProtection
+	plane      Plane
+	keys       KeyStore
+	log        *slog.Logger
+	observer   Observer
+	metrics    http.Handler
+	webhookKey string
+	hosts      map[string]bool
+	mux        *http.ServeMux
+	origin     *http.CrossOriginProtection
 
 	closing chan struct{} // closed when streams must end
 	close   sync.Once
@@ -88,11 +92,11 @@ type Server struct {
 
 // NewServer returns a Server, or an error if something required is missing.
 func NewServer(c Config) (*Server, error) {
-	if c.Plane == nil || c.Keys == nil || c.Log == nil || c.Observer == nil || c.Metrics == nil {
-		return nil, errors.New("httpapi: a server needs a plane, keys, a log, an observer and metrics")
+	if c.Plane == nil || c.Keys == nil || c.Log == nil || c.Observer == nil || c.Metrics == nil || c.WebhookKey == "" {
+		return nil, errors.New("httpapi: a server needs a plane, keys, a log, an observer, metrics and a key for webhooks")
 	}
 	s := &Server{
-		plane: c.Plane, keys: c.Keys, log: c.Log, observer: c.Observer, metrics: c.Metrics,
+		plane: c.Plane, keys: c.Keys, log: c.Log, observer: c.Observer, metrics: c.Metrics, webhookKey: c.WebhookKey,
 		hosts:  map[string]bool{"localhost": true},
 		mux:    http.NewServeMux(),
 		origin: http.NewCrossOriginProtection(),
@@ -140,6 +144,7 @@ func (s *Server) routes() []route {
 		{"GET", "/v1/sessions/{id}/export", auth.ReadSessions, nil, s.export},
 		{"DELETE", "/v1/sessions/{id}", auth.WriteSessions, nil, s.teardown},
 		{"GET", "/v1/audit/checkpoint", auth.ReadSessions, nil, s.checkpoint},
+		{"GET", "/v1/webhooks/key", auth.ReadSessions, nil, s.showWebhookKey},
 	}
 }
 

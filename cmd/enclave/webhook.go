@@ -1,0 +1,106 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/internal/observe"
+	"github.com/enclave-run/enclave/internal/webhook"
+)
+
+// webhookOptions is where the control plane's own fetches may go besides the
+// public internet.
+type webhookOptions struct {
+	Allow []string // --webhook-allow, ENCLAVE_WEBHOOK_ALLOW: private or loopback ranges
+}
+
+func webhookDefaults(or func(name, def string) string) webhookOptions {
+	var o webhookOptions
+	if v := or("ENCLAVE_WEBHOOK_ALLOW", ""); v != "" {
+		o.Allow = strings.Split(v, ",")
+	}
+	return o
+}
+
+func (o *webhookOptions) flags(c *cobra.Command) {
+	c.Flags().StringSliceVar(&o.Allow, "webhook-allow", o.Allow,
+		"private or loopback `CIDR` that webhooks may go to; repeatable (ENCLAVE_WEBHOOK_ALLOW, separated by commas)")
+}
+
+func (o *webhookOptions) validate() error {
+	_, err := o.reach(nil)
+	return err
+}
+
+// reach returns where webhooks may go from a host with these addresses.
+func (o *webhookOptions) reach(own []netip.Prefix) (webhook.Reach, error) {
+	var allow []netip.Prefix
+	for _, text := range o.Allow {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return webhook.Reach{}, fmt.Errorf("--webhook-allow %q is not a range such as 10.20.0.0/16", text)
+		}
+		allow = append(allow, p)
+	}
+	r, err := webhook.NewReach(allow, own)
+	if err != nil {
+		return webhook.Reach{}, fmt.Errorf("--webhook-allow: %w", err)
+	}
+	return r, nil
+}
+
+// webhookTimeout is how long one attempt may take.
+const webhookTimeout = 10 * time.Second
+
+// guardedClient returns a client for the control plane's own fetches.
+func guardedClient(reach webhook.Reach, timeout time.Duration) (*http.Client, error) {
+	return webhook.NewClient(webhook.ClientConfig{
+		Reach: reach, Resolver: net.DefaultResolver, Dialer: &net.Dialer{}, Timeout: timeout,
+	})
+}
+
+// webhooks makes what tells tenants' servers of ends. It does not work yet.
+func (n *node) webhooks(s *stateDir, reach webhook.Reach, m *observe.Metrics, log *slog.Logger, now func() time.Time) (*webhook.Worker, webhook.Key, error) {
+	key, err := loadWebhookKey(s)
+	if err != nil {
+		return nil, webhook.Key{}, err
+	}
+	client, err := guardedClient(reach, webhookTimeout)
+	if err != nil {
+		return nil, webhook.Key{}, err
+	}
+	w, err := webhook.NewWorker(webhook.Config{
+		Outbox: n.store, Client: client, Key: key, Log: log, Attempted: m.Delivered, Now: now,
+	})
+	return w, key, err
+}
+
+// loadWebhookKey returns the key that signs webhooks, and makes it if there is
+// none. The caller holds the lock.
+func loadWebhookKey(s *stateDir) (webhook.Key, error) {
+	path := s.file("db", "webhook.key")
+	raw, err := readSmall(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if raw, err = webhook.GenerateKey(rand.Reader); err == nil {
+			err = writeFile(path, raw, 0o600)
+		}
+	}
+	if err != nil {
+		return webhook.Key{}, fmt.Errorf("webhook key: %w", err)
+	}
+	key, err := webhook.ParseKey(raw)
+	if err != nil {
+		return webhook.Key{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
+}

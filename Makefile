@@ -3,7 +3,7 @@ SHELL   := /bin/bash
 .DEFAULT_GOAL := help
 .PRECIOUS: bin/guest-% bin/runsc-% bin/pack/%.zst
 .NOTPARALLEL:
-.PHONY: help setup build demo demo-parity test check race bench soak fuzz clean release image
+.PHONY: help setup build demo demo-parity test check crash race bench soak fuzz clean release image
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    := -trimpath
@@ -13,6 +13,7 @@ CARRIED  := cmd/enclave/carried
 GOSRC    := $(shell find . -name '*.go' -not -path './bin/*') go.mod go.sum
 TESTBIN  := $(CURDIR)/bin/test
 FUZZTIME ?= 10s
+CRASHTIME ?= 15m
 export CGO_ENABLED = 0
 
 help: ## list the targets
@@ -62,6 +63,11 @@ test: setup ## all tests, real gVisor included
 	@$(MAKE) --no-print-directory bin/enclave bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@mkdir -p $(TESTBIN) && ln -sf ../guest-$(HOSTARCH) $(TESTBIN)/enclave-guest && ln -sf ../runsc-$(HOSTARCH) $(TESTBIN)/enclave-runsc && ln -sf ../enclave-$(HOSTARCH) $(TESTBIN)/enclave
 	ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout 15m -p 2 ./...
+
+crash: setup ## kill the program at every failpoint and 1,000 random moments, for at most CRASHTIME
+	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
+	@mkdir -p $(TESTBIN) && ln -sf ../guest-$(HOSTARCH) $(TESTBIN)/enclave-guest && ln -sf ../runsc-$(HOSTARCH) $(TESTBIN)/enclave-runsc
+	ENCLAVE_CRASH=full CRASHTIME=$(CRASHTIME) ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout $(CRASHTIME) -v ./cmd/enclave/crash -args -update
 
 race: setup ## the packages with the most concurrency, under the race detector
 	CGO_ENABLED=1 go test -race -timeout 15m ./internal/control ./internal/store ./internal/gateway ./internal/wire ./internal/httpapi .

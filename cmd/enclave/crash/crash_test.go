@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
@@ -172,7 +173,7 @@ func (s *site) recovers(j *journal) {
 func (s *site) settle(v *server, j *journal, before map[string]kept) (what string) {
 	t := s.t
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patience+time.Duration(len(before))*100*time.Millisecond)
 	defer cancel()
 	d := driver{newJournal(), v.client, ctx}
 	lost := 0
@@ -200,7 +201,7 @@ func (s *site) settle(v *server, j *journal, before map[string]kept) (what strin
 			t.Errorf("session %s is still %s", id, now.Phase)
 			continue
 		}
-		if err := plausible(ctx, v.client, now); err != nil {
+		if err := j.plausible(ctx, v.client, now); err != nil {
 			t.Errorf("session %s: %v", id, err)
 		}
 		if now.KillReason == "backend_lost" {

@@ -46,6 +46,7 @@ type entry struct {
 	outcome enclave.Phase
 	reason  string
 	events  []enclave.Event // the beginning of its record
+	torn    bool            // a client asked for its teardown
 }
 
 // A journal is what clients were told, by any server of a site. What is in it
@@ -112,12 +113,6 @@ func (j *journal) refusal(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.refused = append(j.refused, err.Error())
-}
-
-func (j *journal) kind(id string) string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.sessions[id].kind
 }
 
 func (j *journal) ids() []string {
@@ -193,6 +188,9 @@ func (d driver) tearDown(id string) {
 	if id == "" {
 		return
 	}
+	d.mu.Lock()
+	d.sessions[id].torn = true
+	d.mu.Unlock()
 	s, err := d.c.Teardown(d.ctx, id)
 	if err != nil {
 		d.refusal(err)
@@ -304,8 +302,12 @@ func (j *journal) compare(t testing.TB, c *enclave.Client, s enclave.Session) er
 }
 
 // plausible checks that an ended session ended as its kind can.
-func plausible(c context.Context, cl *enclave.Client, s enclave.Session) error {
-	if s.Outcome == enclave.Killed && s.KillReason == "backend_lost" {
+func (j *journal) plausible(c context.Context, cl *enclave.Client, s enclave.Session) error {
+	j.mu.Lock()
+	e := j.sessions[s.ID] // nil for one whose client was not told
+	torn := e != nil && e.torn && s.Outcome == enclave.Killed && s.KillReason == "cancelled"
+	j.mu.Unlock()
+	if torn || s.Outcome == enclave.Killed && s.KillReason == "backend_lost" {
 		return nil
 	}
 	kind, got := s.Labels["kind"], strings.TrimSuffix(string(s.Outcome)+" "+s.KillReason, " ")

@@ -55,6 +55,7 @@ type site struct {
 	dir     string
 	state   string
 	backend string
+	fuse    time.Duration // if not 0, a server is killed so long after its start
 }
 
 // newSite makes a site without a state directory.
@@ -171,6 +172,9 @@ func (s *site) start(arm string, args ...string) *server {
 	}
 	if err := v.cmd.Start(); err != nil {
 		s.t.Fatal(err)
+	}
+	if s.fuse != 0 {
+		time.AfterFunc(s.fuse, func() { _ = v.cmd.Process.Kill() })
 	}
 	read := make(chan struct{})
 	go func() {

@@ -21,6 +21,9 @@ type Bundle struct {
 	Events     []Event
 	Checkpoint string   // a signed note
 	Leaves     []LeafAt // where in the checkpoint's log each event is, in their order
+	// Rotations are all of the checkpoint's log, oldest first: by them who pinned
+	// an older key comes to the one that signed the checkpoint.
+	Rotations []Rotation
 }
 
 // LeafAt is the place of an event in the global log, with its proof.
@@ -37,11 +40,42 @@ type bundleFile struct {
 	Events     list[Event]    `json:"events"`
 	Checkpoint string         `json:"checkpoint"`
 	Leaves     list[leafFile] `json:"leaves"`
+	// absent if there are none
+	Rotations list[rotationFile] `json:"rotations"`
 }
 
 type leafFile struct {
 	Index int64    `json:"index"`
 	Proof [][]byte `json:"proof"` // base64
+}
+
+type rotationFile struct {
+	Event Event    `json:"event"`
+	Index int64    `json:"index"`
+	Proof [][]byte `json:"proof"`
+}
+
+// leaf returns l with its hashes. what names it in an error.
+func (l leafFile) leaf(what string) (LeafAt, error) {
+	if l.Proof == nil {
+		return LeafAt{}, fmt.Errorf("the proof of %s is null", what)
+	}
+	at := LeafAt{Index: l.Index, Proof: make(tlog.RecordProof, len(l.Proof))}
+	for j, h := range l.Proof {
+		if len(h) != tlog.HashSize {
+			return LeafAt{}, fmt.Errorf("hash %d in the proof of %s has %d bytes", j, what, len(h))
+		}
+		copy(at.Proof[j][:], h)
+	}
+	return at, nil
+}
+
+func (at LeafAt) file() leafFile {
+	l := leafFile{at.Index, make([][]byte, len(at.Proof))}
+	for j := range at.Proof {
+		l.Proof[j] = at.Proof[j][:]
+	}
+	return l
 }
 
 // A Report is what is known of a Bundle that verified.
@@ -53,6 +87,7 @@ type Report struct {
 	Why      string // what Complete means, in words
 	Origin   string // of the log
 	Log      tlog.Tree
+	Key      string // the public key that signed the checkpoint
 }
 
 // BundleVersion is the only version of a Bundle there is.
@@ -84,7 +119,7 @@ func ParseBundle(data []byte) (Bundle, error) {
 	}
 	// encoding/json takes fields in any case and order, the last of repeated
 	// ones, and white space. Only what is written the same way again is canonical.
-	again, err := f.encode(f.Events.raw, f.Leaves.raw)
+	again, err := f.encode(f.Events.raw, f.Leaves.raw, f.Rotations.raw)
 	if err != nil {
 		return Bundle{}, fmt.Errorf("parse bundle: %w", err)
 	}
@@ -93,30 +128,34 @@ func ParseBundle(data []byte) (Bundle, error) {
 	}
 	b := Bundle{Version: f.Version, Session: f.Session, Outcome: f.Outcome, Events: f.Events.items, Checkpoint: f.Checkpoint}
 	for i, l := range f.Leaves.items {
-		if l.Proof == nil {
-			return Bundle{}, fmt.Errorf("parse bundle: the proof of event %d is null", i+1)
-		}
-		at := LeafAt{Index: l.Index, Proof: make(tlog.RecordProof, len(l.Proof))}
-		for j, h := range l.Proof {
-			if len(h) != tlog.HashSize {
-				return Bundle{}, fmt.Errorf("parse bundle: hash %d in the proof of event %d has %d bytes", j, i+1, len(h))
-			}
-			copy(at.Proof[j][:], h)
+		at, err := l.leaf(fmt.Sprintf("event %d", i+1))
+		if err != nil {
+			return Bundle{}, fmt.Errorf("parse bundle: %w", err)
 		}
 		b.Leaves = append(b.Leaves, at)
+	}
+	for i, r := range f.Rotations.items {
+		at, err := leafFile{r.Index, r.Proof}.leaf(fmt.Sprintf("rotation %d", i+1))
+		if err != nil {
+			return Bundle{}, fmt.Errorf("parse bundle: %w", err)
+		}
+		b.Rotations = append(b.Rotations, Rotation{r.Event, at})
 	}
 	return b, nil
 }
 
 // Encode returns the one byte form of b: JSON as encoding/json writes it,
-// without white space, and a newline. Empty arrays are [].
+// without white space, and a newline. Empty arrays are [], but for rotations,
+// which are left out.
 func (b Bundle) Encode() ([]byte, error) {
 	leaves := make([]leafFile, len(b.Leaves))
 	for i, l := range b.Leaves {
-		leaves[i] = leafFile{l.Index, make([][]byte, len(l.Proof))}
-		for j := range l.Proof {
-			leaves[i].Proof[j] = l.Proof[j][:]
-		}
+		leaves[i] = l.file()
+	}
+	rotations := make([]rotationFile, len(b.Rotations))
+	for i, r := range b.Rotations {
+		l := r.Leaf.file()
+		rotations[i] = rotationFile{r.Event, l.Index, l.Proof}
 	}
 	el, err := json.Marshal(append([]Event{}, b.Events...))
 	if err != nil {
@@ -126,11 +165,15 @@ func (b Bundle) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode bundle: %w", err)
 	}
-	return bundleFile{Version: b.Version, Session: b.Session, Outcome: b.Outcome, Checkpoint: b.Checkpoint}.encode(el, ll)
+	rl, err := json.Marshal(rotations)
+	if err != nil {
+		return nil, fmt.Errorf("encode bundle: %w", err)
+	}
+	return bundleFile{Version: b.Version, Session: b.Session, Outcome: b.Outcome, Checkpoint: b.Checkpoint}.encode(el, ll, rl)
 }
 
 // encode returns the file of f with the given canonical arrays.
-func (f bundleFile) encode(events, leaves []byte) ([]byte, error) {
+func (f bundleFile) encode(events, leaves, rotations []byte) ([]byte, error) {
 	var b bytes.Buffer
 	var bad error
 	put := func(name string, v any) {
@@ -139,7 +182,7 @@ func (f bundleFile) encode(events, leaves []byte) ([]byte, error) {
 		b.WriteString(name)
 		b.Write(j)
 	}
-	b.Grow(len(events) + len(leaves) + 2*len(f.Checkpoint) + 256)
+	b.Grow(len(events) + len(leaves) + len(rotations) + 2*len(f.Checkpoint) + 256)
 	put(`{"version":`, f.Version)
 	put(`,"session":`, f.Session)
 	if f.Outcome != "" {
@@ -150,12 +193,17 @@ func (f bundleFile) encode(events, leaves []byte) ([]byte, error) {
 	put(`,"checkpoint":`, f.Checkpoint)
 	b.WriteString(`,"leaves":`)
 	b.Write(leaves)
+	if len(rotations) > len("[]") {
+		b.WriteString(`,"rotations":`)
+		b.Write(rotations)
+	}
 	b.WriteString("}\n")
 	return b.Bytes(), bad
 }
 
 // VerifyBundle checks b against the log's public key and nothing else: that
-// the checkpoint is signed, that each event follows from the one before it, is in
+// the checkpoint is signed by it, or by a key that took its place in rotations
+// that both signed and that are in the log, that each event follows from the one before it, is in
 // the checkpoint's log, and comes after the one before it there too, and that
 // their types are in order. It returns an error unless all hold.
 //
@@ -165,7 +213,7 @@ func VerifyBundle(b Bundle, publicKey string) (Report, error) {
 	if b.Version != BundleVersion {
 		return Report{}, fmt.Errorf("bundle version %d is unknown", b.Version)
 	}
-	log, err := OpenCheckpoint([]byte(b.Checkpoint), publicKey)
+	log, chain, err := openRotated([]byte(b.Checkpoint), publicKey, b.Rotations)
 	if err != nil {
 		return Report{}, err
 	}
@@ -195,7 +243,7 @@ func VerifyBundle(b Bundle, publicKey string) (Report, error) {
 		}
 		last = l.Index
 	}
-	r := Report{Session: b.Session, Events: len(b.Events), Log: log}
+	r := Report{Session: b.Session, Events: len(b.Events), Log: log, Key: chain.current()}
 	r.Origin, _, _ = strings.Cut(b.Checkpoint, "\n")
 	r.Complete, r.Why = Complete(b.Events)
 	for _, e := range b.Events {

@@ -149,11 +149,16 @@ func VerifyConsistency(older, newer []byte, proof tlog.TreeProof, public string)
 	if err != nil {
 		return fmt.Errorf("newer checkpoint: %w", err)
 	}
+	return grown(o, n, proof)
+}
+
+// grown reports whether the log of tree o is the beginning of that of tree n.
+func grown(o, n tlog.Tree, proof tlog.TreeProof) error {
 	switch {
 	case o.N > n.N:
 		return fmt.Errorf("the log has shrunk from %d to %d events", o.N, n.N)
 	case o.N == n.N && o.Hash != n.Hash:
-		return fmt.Errorf("there are two logs of %d events", o.N)
+		return fmt.Errorf("there are two logs of %d events: one was forked", o.N)
 	case o.N == n.N || o.N == 0:
 		if len(proof) != 0 {
 			return errors.New("the proof should be empty")
@@ -161,7 +166,7 @@ func VerifyConsistency(older, newer []byte, proof tlog.TreeProof, public string)
 		return nil
 	}
 	if err := tlog.CheckTree(proof, n.N, n.Hash, o.N, o.Hash); err != nil {
-		return fmt.Errorf("the log of %d events does not begin with that of %d: %w", n.N, o.N, err)
+		return fmt.Errorf("the log was forked: that of %d events does not begin with that of %d: %w", n.N, o.N, err)
 	}
 	return nil
 }

@@ -33,7 +33,13 @@ const (
 	WorkloadExited  Type = "workload_exited"
 	UsageMetered    Type = "usage_metered"
 	SessionTornDown Type = "session_torn_down"
+
+	// KeyRotated is in the record of the log itself, LogRecord, and in no other.
+	KeyRotated Type = "key_rotated"
 )
+
+// LogRecord names the record of the log itself: no session has it as its id.
+const LogRecord = "log"
 
 // Data is the detail of an Event. It has named fields, not a map, so that
 // what can reach the log can be read off this type. None may hold a secret.
@@ -82,13 +88,19 @@ type Data struct {
 	PeakMemoryBytes *int64   `json:"peakMemoryBytes,omitempty"`
 	BytesIn         *int64   `json:"bytesIn,omitempty"`
 	BytesOut        *int64   `json:"bytesOut,omitempty"`
+
+	// key_rotated
+	OldKey       string `json:"oldKey,omitempty"` // public keys, name+hash+key
+	NewKey       string `json:"newKey,omitempty"`
+	OldSignature string `json:"oldSignature,omitempty"` // of both keys' statement that the new one follows the old one, base64
+	NewSignature string `json:"newSignature,omitempty"`
 }
 
 // Known reports whether t is in the vocabulary. The zero Type is not.
 func (t Type) Known() bool {
 	switch t {
 	case SessionCreated, SandboxStarted, EgressAllowed, EgressDenied, LimitExceeded,
-		ResultCollected, WorkloadExited, UsageMetered, SessionTornDown:
+		ResultCollected, WorkloadExited, UsageMetered, SessionTornDown, KeyRotated:
 		return true
 	}
 	return false

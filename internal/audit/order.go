@@ -33,12 +33,21 @@ func follows(t Type) []Type {
 	return nil
 }
 
+// mayFollow reports whether t may come after prev in a record. That of the log
+// itself has rotations of its key alone, and no other record has one.
+func mayFollow(record string, prev, t Type) bool {
+	if record == LogRecord || t == KeyRotated {
+		return record == LogRecord && t == KeyRotated
+	}
+	return contains(follows(prev), t)
+}
+
 // CheckOrder reports the first event whose type may not come where it does.
 // A record that stops early is in order: Complete tells whether it is whole.
 func CheckOrder(events []Event) error {
 	var prev Type
 	for i, e := range events {
-		if !contains(follows(prev), e.Type) {
+		if !mayFollow(e.Session, prev, e.Type) {
 			if prev == "" {
 				return fmt.Errorf("the record begins with %q", e.Type)
 			}

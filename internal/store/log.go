@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -41,20 +40,11 @@ func (s *Store) Sequence(ctx context.Context, signer *audit.Signer) error {
 	if s.logErr != nil {
 		return s.logErr
 	}
-	end := make(chan struct{})
-	s.seqMu.Lock()
-	if s.seqEnd != nil {
-		s.seqMu.Unlock()
-		return errors.New("sequence: it runs already")
+	release, err := s.claim()
+	if err != nil {
+		return fmt.Errorf("sequence: %w", err)
 	}
-	s.seqEnd = end
-	s.seqMu.Unlock()
-	defer func() {
-		s.seqMu.Lock()
-		s.seqEnd = nil
-		s.seqMu.Unlock()
-		close(end)
-	}()
+	defer release()
 
 	if last, err := s.Checkpoint(context.WithoutCancel(ctx)); err == nil {
 		if _, err := audit.OpenCheckpoint(last, signer.Public()); err != nil {
@@ -91,6 +81,23 @@ func (s *Store) Sequence(ctx context.Context, signer *audit.Signer) error {
 	}
 }
 
+// claim makes the caller the only one who extends the log, until release.
+func (s *Store) claim() (release func(), err error) {
+	end := make(chan struct{})
+	s.seqMu.Lock()
+	defer s.seqMu.Unlock()
+	if s.seqEnd != nil {
+		return nil, errors.New("it runs already")
+	}
+	s.seqEnd = end
+	return func() {
+		s.seqMu.Lock()
+		s.seqEnd = nil
+		s.seqMu.Unlock()
+		close(end)
+	}, nil
+}
+
 // Flush returns once every event that was committed before the call is in the
 // log under a signed checkpoint.
 func (s *Store) Flush(ctx context.Context) error {
@@ -122,116 +129,6 @@ func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) {
 		return nil, s.logErr
 	}
 	return newest(s.reads.QueryRowContext(ctx, newestCheckpoint))
-}
-
-// ProveConsistency returns the proof that the log of size from is the
-// beginning of the log of size to, as audit.VerifyConsistency wants it.
-func (s *Store) ProveConsistency(ctx context.Context, from, to int64) (tlog.TreeProof, error) {
-	if from < 0 || from > to {
-		return nil, fmt.Errorf("prove consistency: there is no log that grew from %d to %d", from, to)
-	}
-	if from == 0 || from == to {
-		return nil, nil
-	}
-	p, err := tlog.ProveTree(to, from, hashReader(func(i int64) *sql.Row {
-		return s.reads.QueryRowContext(ctx, hashAt, i)
-	}))
-	if err != nil {
-		return nil, fmt.Errorf("prove consistency of %d and %d: %w", from, to, err)
-	}
-	return p, nil
-}
-
-// Bundle returns the file that audit.ParseBundle reads, for one session, with
-// all events that were committed before the call.
-func (s *Store) Bundle(ctx context.Context, org, id string) (json.RawMessage, error) {
-	if s.logErr != nil {
-		return nil, s.logErr
-	}
-	// A running session may get more events between the flush and the reading;
-	// those are left out, unless they were its last.
-	for range 3 {
-		b, whole, err := s.bundle(ctx, org, id)
-		if err != nil {
-			return nil, err
-		}
-		if whole {
-			return encodeBundle(b)
-		}
-		if err := s.Flush(ctx); err != nil {
-			return nil, fmt.Errorf("bundle of session %s: %w", id, err)
-		}
-	}
-	b, _, err := s.bundle(ctx, org, id)
-	if err != nil {
-		return nil, err
-	}
-	return encodeBundle(b)
-}
-
-func encodeBundle(b audit.Bundle) (json.RawMessage, error) {
-	data, err := b.Encode()
-	return data, err
-}
-
-// bundle returns the bundle of the session's events that are in the log, and
-// whether those are all.
-func (s *Store) bundle(ctx context.Context, org, id string) (b audit.Bundle, whole bool, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("bundle of session %s: %w", id, err)
-		}
-	}()
-	t, err := s.reads.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return b, false, err
-	}
-	defer t.Rollback()
-	n, row, err := s.find(ctx, t, org, id)
-	if err != nil {
-		return b, false, err
-	}
-	note, err := newest(t.QueryRowContext(ctx, newestCheckpoint))
-	if errors.Is(err, ErrNoCheckpoint) {
-		return b, false, nil // Flush makes one, or says why not
-	} else if err != nil {
-		return b, false, err
-	}
-	tree, err := audit.ParseCheckpoint(note)
-	if err != nil {
-		return b, false, err
-	}
-	events, positions, err := readEvents(ctx, t, id, "session = ? ORDER BY seq", row)
-	if err != nil {
-		return b, false, err
-	}
-	whole = true
-	hashes := map[int64]tlog.Hash{}
-	b = audit.Bundle{Version: audit.BundleVersion, Session: id, Checkpoint: string(note)}
-	st, err := t.PrepareContext(ctx, hashAt)
-	if err != nil {
-		return b, false, err
-	}
-	defer st.Close()
-	for i, e := range events {
-		if positions[i] > tree.N {
-			whole = false
-			break
-		}
-		index := positions[i] - 1
-		proof, err := tlog.ProveRecord(tree.N, index, cached(hashes, hashReader(func(i int64) *sql.Row {
-			return st.QueryRowContext(ctx, i)
-		})))
-		if err != nil {
-			return b, false, fmt.Errorf("prove event %d: %w", e.Seq, err)
-		}
-		b.Events = append(b.Events, e)
-		b.Leaves = append(b.Leaves, audit.LeafAt{Index: index, Proof: proof})
-	}
-	if whole {
-		b.Outcome = string(n.Outcome)
-	}
-	return b, whole, nil
 }
 
 // sequence adds to the log what is committed and not in it.
@@ -387,7 +284,7 @@ func (s *Store) checkLog(ctx context.Context) error {
 	if events < tree.N {
 		return fmt.Errorf("%w: of %d signed events %d are left", ErrTampered, tree.N, events)
 	}
-	root, err := tlog.TreeHash(tree.N, hashReader(func(i int64) *sql.Row { return t.QueryRowContext(ctx, hashAt, i) }))
+	root, err := treeHash(ctx, t, tree.N)
 	if errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("%w: a hash is missing", ErrTampered)
 	} else if err != nil {
@@ -397,6 +294,11 @@ func (s *Store) checkLog(ctx context.Context) error {
 		return fmt.Errorf("%w: the tree of %d events has root %v, signed was %v", ErrTampered, tree.N, root, tree.Hash)
 	}
 	return nil
+}
+
+// treeHash returns the root of the first n events.
+func treeHash(ctx context.Context, r reader, n int64) (tlog.Hash, error) {
+	return tlog.TreeHash(n, storedHashes(ctx, r))
 }
 
 const (

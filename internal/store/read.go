@@ -39,7 +39,7 @@ func (s *Store) Sessions(ctx context.Context, org, before string, limit int) ([]
 			return nil, err
 		}
 	}
-	return s.list(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND n < ? ORDER BY n DESC LIMIT ?", org, upTo, limit)
+	return s.list(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND n < ? AND n > 0 ORDER BY n DESC LIMIT ?", org, upTo, limit)
 }
 
 // Unended returns the sessions of all organisations that are pending or
@@ -142,7 +142,7 @@ type reader interface {
 
 // find returns a session and its row.
 func (s *Store) find(ctx context.Context, r reader, org, id string) (session.Session, int64, error) {
-	n, row, err := scanSession(r.QueryRowContext(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND id = ?", org, id))
+	n, row, err := scanSession(r.QueryRowContext(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND id = ? AND n > 0", org, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return session.Session{}, 0, session.ErrNotFound
 	} else if err != nil {

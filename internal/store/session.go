@@ -30,7 +30,7 @@ func (s *Store) NextNumber(ctx context.Context) (n uint64, err error) {
 // taken, the Session returned with ErrExists is the whole of the one that has
 // it, for comparing RequestHash.
 func (s *Store) Create(ctx context.Context, n session.Session, w session.Work, created audit.Data) (session.Session, error) {
-	if n.ID == "" || n.Org == "" || n.Phase != session.Pending {
+	if n.ID == "" || n.ID == audit.LogRecord || n.Org == "" || n.Phase != session.Pending {
 		return session.Session{}, fmt.Errorf("create session %q of %q: it needs an id, an organisation and phase pending, not %q", n.ID, n.Org, n.Phase)
 	}
 	n.Version, n.Outcome = 1, ""
@@ -168,8 +168,8 @@ func (s *Store) append(ctx context.Context, t *tx, row int64, id string, events 
 		return err
 	}
 	for _, e := range events {
-		if !e.Type.Known() {
-			return fmt.Errorf("event type %q is unknown", e.Type)
+		if !e.Type.Known() || (e.Type == audit.KeyRotated) != (id == audit.LogRecord) {
+			return fmt.Errorf("event type %q is unknown, or not for record %s", e.Type, id)
 		}
 		e = audit.Seal(prev, audit.Event{Session: id, Time: s.now(), Type: e.Type, Data: e.Data})
 		data, err := json.Marshal(e.Data)

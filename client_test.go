@@ -47,6 +47,10 @@ func TestRequestsAreAsTheServerWantsThem(t *testing.T) {
 		func() error { _, err := c.Teardown(ctx, "s"); return err },
 		func() error { _, err := c.Export(ctx, "s"); return err },
 		func() error { _, err := c.Checkpoint(ctx); return err },
+		func() error { _, err := c.Consistency(ctx, 3, 0); return err },
+		func() error { _, err := c.Consistency(ctx, 3, 9); return err },
+		func() error { _, err := c.Inclusion(ctx, "s", 2, 0); return err },
+		func() error { _, err := c.Inclusion(ctx, "s", 2, 9); return err },
 		func() error { _, err := c.Health(ctx); return err },
 	}
 	for _, call := range calls {
@@ -63,6 +67,10 @@ func TestRequestsAreAsTheServerWantsThem(t *testing.T) {
 		`DELETE /v1/sessions/s Bearer ek_1_2  `,
 		`GET /v1/sessions/s/export Bearer ek_1_2  `,
 		`GET /v1/audit/checkpoint Bearer ek_1_2  `,
+		`GET /v1/audit/consistency?from=3 Bearer ek_1_2  `,
+		`GET /v1/audit/consistency?from=3&to=9 Bearer ek_1_2  `,
+		`GET /v1/sessions/s/audit/2/proof Bearer ek_1_2  `,
+		`GET /v1/sessions/s/audit/2/proof?size=9 Bearer ek_1_2  `,
 		`GET /readyz Bearer ek_1_2  `,
 	}
 	if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) {

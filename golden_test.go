@@ -21,6 +21,7 @@ func golden() map[string]any {
 		"session_pending.json": new(enclave.Session), "session_succeeded.json": new(enclave.Session), "session_killed.json": new(enclave.Session),
 		"sessions.json": new(enclave.Page[enclave.Session]), "events.json": new(enclave.Page[enclave.Event]),
 		"result.json": new(enclave.Result), "result_binary.json": new(enclave.Result), "result_killed.json": new(enclave.Result),
+		"consistency.json": new(enclave.Consistency), "inclusion.json": new(enclave.Inclusion),
 		"problem.json": new(enclave.Error), "problem_field.json": new(enclave.Error),
 		"health.json": new(enclave.Health), "health_not_ready.json": new(enclave.Health),
 		"webhook.json": new(enclave.WebhookEvent), "webhook_key.json": new(enclave.WebhookKey),

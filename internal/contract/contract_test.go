@@ -37,6 +37,7 @@ func read(t *testing.T, name string) []byte {
 // schemas says what each golden document is one of.
 var schemas = map[string]string{
 	"session_request": "SessionRequest", "session": "Session", "sessions": "SessionPage", "events": "EventPage",
+	"consistency": "Consistency", "inclusion": "Inclusion",
 	"result": "Result", "problem": "Problem", "health": "Health",
 	"webhook": "WebhookEvent", "webhook_key": "WebhookKey",
 }

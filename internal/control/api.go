@@ -106,4 +106,11 @@ type Log interface {
 	Bundle(ctx context.Context, org, id string) (json.RawMessage, error)
 	// Checkpoint returns the newest signed checkpoint, a signed note.
 	Checkpoint(ctx context.Context) ([]byte, error)
+	// Consistency shows how the log grew from from events to to, at which it must
+	// have been signed; 0 is the newest size. Else it returns audit.ErrNoTree.
+	Consistency(ctx context.Context, from, to int64) (audit.Consistency, error)
+	// Inclusion shows where event seq of a session is in the log of size events,
+	// at which it must have been signed; 0 is the newest size. Without the event in
+	// that it returns audit.ErrNoTree.
+	Inclusion(ctx context.Context, org, id string, seq uint64, size int64) (audit.Inclusion, error)
 }

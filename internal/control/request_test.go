@@ -148,6 +148,10 @@ func TestEveryMethodAsksWhoCalls(t *testing.T) {
 			return err
 		},
 		"Bundle": func(ctx context.Context, c auth.Caller, id string) error { _, err := p.Bundle(ctx, c, id); return err },
+		"Inclusion": func(ctx context.Context, c auth.Caller, id string) error {
+			_, err := p.Inclusion(ctx, c, id, 1, 0)
+			return err
+		},
 		"Teardown": func(ctx context.Context, c auth.Caller, id string) error {
 			_, err := p.Teardown(ctx, c, id)
 			return err
@@ -171,6 +175,21 @@ func TestEveryMethodAsksWhoCalls(t *testing.T) {
 	}
 	if _, err := p.Create(t.Context(), nobody, Request{Code: "1"}); !errors.Is(err, ErrForbidden) {
 		t.Errorf("Create without the scope: %v", err)
+	}
+	for _, c := range []auth.Caller{{}, nobody} {
+		if _, err := p.Consistency(t.Context(), c, 0, 0); !errors.Is(err, ErrForbidden) {
+			t.Errorf("Consistency without the scope: %v", err)
+		}
+	}
+	for name, call := range map[string]func() error{
+		"a log that has not grown so far": func() error { _, err := p.Consistency(t.Context(), caller, 99, 0); return err },
+		"a negative size":                 func() error { _, err := p.Consistency(t.Context(), caller, -1, 0); return err },
+		"a size that is to come":          func() error { _, err := p.Inclusion(t.Context(), caller, s.ID, 1, 99); return err },
+		"another negative size":           func() error { _, err := p.Inclusion(t.Context(), caller, s.ID, 1, -1); return err },
+	} {
+		if bad := (*ValidationError)(nil); !errors.As(call(), &bad) {
+			t.Errorf("%s: %v", name, call())
+		}
 	}
 	if _, err := p.Sessions(t.Context(), nobody, "", 10); !errors.Is(err, ErrForbidden) {
 		t.Errorf("Sessions without the scope: %v", err)

@@ -26,7 +26,7 @@ func at(rt route, id string) (path string, body io.Reader) {
 	if rt.method == "POST" {
 		body = strings.NewReader(`{"code":"x"}`)
 	}
-	return strings.Replace(rt.path, "{id}", id, 1), body
+	return strings.NewReplacer("{id}", id, "{seq}", "1").Replace(rt.path), body
 }
 
 // The routes are taken from the server, so one that is added is tested.

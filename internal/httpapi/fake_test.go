@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -283,6 +284,21 @@ func (f *fakePlane) Bundle(_ context.Context, c auth.Caller, id string) (json.Ra
 
 func (f *fakePlane) Checkpoint(_ context.Context, c auth.Caller) ([]byte, error) {
 	return []byte("enclave/log\n3\nabc=\n\n— log sig\n"), f.called(c, "Checkpoint")
+}
+
+func (f *fakePlane) Consistency(_ context.Context, c auth.Caller, from, to int64) (audit.Consistency, error) {
+	if err := f.called(c, fmt.Sprintf("Consistency %d %d", from, to)); err != nil {
+		return audit.Consistency{}, err
+	}
+	return aConsistency(), nil
+}
+
+func (f *fakePlane) Inclusion(_ context.Context, c auth.Caller, id string, seq uint64, size int64) (audit.Inclusion, error) {
+	if err := f.called(c, fmt.Sprintf("Inclusion %d %d", seq, size)); err != nil {
+		return audit.Inclusion{}, err
+	}
+	_, err := f.find(c, id)
+	return anInclusion(), err
 }
 
 func (f *fakePlane) Status(context.Context) control.Status {

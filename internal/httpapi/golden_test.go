@@ -67,9 +67,14 @@ func TestServerProducesTheGoldenDocuments(t *testing.T) {
 	}
 	notFound, _ := problemOf(session.ErrNotFound)
 	notPositive, _ := problemOf(&control.ValidationError{Field: "limits.pidsLimit", Detail: "0 is not positive; leave the field out for the default of 256"})
+	proof, err := publicConsistency(aConsistency())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, v := range map[string]any{
 		"session_pending.json": publicSession(pending), "session_killed.json": withResult(killed, lost), "session_succeeded.json": withResult(succeeded, result),
 		"result.json": result, "result_binary.json": binary, "result_killed.json": lost,
+		"consistency.json": proof, "inclusion.json": publicInclusion(anInclusion()),
 		"problem.json": notFound, "problem_field.json": notPositive,
 	} {
 		got, err := encode(v)

@@ -40,6 +40,8 @@ type Plane interface {
 	Teardown(ctx context.Context, c auth.Caller, id string) (session.Session, error)
 	Bundle(ctx context.Context, c auth.Caller, id string) (json.RawMessage, error)
 	Checkpoint(ctx context.Context, c auth.Caller) ([]byte, error)
+	Consistency(ctx context.Context, c auth.Caller, from, to int64) (audit.Consistency, error)
+	Inclusion(ctx context.Context, c auth.Caller, id string, seq uint64, size int64) (audit.Inclusion, error)
 	Status(ctx context.Context) control.Status
 }
 
@@ -143,8 +145,10 @@ func (s *Server) routes() []route {
 		{"GET", "/v1/sessions/{id}/stream", auth.ReadSessions, nil, s.stream},
 		{"GET", "/v1/sessions/{id}/export", auth.ReadSessions, nil, s.export},
 		{"DELETE", "/v1/sessions/{id}", auth.WriteSessions, nil, s.teardown},
+		{"GET", "/v1/sessions/{id}/audit/{seq}/proof", auth.ReadSessions, []string{"size"}, s.inclusion},
 		{"GET", "/v1/audit/checkpoint", auth.ReadSessions, nil, s.checkpoint},
 		{"GET", "/v1/webhooks/key", auth.ReadSessions, nil, s.showWebhookKey},
+		{"GET", "/v1/audit/consistency", auth.ReadSessions, []string{"from", "to"}, s.consistency},
 	}
 }
 

@@ -41,7 +41,7 @@ func (p *program) auditShow() *cobra.Command {
 		Use:     "show ID",
 		Short:   "Show the record of a session",
 		Example: "  enclave audit show s-1a2b3c-7 --json",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: p.completeSessions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.client(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
 				events, err := cl.Audit(ctx, args[0])
@@ -94,7 +94,7 @@ func (p *program) auditExport() *cobra.Command {
 		Use:     "export ID",
 		Short:   "Write the record of a session, with its proofs, to a file",
 		Example: "  enclave audit export s-1a2b3c-7 --output record.json",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: p.completeSessions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.client(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
 				bundle, err := cl.Export(ctx, args[0])

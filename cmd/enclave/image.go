@@ -179,7 +179,7 @@ func (p *program) imageRemove() *cobra.Command {
 		Use:     "rm NAME|DIGEST",
 		Short:   "Remove an image",
 		Example: "  sudo enclave image rm default",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: p.completeImages,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := p.images()
 			if err != nil {
@@ -196,7 +196,7 @@ func (p *program) imageExport() *cobra.Command {
 		Use:     "export NAME|DIGEST",
 		Short:   "Write an image to a file, to be imported on a host without a network",
 		Example: "  enclave image export default --output image.tar",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: p.completeImages,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := p.images()
 			if err != nil {

@@ -112,6 +112,7 @@ log that can be checked offline.`,
 	f := root.PersistentFlags()
 	f.StringVar(&p.opts.State, "state", p.opts.State, "state `DIR`ectory (ENCLAVE_STATE)")
 	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "what isolates: auto, gvisor or simulator (ENCLAVE_BACKEND)")
+	_ = root.RegisterFlagCompletionFunc("backend", completeWords(backends[:]...)) // fails for a flag that is not there
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Work:"},
 		&cobra.Group{ID: "look", Title: "Look:"},
@@ -127,6 +128,7 @@ log that can be checked offline.`,
 	add("look", p.sessionCommand(), p.auditCommand(), p.versionCommand())
 	add("host", p.serveCommand(), p.imageCommand(), p.keyCommand(), p.benchCommand(), p.soakCommand(), p.uninstallCommand())
 	root.AddCommand(p.gatewayCommand())
+	root.AddCommand(topics()...)
 	return root
 }
 

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -80,6 +81,7 @@ func gvisorState(dir, images string) (string, error) {
 }
 
 func scriptCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, []string) {
+	var leases sync.Map // of scripts, by their work directory
 	return map[string]func(*testscript.TestScript, bool, []string){
 		// gone waits until no background control plane has the state directory.
 		"gone": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -88,6 +90,27 @@ func scriptCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, 
 			locked, err := s.lock(t.Context(), modeCommand)
 			ts.Check(err)
 			locked.unlock()
+		},
+		// keep holds the background control plane until drop, so that what follows
+		// finds one however slow the machine is.
+		"keep": func(ts *testscript.TestScript, neg bool, args []string) {
+			s, err := findState(ts.Getenv("ENCLAVE_STATE"))
+			ts.Check(err)
+			for range 10 {
+				ts.Check(ts.Exec("enclave", "session", "list"))
+				k, err := hold(t.Context(), s)
+				if err == nil {
+					leases.Store(ts.Getenv("WORK"), k)
+					ts.Defer(k.close)
+					return
+				}
+			}
+			ts.Fatalf("the control plane ends sooner than it can be held")
+		},
+		"drop": func(ts *testscript.TestScript, neg bool, args []string) {
+			if k, ok := leases.Load(ts.Getenv("WORK")); ok {
+				k.(*link).close()
+			}
 		},
 		// fill FILE writes code of more than 10 MiB.
 		"fill": func(ts *testscript.TestScript, neg bool, args []string) {

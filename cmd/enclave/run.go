@@ -85,6 +85,8 @@ failed, 130 if you interrupted it.`,
 	fl.Var(&f.egr, "egress", "most network traffic: a number of bytes, or with k, M or G (default 100000000)")
 	fl.StringVar(&f.minIsolation, "min-isolation", "", "refuse to run with less: shared_kernel, emulated, userspace_kernel or microvm")
 	fl.BoolVar(&f.json, "json", false, "print the session with its result as one JSON object, and nothing else, on stdout")
+	_ = c.RegisterFlagCompletionFunc("language", completeWords(languages...))
+	_ = c.RegisterFlagCompletionFunc("min-isolation", completeWords("shared_kernel", "emulated", "userspace_kernel", "microvm"))
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "say nothing but errors and why a session was killed")
 	return c
 }

@@ -14,11 +14,12 @@ import (
 func (p *program) sessionCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "session",
-		Short: "List, show and tear down sessions",
+		Short: "List, show, follow and tear down sessions",
 		Example: `  enclave session list
-  enclave session show s-1a2b3c-7`,
+  enclave session show s-1a2b3c-7
+  enclave session logs --follow s-1a2b3c-7`,
 	}
-	c.AddCommand(p.sessionList(), p.sessionShow(), p.sessionRemove())
+	c.AddCommand(p.sessionList(), p.sessionShow(), p.sessionResult(), p.sessionLogs(), p.sessionRemove())
 	return c
 }
 
@@ -103,7 +104,7 @@ func (p *program) sessionShow() *cobra.Command {
 		Use:     "show ID",
 		Short:   "Show a session and its result",
 		Example: "  enclave session show s-1a2b3c-7 --json",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: p.completeSessions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.client(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
 				s, err := cl.Get(ctx, args[0])
@@ -166,20 +167,30 @@ func (p *program) showSession(s enclave.Session) error {
 }
 
 func (p *program) sessionRemove() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	c := &cobra.Command{
 		Use:     "rm ID...",
+		Aliases: []string{"delete"},
 		Short:   "Tear sessions down; their audit records stay",
 		Example: "  enclave session rm s-1a2b3c-7",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: p.completeSessions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.client(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
+				down := []enclave.Session{}
 				for _, id := range args {
-					if _, err := cl.Teardown(ctx, id); err != nil {
+					s, err := cl.Teardown(ctx, id)
+					if err != nil {
 						return err
 					}
+					down = append(down, s)
+				}
+				if asJSON {
+					return printJSON(p.out, map[string]any{"items": down})
 				}
 				return nil
 			})
 		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print the sessions as JSON")
+	return c
 }

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+// completeTime bounds what a press of the tab key waits for.
+const completeTime = 2 * time.Second
+
+// completeSessions completes the ids of sessions, from a control plane that is
+// there: none is started for it, and what fails completes nothing.
+func (p *program) completeSessions(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
+	defer cancel()
+	cl, done := p.present(ctx)
+	if cl == nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer done()
+	page, err := cl.List(ctx, enclave.ListOptions{Limit: 50})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var ids []cobra.Completion
+	for _, s := range page.Items {
+		about := string(s.Phase)
+		if l := joinLabels(s.Labels); l != "" {
+			about += " " + l
+		}
+		ids = append(ids, cobra.CompletionWithDesc(s.ID, visible(about)))
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+}
+
+// present returns a client of the control plane that is there, or nil.
+func (p *program) present(ctx context.Context) (*enclave.Client, func()) {
+	if p.opts.validate() != nil { // a completion runs no PersistentPreRunE
+		return nil, nil
+	}
+	if p.opts.remote() {
+		return p.remoteClient(), func() {}
+	}
+	s, err := findState(p.opts.State)
+	if err != nil {
+		return nil, nil
+	}
+	k, err := hold(ctx, s)
+	if err != nil {
+		return nil, nil
+	}
+	return k.client, k.close
+}
+
+// completeImages completes the names and digests of this host's images.
+func (p *program) completeImages(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	var names []cobra.Completion
+	if p.opts.validate() != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	s, err := findState(p.opts.State)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	store, err := image.Open(s.file("images"))
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	infos, err := store.List()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	for _, i := range infos {
+		for _, n := range i.Names {
+			names = append(names, cobra.CompletionWithDesc(n, i.Digest))
+		}
+		names = append(names, i.Digest)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeWords completes one of a closed list.
+func completeWords(words ...string) cobra.CompletionFunc {
+	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave"
+)
+
+func (p *program) sessionResult() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "result ID",
+		Short: "Wait for the end of a session and print what it gave enclave.result",
+		Long: `Result waits until the session has ended and prints the value that its code gave
+to enclave.result, as one line of JSON: null if it gave none. With --json it prints
+the whole result: exit code, output, denials and that value.`,
+		Example: "  enclave session result s-1a2b3c-7 --json",
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: p.completeSessions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.watch(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
+				r, err := cl.Result(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(p.out, r)
+				}
+				_, err = fmt.Fprintf(p.out, "%s\n", r.JSON)
+				return err
+			})
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print the whole result as JSON")
+	return c
+}
+
+func (p *program) sessionLogs() *cobra.Command {
+	var asJSON, follow bool
+	c := &cobra.Command{
+		Use:   "logs ID",
+		Short: "Print what a session wrote, or follow it while it runs",
+		Long: `Logs passes on what the session's code wrote, byte for byte: stdout to stdout,
+stderr to stderr. With --follow it waits for more until the session has ended.
+With --json it prints a line of JSON for each piece: stream, and text or, if the
+bytes are not UTF-8, base64.`,
+		Example: `  enclave session logs s-1a2b3c-7
+  enclave session logs --follow s-1a2b3c-7`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: p.completeSessions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.watch(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
+				h := cl.Handle(args[0])
+				s, err := h.Refresh(ctx)
+				if err != nil {
+					return err
+				}
+				if !s.Phase.Ended() && !follow {
+					return fmt.Errorf("session %s is %s: follow it with `enclave session logs --follow %s`", s.ID, s.Phase, s.ID)
+				}
+				show := runView{out: p.out, err: p.err, live: true}
+				for e, err := range h.Stream(ctx) {
+					if err == nil && asJSON {
+						err = p.logLine(e)
+					} else if err == nil {
+						err = show.event(e)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the session has ended")
+	c.Flags().BoolVar(&asJSON, "json", false, "print lines of JSON")
+	return c
+}
+
+// logLine prints a piece of output as a line of JSON, and nothing for what is
+// none.
+func (p *program) logLine(e enclave.StreamEvent) error {
+	line := struct {
+		Stream string `json:"stream"`
+		Text   string `json:"text,omitempty"`
+		Base64 []byte `json:"base64,omitempty"`
+	}{Stream: e.Kind}
+	switch {
+	case len(e.Output) == 0:
+		return nil
+	case utf8.Valid(e.Output):
+		line.Text = string(e.Output)
+	default:
+		line.Base64 = e.Output
+	}
+	return json.NewEncoder(p.out).Encode(line)
+}
+
+// watch runs f, which may take as long as a session does, until it is
+// interrupted.
+func (p *program) watch(ctx context.Context, f func(context.Context, *enclave.Client) error) error {
+	ctx, in := p.interruptible(ctx)
+	defer in.stop()
+	err := p.client(ctx, f)
+	if code := in.status(); code != 0 {
+		return &exit{code, nil}
+	}
+	return err
+}

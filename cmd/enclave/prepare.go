@@ -63,7 +63,7 @@ func (p *program) ensureImage(ctx context.Context, images *image.Store, backend 
 	_, err := images.Build(ctx, show.step)
 	show.end()
 	if err == nil && !quiet {
-		fmt.Fprintf(p.err, "built the sandbox image in %s\n", p.now().Sub(start).Round(time.Second))
+		fmt.Fprintf(p.err, "built the sandbox image in %s: sessions can run\n", p.now().Sub(start).Round(time.Second))
 	}
 	return err
 }

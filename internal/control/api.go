@@ -97,6 +97,7 @@ var (
 	ErrIsolation   = errors.New("the backend's isolation is below minIsolation")
 	ErrClosing     = errors.New("the control plane is shutting down")
 	ErrNotEnded    = errors.New("the session has not ended")
+	ErrNotReady    = errors.New("no session can run yet")
 )
 
 // A Log answers for the transparency log. Package store implements it.

@@ -145,6 +145,10 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 	if err != nil {
 		return session.Session{}, err
 	}
+	// Without an image the session could only be lost, at a cost to its creator.
+	if _, err := p.image(ctx); err != nil {
+		return session.Session{}, fmt.Errorf("%w: %w", ErrNotReady, err)
+	}
 	n, err := p.store.NextNumber(ctx)
 	if err != nil {
 		return session.Session{}, fmt.Errorf("number a session: %w", err)

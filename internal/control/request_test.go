@@ -198,3 +198,20 @@ func TestEveryMethodAsksWhoCalls(t *testing.T) {
 		t.Errorf("a stranger lists %d sessions, error %v", len(l), err)
 	}
 }
+
+// A session that could only be lost is not made: its creator is told to wait.
+func TestSessionWithoutAnImageIsRefused(t *testing.T) {
+	p, l := newPlane(t)
+	image := p.image
+	p.image = func(context.Context) (string, error) { return "", errors.New("it is being built") }
+	if _, err := p.Create(t.Context(), caller, Request{Code: "pass"}); !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "being built") {
+		t.Errorf("%v", err)
+	}
+	if all, err := l.store.Sessions(t.Context(), caller.Org, "", 10); err != nil || len(all) != 0 {
+		t.Errorf("%d sessions, %v", len(all), err)
+	}
+	p.image = image
+	if _, err := p.Create(t.Context(), caller, Request{Code: "pass"}); err != nil {
+		t.Errorf("with an image: %v", err)
+	}
+}

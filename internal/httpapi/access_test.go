@@ -168,6 +168,7 @@ func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
 		{control.ErrIdempotency, 409, "idempotency_conflict", ""},
 		{control.ErrNotEnded, 409, "not_ended", ""},
 		{session.ErrConflict, 409, "conflict", ""},
+		{control.ErrNotReady, 503, "not_ready", ""},
 		{control.ErrClosing, 503, "unavailable", ""},
 		{errors.New("canary: /var/lib/enclave/db is gone"), 500, "internal", ""},
 	} {

@@ -48,6 +48,7 @@ func answers() []answer {
 		{control.ErrNotEnded, http.StatusConflict, "not_ended", "the session has not ended"},
 		{session.ErrConflict, http.StatusConflict, "conflict", "the session was changed by another; try again"},
 		{control.ErrIsolation, http.StatusBadRequest, "isolation_unavailable", ""},
+		{control.ErrNotReady, http.StatusServiceUnavailable, "not_ready", ""},
 		{control.ErrClosing, http.StatusServiceUnavailable, "unavailable", "the control plane is shutting down"},
 	}
 }

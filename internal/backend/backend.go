@@ -72,6 +72,9 @@ type ID string
 type Info struct {
 	Name      string // the kind: "gvisor", "simulator", ...
 	Isolation Isolation
+	// Starting is how many sandboxes it makes at once: more would only make each
+	// slower. 0 is as many as are asked for.
+	Starting int
 }
 
 // Spec is what to create. The control plane has validated it: every Limits

@@ -98,6 +98,10 @@ var (
 	ErrClosing     = errors.New("the control plane is shutting down")
 	ErrNotEnded    = errors.New("the session has not ended")
 	ErrNotReady    = errors.New("no session can run yet")
+	// ErrAway is the answer where a session has not ended and this control plane
+	// does not lead it: it is shutting down, or the reconciler has not taken the
+	// session up yet. Ask again.
+	ErrAway = errors.New("the session is between two control planes; ask again")
 )
 
 // A Log answers for the transparency log. Package store implements it.

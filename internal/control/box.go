@@ -27,11 +27,13 @@ type box struct {
 // returns no box, the ending says why.
 func (r *run) create(ctx context.Context, s session.Session) (*box, *ending) {
 	p := r.plane
-	select {
-	case p.starting <- struct{}{}:
-		defer func() { <-p.starting }()
-	case <-ctx.Done():
-		return nil, endingOf(ctx)
+	if p.starting != nil {
+		select {
+		case p.starting <- struct{}{}:
+			defer func() { <-p.starting }()
+		case <-ctx.Done():
+			return nil, endingOf(ctx)
+		}
 	}
 	image, err := p.image(ctx)
 	if err != nil {

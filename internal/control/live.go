@@ -11,10 +11,11 @@ import (
 
 // live is what the control plane holds in memory of a session that has not
 // ended: its output so far, and the means to end it. All of it is bounded by
-// the session's outputBytes.
+// the session's outputBytes; of one that waits it is less than a kilobyte.
 type live struct {
 	org     string
 	sandbox string
+	ticket  *ticket
 	cancel  context.CancelCauseFunc // ends the session; the cause is an *ending
 	done    chan struct{}           // closed once its end is durable or the plane gave up on it
 	at      atomic.Int32            // a step; only the session's course stores it
@@ -26,8 +27,8 @@ type live struct {
 	changed   chan struct{} // closed and replaced whenever there is something new to see
 }
 
-func newLive(s session.Session, cancel context.CancelCauseFunc) *live {
-	return &live{org: s.Org, sandbox: s.Sandbox, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{})}
+func newLive(s session.Session, cancel context.CancelCauseFunc, k *ticket) *live {
+	return &live{org: s.Org, sandbox: s.Sandbox, ticket: k, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{})}
 }
 
 // notify wakes those who watch.

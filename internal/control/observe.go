@@ -137,7 +137,7 @@ func (c *course) enter(next step) {
 	if next <= last {
 		return
 	}
-	now := c.plane.now()
+	now := time.Now() // not the plane's: a time of day that is set is no time that passed
 	if c.span != nil {
 		c.span.End()
 		took := now.Sub(c.since)

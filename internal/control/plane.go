@@ -25,7 +25,8 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// Config is what a Plane is made of. All fields but the last four are required.
+// Config is what a Plane is made of. What comes before Ceilings is required, but
+// for Webhook.
 type Config struct {
 	Backend backend.Backend
 	Store   session.Store
@@ -45,12 +46,11 @@ type Config struct {
 
 	Ceilings   session.Limits // zero fields are those of DefaultCeilings
 	MaxRunning int            // sandboxes at once; 0 is 128. More sessions wait as pending
-	Now        func() time.Time
+	MaxWaiting int            // sessions that wait, of all organisations; 0 is 10,000
+	Quotas     Quotas         // of an organisation that QuotasOf does not name
+	QuotasOf   map[string]Quotas
+	Now        func() time.Time // the time of day; how long something took is never computed from it
 }
-
-// maxStarting is how many sandboxes are created at once: creation is bound by
-// the CPU, and more in parallel only make each of them slower.
-const maxStarting = 4
 
 // A Plane runs sessions on one backend.
 //
@@ -70,8 +70,8 @@ type Plane struct {
 	ceilings session.Limits
 	now      func() time.Time
 
-	running  chan struct{} // a token for each sandbox that exists
-	starting chan struct{} // a token for each sandbox being created
+	queue    *queue
+	starting chan struct{} // a token for each sandbox being created; nil if as many as like may be
 
 	mu      sync.Mutex // guards live and closing, and wg against Close
 	live    map[string]*live
@@ -109,11 +109,15 @@ func New(c Config) (*Plane, error) {
 		c.Now = time.Now
 	}
 	abort := make(chan struct{})
+	var starting chan struct{}
+	if n := c.Backend.Info().Starting; n > 0 {
+		starting = make(chan struct{}, n)
+	}
 	return &Plane{
 		backend: c.Backend, store: c.Store, log: c.Log, gateway: c.Gateway, table: c.Table,
 		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, webhook: c.Webhook, ceilings: orCeilings(c.Ceilings), now: c.Now,
-		running:  make(chan struct{}, c.MaxRunning),
-		starting: make(chan struct{}, maxStarting),
+		queue:    newQueue(c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf),
+		starting: starting,
 		live:     map[string]*live{},
 		abort:    abort,
 		giveUp:   sync.OnceFunc(func() { close(abort) }),
@@ -149,6 +153,28 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 	if _, err := p.image(ctx); err != nil {
 		return session.Session{}, fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
+	made, err := p.create(ctx, c, r, pl)
+	if refused := (*BusyError)(nil); errors.As(err, &refused) {
+		if made, ok, err := p.repeated(ctx, c.Org, r.Idempotency, pl.hash); ok || err != nil {
+			return made, err
+		}
+	}
+	return made, err
+}
+
+// create is Create of a request that was understood. It returns a *BusyError
+// if a quota refuses it.
+func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (session.Session, error) {
+	// Nothing is written for what is refused: asking too often costs no disk.
+	if err := p.withinDay(ctx, c.Org); err != nil {
+		return session.Session{}, err
+	}
+	k, err := p.queue.reserve(c.Org)
+	if err != nil {
+		return session.Session{}, err
+	}
+	undo := func() { p.queue.release(k) }
+	defer func() { undo() }()
 	n, err := p.store.NextNumber(ctx)
 	if err != nil {
 		return session.Session{}, fmt.Errorf("number a session: %w", err)
@@ -168,12 +194,12 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 	}
 	// The session is known before it is durable, so that the reconciler never
 	// meets a sandbox of it that it does not know.
-	life, run, err := p.admit(ctx, s)
+	life, run, err := p.admit(ctx, s, k)
 	if err != nil {
 		return session.Session{}, err
 	}
+	undo = run.abandon // the ticket is the run's
 	if err := failpoint.Hit("control.create.admitted"); err != nil {
-		run.abandon()
 		return session.Session{}, fmt.Errorf("create session: %w", err)
 	}
 	create := run.course.begin("create")
@@ -182,26 +208,24 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 	})
 	create.End()
 	if err != nil {
-		run.abandon()
 		if errors.Is(err, session.ErrExists) {
-			if made.RequestHash != pl.hash {
-				return session.Session{}, ErrIdempotency
-			}
-			return made, nil
+			return sameRequest(made, pl.hash)
 		}
 		return session.Session{}, fmt.Errorf("create session: %w", err)
 	}
 	if err := failpoint.Hit("control.create.committed"); err != nil {
-		run.abandon() // as if this process had lost track of it: the reconciler takes it up
+		// As if this process had lost track of it: the reconciler takes it up.
 		return session.Session{}, fmt.Errorf("create session: %w", err)
 	}
-	go run.lead(life, made, pl.work)
+	undo = func() {}
+	run.enter(func() { run.lead(life, made, pl.work) })
 	return made, nil
 }
 
-// admit registers s as live. The run it returns must be led or abandoned. The
-// context is the session's: it outlives ctx, and ends with an *ending as cause.
-func (p *Plane) admit(ctx context.Context, s session.Session) (context.Context, *run, error) {
+// admit registers s, which has ticket k, as live. The run it returns must be entered or abandoned.
+// The context is the session's: it outlives ctx, and ends with an *ending as
+// cause.
+func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (context.Context, *run, error) {
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,10 +233,15 @@ func (p *Plane) admit(ctx context.Context, s session.Session) (context.Context, 
 		cancel(nil)
 		return nil, nil, ErrClosing
 	}
-	l := newLive(s, cancel)
+	l := newLive(s, cancel, k)
+	r := &run{plane: p, id: s.ID, sandbox: backend.ID(s.Sandbox), live: l, course: newCourse(ctx, p, s, &l.at)}
+	k.id = s.ID
+	org := s.Org // of s, nothing is kept by which it can't be found again
+	k.lead = func() { r.resume(life, org) }
+	k.drop = r.abandon
 	p.live[s.ID] = l
 	p.wg.Add(1)
-	return life, &run{plane: p, id: s.ID, sandbox: backend.ID(s.Sandbox), live: l, course: newCourse(ctx, p, s, &l.at)}, nil
+	return life, r, nil
 }
 
 // Session returns the session called id.
@@ -300,7 +329,7 @@ func (p *Plane) Teardown(ctx context.Context, c auth.Caller, id string) (session
 	l := p.live[id]
 	p.mu.Unlock()
 	if l != nil {
-		l.cancel(&ending{reason: session.Cancelled})
+		p.end(l, &ending{reason: session.Cancelled})
 		select {
 		case <-l.done:
 		case <-ctx.Done():
@@ -332,6 +361,15 @@ func (p *Plane) Teardown(ctx context.Context, c auth.Caller, id string) (session
 			return down, err
 		}
 	}
+}
+
+// Queue returns what the caller's organisation may see of the sessions that
+// wait for a place.
+func (p *Plane) Queue(_ context.Context, c auth.Caller) (Queue, error) {
+	if !c.May(auth.ReadSessions) {
+		return Queue{}, ErrForbidden
+	}
+	return p.queue.view(c.Org), nil
 }
 
 // Status says what is wired and whether sessions can run now.

@@ -89,10 +89,22 @@ func (l *lab) config(table egress.Table) Config {
 	}
 }
 
+// configured returns the lab's configuration, changed.
+func (l *lab) configured(change func(*Config)) Config {
+	l.t.Helper()
+	table, err := egress.Standard()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	c := l.config(table)
+	change(&c)
+	return c
+}
+
 // open opens the store and starts a plane on it.
 func (l *lab) open(c Config) {
 	l.t.Helper()
-	s, err := store.Open(l.t.Context(), l.path, store.Options{})
+	s, err := store.Open(l.t.Context(), l.path, store.Options{Now: c.Now})
 	if err != nil {
 		l.t.Fatal(err)
 	}

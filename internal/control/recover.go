@@ -59,15 +59,14 @@ func (p *Plane) takeUp(ctx context.Context, s session.Session, why string) error
 		}
 		return failpoint.Hit("control.recover.ended")
 	}
-	w, err := p.store.Work(ctx, s.Org, s.ID)
+	// No quota refuses what was accepted.
+	k := p.queue.readmit(s.Org)
+	_, run, err := p.admit(ctx, s, k)
 	if err != nil {
-		return fmt.Errorf("work of %s: %w", s.ID, err)
-	}
-	life, run, err := p.admit(ctx, s)
-	if err != nil {
+		p.queue.release(k)
 		return err
 	}
-	go run.lead(life, s, w)
+	run.enter(k.lead)
 	return failpoint.Hit("control.recover.resumed")
 }
 
@@ -197,19 +196,23 @@ func (p *Plane) destroyStrangers(ctx context.Context) error {
 	return nil
 }
 
-// Close refuses new sessions and waits for those that exist to end. Once ctx
-// ends it ends those that run as cancelled; those still pending stay so, for the
-// next Start. It returns when no sandbox is left, or an error that says how many
-// are. Closing again waits for what is left.
+// Close refuses new sessions, leaves those that wait pending for the next
+// Start, and waits for those that have a place to end. Once ctx ends it ends
+// them as cancelled. It returns when no sandbox is left, or an error that says
+// how many are. Closing again waits for what is left.
 func (p *Plane) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closing = true
 	p.mu.Unlock()
+	for _, k := range p.queue.close() {
+		k.drop()
+	}
 
 	if !p.drain(ctx) {
+		later := &ending{reason: session.Cancelled, detail: "the control plane shut down", later: true}
 		p.mu.Lock()
 		for _, l := range p.live {
-			l.cancel(&ending{reason: session.Cancelled, detail: "the control plane shut down", later: true})
+			l.cancel(later)
 		}
 		p.mu.Unlock()
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)

@@ -62,7 +62,54 @@ type run struct {
 	course  *course
 }
 
-// abandon forgets a session that never became durable.
+// enter puts a session that is durable in line. If its turn comes at once,
+// lead leads it; else it is read again when its turn comes.
+func (r *run) enter(lead func()) {
+	r.course.enter(waiting)
+	turns, open := r.plane.queue.enter(r.live.ticket)
+	if !open { // it stays pending, for the next start
+		r.abandon()
+		return
+	}
+	for _, k := range turns {
+		if k == r.live.ticket {
+			go lead()
+		} else {
+			go k.lead()
+		}
+	}
+}
+
+// resume leads a session that has waited, of which only org and id were kept.
+func (r *run) resume(ctx context.Context, org string) {
+	p := r.plane
+	stored := context.WithoutCancel(ctx)
+	s, err := p.store.Session(stored, org, r.id)
+	var w session.Work
+	if err == nil && ctx.Err() == nil { // the end of one that was cancelled needs no work
+		w, err = p.store.Work(stored, org, r.id)
+	}
+	if err != nil {
+		// What can't be read can't be ended either. It stays pending, for the
+		// reconciler.
+		p.logger.Error("waiting session not read", "session", r.id, "tenant", org, "err", err)
+		r.abandon()
+		return
+	}
+	r.lead(ctx, s, w)
+}
+
+// end ends the session of l, which may be waiting: then it is led to its end
+// without a place.
+func (p *Plane) end(l *live, e *ending) {
+	l.cancel(e)
+	if p.queue.leave(l.ticket) {
+		go l.ticket.lead()
+	}
+}
+
+// abandon forgets a session, whose end is durable or which stays as it is in
+// the store, and passes its place on.
 func (r *run) abandon() {
 	p := r.plane
 	r.course.finish()
@@ -71,20 +118,24 @@ func (r *run) abandon() {
 	p.mu.Lock()
 	delete(p.live, r.id)
 	p.mu.Unlock()
+	for _, k := range p.queue.release(r.live.ticket) {
+		go k.lead()
+	}
 	p.wg.Done()
 }
 
-// lead runs s and returns once its end is durable and its sandbox is gone.
+// lead runs s and returns once its end is durable and its sandbox is gone. A
+// session that was ended before it began needs no sandbox.
 func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
 	defer r.abandon()
 	p := r.plane
-	r.course.enter(waiting)
-	release, end := r.queue(ctx)
-	if err := failpoint.Hit("control.queue.admitted"); err != nil && end == nil {
-		end = lost("%v", err)
-	}
 	var o outcome
-	if end == nil {
+	var end *ending
+	if ctx.Err() != nil {
+		end = endingOf(ctx)
+	} else if err := failpoint.Hit("control.queue.admitted"); err != nil {
+		end = lost("%v", err)
+	} else {
 		s, o, end = r.sandboxed(ctx, s, w)
 	}
 	r.course.enter(collecting)
@@ -100,22 +151,10 @@ func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
 	r.course.enter(tearingDown)
 	if err := failpoint.Hit("control.destroy.begun"); err != nil {
 		p.logger.Warn("sandbox left to the reconciler", "session", s.ID, "err", err)
-		release()
 		return
 	}
 	r.destroy(context.WithoutCancel(ctx))
 	_ = failpoint.Hit("control.destroy.done") // nothing after it can fail
-	release()
-}
-
-// queue waits for a place among the running sandboxes.
-func (r *run) queue(ctx context.Context) (release func(), end *ending) {
-	select {
-	case r.plane.running <- struct{}{}:
-		return func() { <-r.plane.running }, nil
-	case <-ctx.Done():
-		return func() {}, endingOf(ctx)
-	}
 }
 
 // endingOf returns why ctx was cancelled.

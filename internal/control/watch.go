@@ -14,7 +14,8 @@ const maxUpdate = 128 << 10
 
 // Watch returns what the session's stream has after cur. If there is nothing
 // yet it waits until there is, or until ctx ends. It keeps nothing between
-// calls: a Cursor from before a restart is as good as any.
+// calls: a Cursor from before a restart is as good as any. After ErrAway it is
+// worth asking again.
 func (p *Plane) Watch(ctx context.Context, c auth.Caller, id string, cur Cursor) (Update, error) {
 	for {
 		p.mu.Lock()
@@ -32,9 +33,8 @@ func (p *Plane) Watch(ctx context.Context, c auth.Caller, id string, cur Cursor)
 			return u, err
 		}
 		if l == nil {
-			// Unended and not live: its end is being taken over by a restart, or
-			// could not be recorded. Either way there is nothing to wait for.
-			return Update{}, fmt.Errorf("session %s is not running in this control plane", id)
+			// There is nothing to wait for: what happens next is not known here.
+			return Update{}, ErrAway
 		}
 		select {
 		case <-changed:

@@ -27,6 +27,10 @@ type Store interface {
 	// returned Session.
 	Create(ctx context.Context, s Session, w Work, created audit.Data) (Session, error)
 
+	// Idempotent returns the session of org that was created with a non-empty
+	// Idempotency, and whether there is one.
+	Idempotent(ctx context.Context, org, key string) (Session, bool, error)
+
 	// Commit saves s and appends events to its record, in one transaction, so
 	// that no state exists without its record nor a record without its state.
 	// r, if not nil, is saved as the session's result in the same transaction.

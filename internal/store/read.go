@@ -42,6 +42,20 @@ func (s *Store) Sessions(ctx context.Context, org, before string, limit int) ([]
 	return s.list(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND n < ? AND n > 0 ORDER BY n DESC LIMIT ?", org, upTo, limit)
 }
 
+// Idempotent returns the session of org that was created with key.
+func (s *Store) Idempotent(ctx context.Context, org, key string) (session.Session, bool, error) {
+	if key == "" {
+		return session.Session{}, false, nil
+	}
+	n, _, err := scanSession(s.reads.QueryRowContext(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND idempotency = ? AND idempotency <> ''", org, key))
+	if errors.Is(err, sql.ErrNoRows) {
+		return session.Session{}, false, nil
+	} else if err != nil {
+		return session.Session{}, false, fmt.Errorf("read the session of an idempotency key: %w", err)
+	}
+	return n, true, nil
+}
+
 // Unended returns the sessions of all organisations that are pending or
 // running, oldest first.
 func (s *Store) Unended(ctx context.Context) ([]session.Session, error) {

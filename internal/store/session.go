@@ -45,7 +45,7 @@ func (s *Store) Create(ctx context.Context, n session.Session, w session.Work, c
 	out := n
 	err = s.do(ctx, func(ctx context.Context, t *tx) error {
 		if n.Idempotency != "" {
-			old, _, err := scanSession(t.row(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND idempotency = ?", n.Org, n.Idempotency))
+			old, _, err := scanSession(t.row(ctx, "SELECT "+columns+" FROM sessions WHERE org = ? AND idempotency = ? AND idempotency <> ''", n.Org, n.Idempotency))
 			if err == nil {
 				out = old
 				return session.ErrExists

@@ -138,7 +138,7 @@ func (c Config) validate() error {
 
 // Info says that a kernel in user space is between a workload and its host.
 func (b *Backend) Info() backend.Info {
-	return backend.Info{Name: "gvisor", Isolation: backend.UserspaceKernel}
+	return backend.Info{Name: "gvisor", Isolation: backend.UserspaceKernel, Starting: 4}
 }
 
 // Close lets go of the sandboxes, which go on, unwatched, until another value

@@ -324,6 +324,13 @@ func idempotency(t *testing.T, s Store) {
 	}
 	create(t, s, "acme", "s-000000-3")
 	create(t, s, "acme", "s-000000-4") // no key is not a key
+	for _, ask := range []struct{ org, key, id string }{
+		{"acme", "key", first.ID}, {"other", "key", again.ID}, {"third", "key", ""}, {"acme", "", ""}, {"acme", "ke", ""},
+	} {
+		if n, ok, err := s.Idempotent(t.Context(), ask.org, ask.key); n.ID != ask.id || ok != (ask.id != "") || err != nil {
+			t.Errorf("the session of %q with key %q: %q, %t, %v; want %q", ask.org, ask.key, n.ID, ok, err, ask.id)
+		}
+	}
 	s = s.Restart(t)
 	again.Org, again.ID = "acme", "s-000000-5"
 	old, err = s.Create(t.Context(), again, session.Work{}, audit.Data{})

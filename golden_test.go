@@ -25,6 +25,7 @@ func golden() map[string]any {
 		"problem.json": new(enclave.Error), "problem_field.json": new(enclave.Error),
 		"health.json": new(enclave.Health), "health_not_ready.json": new(enclave.Health),
 		"webhook.json": new(enclave.WebhookEvent), "webhook_key.json": new(enclave.WebhookKey),
+		"queue.json":  new(enclave.Queue),
 		"stream.json": nil, // TestGoldenStream
 	}
 }

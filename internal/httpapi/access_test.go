@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
@@ -170,6 +172,10 @@ func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
 		{session.ErrConflict, 409, "conflict", ""},
 		{control.ErrNotReady, 503, "not_ready", ""},
 		{control.ErrClosing, 503, "unavailable", ""},
+		{control.ErrAway, 503, "unavailable", ""},
+		{&control.BusyError{Code: control.RateLimited, Detail: "too fast", RetryAfter: 1500 * time.Millisecond}, 429, "rate_limited", ""},
+		{&control.BusyError{Code: control.QuotaExceeded, Detail: "too much", RetryAfter: time.Hour}, 429, "quota_exceeded", ""},
+		{&control.BusyError{Code: control.QueueFull, Detail: "too many", RetryAfter: time.Second}, 429, "queue_full", ""},
 		{errors.New("canary: /var/lib/enclave/db is gone"), 500, "internal", ""},
 	} {
 		t.Run(tc.code, func(t *testing.T) {
@@ -188,8 +194,12 @@ func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
 			if p.Status != tc.status || p.Code != tc.code || p.Field != tc.field || p.Type != "about:blank" || p.Title != http.StatusText(tc.status) {
 				t.Errorf("%+v", p)
 			}
-			if tc.status == 503 && resp.Header.Get("Retry-After") == "" {
-				t.Error("it does not say when to retry")
+			after, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
+			if (tc.status == 503 || tc.status == 429) != (after > 0) {
+				t.Errorf("%d says to retry after %d s", tc.status, after)
+			}
+			if busy := (*control.BusyError)(nil); errors.As(tc.err, &busy) && time.Duration(after)*time.Second < busy.RetryAfter {
+				t.Errorf("retry after %d s is too early: %v", after, busy.RetryAfter)
 			}
 			if strings.Contains(p.Detail, "canary") {
 				t.Errorf("an internal error is shown: %s", p.Detail)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/enclave-run/enclave/api"
 	"github.com/enclave-run/enclave/internal/contract"
+	"github.com/enclave-run/enclave/internal/control"
 )
 
 // newRig holds every exchange of every test of this package to the document;
@@ -44,6 +45,7 @@ func codes() map[string]int {
 		"internal": http.StatusInternalServerError,
 		// Of refusals, which are no sentinels.
 		"invalid_request": http.StatusBadRequest, "invalid_json": http.StatusBadRequest, "body_too_large": http.StatusBadRequest,
+		control.RateLimited: http.StatusTooManyRequests, control.QuotaExceeded: http.StatusTooManyRequests, control.QueueFull: http.StatusTooManyRequests,
 	}
 	for _, a := range answers() {
 		all[a.code] = a.status

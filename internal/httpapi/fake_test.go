@@ -301,6 +301,12 @@ func (f *fakePlane) Inclusion(_ context.Context, c auth.Caller, id string, seq u
 	return anInclusion(), err
 }
 
+func (f *fakePlane) Queue(_ context.Context, c auth.Caller) (control.Queue, error) {
+	return control.Queue{MaxRunning: 1, Waiting: 2, Yours: control.OwnQueue{Waiting: 1, Concurrent: 1, Items: []control.QueuedItem{
+		{ID: "s-0a1b2c-8", Position: 1, Waiting: time.Second},
+	}}}, f.called(c, "Queue")
+}
+
 func (f *fakePlane) Status(context.Context) control.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -75,6 +75,9 @@ func TestServerProducesTheGoldenDocuments(t *testing.T) {
 		"session_pending.json": publicSession(pending), "session_killed.json": withResult(killed, lost), "session_succeeded.json": withResult(succeeded, result),
 		"result.json": result, "result_binary.json": binary, "result_killed.json": lost,
 		"consistency.json": proof, "inclusion.json": publicInclusion(anInclusion()),
+		"queue.json": publicQueue(control.Queue{Running: 128, MaxRunning: 128, Waiting: 4, Yours: control.OwnQueue{
+			Running: 2, Waiting: 1, Concurrent: 8, Items: []control.QueuedItem{{ID: pending.ID, Position: 1, Waiting: 1357456 * time.Microsecond}},
+		}}),
 		"problem.json": notFound, "problem_field.json": notPositive,
 	} {
 		got, err := encode(v)

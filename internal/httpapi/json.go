@@ -35,6 +35,10 @@ func readBody(w http.ResponseWriter, r *http.Request, v any) error {
 	}
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
+		if errors.Is(err, errBodies) {
+			w.Header().Set("Connection", "close") // the rest of the body is not read
+			return errBodies
+		}
 		// The rest of this connection, if there is one, is not a request.
 		w.Header().Set("Connection", "close")
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {

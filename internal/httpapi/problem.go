@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/control"
@@ -20,9 +21,28 @@ type answer struct {
 	detail string // "" shows the error's own words
 }
 
-// retryAfter is how many seconds a client of a server that is shutting down is
-// asked to wait: about what a restart takes.
-const retryAfter = 5
+// restart is about what a restart of the server takes.
+const restart = 5 * time.Second
+
+// retryAfter is how long a client is asked to wait before it tries again what
+// was answered with a; 0 if trying again is of no use.
+func retryAfter(a answer) time.Duration {
+	switch {
+	case a.err == errBodies:
+		return time.Second // a body takes a moment
+	case a.status == http.StatusServiceUnavailable, a.status == http.StatusTooManyRequests:
+		return restart
+	}
+	return 0
+}
+
+// setRetryAfter says d, if there is something to wait for, in whole seconds:
+// never too early (RFC 9110, section 10.2.3).
+func setRetryAfter(w http.ResponseWriter, d time.Duration) {
+	if d > 0 {
+		w.Header().Set("Retry-After", strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10))
+	}
+}
 
 var (
 	errUnauthorized = errors.New("no valid credential")
@@ -49,6 +69,9 @@ func answers() []answer {
 		{session.ErrConflict, http.StatusConflict, "conflict", "the session was changed by another; try again"},
 		{control.ErrIsolation, http.StatusBadRequest, "isolation_unavailable", ""},
 		{control.ErrNotReady, http.StatusServiceUnavailable, "not_ready", ""},
+		{errStreams, http.StatusTooManyRequests, "too_many_streams", "too many streams are open; close one, or try again later"},
+		{errBodies, http.StatusServiceUnavailable, "busy", "too many requests send their bodies at once"},
+		{control.ErrAway, http.StatusServiceUnavailable, "unavailable", "the session is between two control planes; ask again"},
 		{control.ErrClosing, http.StatusServiceUnavailable, "unavailable", "the control plane is shutting down"},
 	}
 }
@@ -70,7 +93,10 @@ func problemOf(err error) (enclave.Error, bool) {
 	known := true
 	var bad *refusal
 	var invalid *control.ValidationError
+	var busy *control.BusyError
 	switch {
+	case errors.As(err, &busy):
+		p.Status, p.Code, p.Detail, p.RetryAfter = http.StatusTooManyRequests, busy.Code, busy.Detail, busy.RetryAfter
 	case errors.As(err, &bad):
 		p.Status, p.Code, p.Field, p.Detail = http.StatusBadRequest, bad.code, bad.field, bad.detail
 	case errors.As(err, &invalid):
@@ -81,6 +107,7 @@ func problemOf(err error) (enclave.Error, bool) {
 			if errors.Is(err, a.err) {
 				known = true
 				p.Status, p.Code, p.Detail = a.status, a.code, a.detail
+				p.RetryAfter = retryAfter(a)
 				if p.Detail == "" {
 					p.Detail = err.Error()
 				}
@@ -106,11 +133,9 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if !known {
 		s.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "route", r.Pattern, "err", err)
 	}
-	switch p.Status {
-	case http.StatusUnauthorized:
+	if p.Status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110, section 11.6.1
-	case http.StatusServiceUnavailable:
-		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	}
+	setRetryAfter(w, p.RetryAfter)
 	s.write(w, r, p.Status, "application/problem+json", p)
 }

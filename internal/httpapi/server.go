@@ -28,8 +28,8 @@ import (
 //
 // It judges the Caller itself: the API's own check of scopes comes before it
 // and does not replace it. A session of another organisation is
-// session.ErrNotFound. Watch returns control.ErrClosing, or any error, to end a
-// stream that the client may resume.
+// session.ErrNotFound. Watch returns control.ErrClosing or control.ErrAway, or
+// any error, to end a stream that the client may resume.
 type Plane interface {
 	Create(ctx context.Context, c auth.Caller, r control.Request) (session.Session, error)
 	Session(ctx context.Context, c auth.Caller, id string) (session.Session, error)
@@ -42,6 +42,7 @@ type Plane interface {
 	Checkpoint(ctx context.Context, c auth.Caller) ([]byte, error)
 	Consistency(ctx context.Context, c auth.Caller, from, to int64) (audit.Consistency, error)
 	Inclusion(ctx context.Context, c auth.Caller, id string, seq uint64, size int64) (audit.Inclusion, error)
+	Queue(ctx context.Context, c auth.Caller) (control.Queue, error)
 	Status(ctx context.Context) control.Status
 }
 
@@ -51,7 +52,7 @@ type KeyStore interface {
 	Key(ctx context.Context, id string) (auth.Key, error)
 }
 
-// Config is what a Server is made of. All but Hosts is required.
+// Config is what a Server is made of. What comes before Hosts is required.
 type Config struct {
 	Plane Plane
 	Keys  KeyStore
@@ -70,6 +71,9 @@ type Config struct {
 	// refused there: a web page whose name was made to resolve to this machine
 	// sends its own name.
 	Hosts []string
+
+	Bodies  int64 // bytes of requests' bodies in memory; 0 is 256 MiB
+	Streams int   // open streams, of which a caller may have a fifth; 0 is 10,000
 }
 
 // A Server answers the API's requests. HTTPServer makes it listen.
@@ -83,6 +87,7 @@ type Server struct {
 	hosts      map[string]bool
 	mux        *http.ServeMux
 	origin     *http.CrossOriginProtection
+	pressure   *pressure
 
 	closing chan struct{} // closed when streams must end
 	close   sync.Once
@@ -102,6 +107,8 @@ func NewServer(c Config) (*Server, error) {
 		hosts:  map[string]bool{"localhost": true},
 		mux:    http.NewServeMux(),
 		origin: http.NewCrossOriginProtection(),
+
+		pressure: newPressure(c.Bodies, c.Streams),
 
 		closing:   make(chan struct{}),
 		recheck:   5 * time.Second,
@@ -146,6 +153,7 @@ func (s *Server) routes() []route {
 		{"GET", "/v1/sessions/{id}/export", auth.ReadSessions, nil, s.export},
 		{"DELETE", "/v1/sessions/{id}", auth.WriteSessions, nil, s.teardown},
 		{"GET", "/v1/sessions/{id}/audit/{seq}/proof", auth.ReadSessions, []string{"size"}, s.inclusion},
+		{"GET", "/v1/queue", auth.ReadSessions, nil, s.queue},
 		{"GET", "/v1/audit/checkpoint", auth.ReadSessions, nil, s.checkpoint},
 		{"GET", "/v1/webhooks/key", auth.ReadSessions, nil, s.showWebhookKey},
 		{"GET", "/v1/audit/consistency", auth.ReadSessions, []string{"from", "to"}, s.consistency},
@@ -168,6 +176,11 @@ func (s *Server) guard(rt route) http.HandlerFunc {
 				s.fail(w, r, control.ErrForbidden)
 				return
 			}
+		}
+		if rt.method == http.MethodPost {
+			body, free := s.pressure.heldBody(r.Body, c.Org)
+			defer free()
+			r.Body = body
 		}
 		err := checkShape(r, rt)
 		if err == nil {

@@ -203,7 +203,7 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ auth.Caller) er
 	status := http.StatusOK
 	if !st.Ready {
 		status = http.StatusServiceUnavailable
-		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+		setRetryAfter(w, restart)
 	}
 	s.write(w, r, status, "application/json", enclave.Health{
 		Ready: st.Ready, Backend: st.Backend, Isolation: st.Isolation.String(), Reason: st.Reason,

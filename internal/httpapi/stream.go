@@ -43,6 +43,11 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 	}
 
 	defer s.noteStream(w)()
+	done, err := s.pressure.stream(c)
+	if err != nil {
+		return err
+	}
+	defer done()
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.Header().Set("X-Accel-Buffering", "no") // proxies that know it don't hold events back
 	w.WriteHeader(http.StatusOK)
@@ -50,8 +55,8 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 		return nil
 	}
 	out := &events{w: w, rc: http.NewResponseController(w), allow: s.writeTime}
-	err := s.follow(r, c, id, cur, out)
-	if err != nil && r.Context().Err() == nil && !errors.Is(err, errCut) && !errors.Is(err, control.ErrClosing) {
+	err = s.follow(r, c, id, cur, out)
+	if err != nil && r.Context().Err() == nil && !errors.Is(err, errCut) && !errors.Is(err, control.ErrClosing) && !errors.Is(err, control.ErrAway) {
 		s.log.ErrorContext(r.Context(), "stream ended", "session", id, "err", err)
 	}
 	return nil // the status has been sent

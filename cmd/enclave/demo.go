@@ -13,6 +13,7 @@ import (
 
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/image"
 )
 
@@ -225,6 +226,7 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 	n, err := p.wire(ctx, nodeConfig{
 		state: locked, images: images, bin: s.file("bin"), backend: b.Backend, logger: logger,
 		gateway: b.Gateway, table: b.Table,
+		admission: admission{running: b.Places, waiting: b.Places, usual: control.Quotas{PerMinute: control.Unlimited, Waiting: b.Places}},
 	})
 	if err != nil {
 		return nil, err

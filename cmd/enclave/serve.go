@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/image"
 )
 
@@ -129,6 +130,13 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
+	admission, err := p.opts.Serve.Admission.parse()
+	if err != nil {
+		return err
+	}
+	if tcp == nil && admission.usual.PerMinute == 0 {
+		admission.usual.PerMinute = control.Unlimited // nobody drives it but this host's root
+	}
 	logger, err := p.opts.Serve.Observe.logger(p.err)
 	if err != nil {
 		return err
@@ -137,7 +145,7 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	if err != nil {
 		return err
 	}
-	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), backend: backend, logger: logger, serve: p.opts.Serve})
+	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), backend: backend, logger: logger, serve: p.opts.Serve, admission: admission})
 	if err != nil {
 		return err
 	}
@@ -201,9 +209,9 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 			}
 		}()
 	}
-	// Sessions end first, while their clients can still follow them; then
-	// streams and leases, then requests.
-	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	// New sessions are refused at once. Those that run end first, while their
+	// clients can still follow them; then streams and leases, then requests.
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), admission.drain)
 	defer done()
 	err = errors.Join(err, n.stopPlane(stop))
 	holders.end()

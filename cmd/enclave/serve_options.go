@@ -15,8 +15,9 @@ import (
 type serveOptions struct {
 	Listen string // --listen, ENCLAVE_LISTEN
 
-	Observe observeOptions
-	Webhook webhookOptions
+	Admission admissionOptions
+	Observe   observeOptions
+	Webhook   webhookOptions
 }
 
 // serveDefaults returns the options before any flag was read.
@@ -30,8 +31,9 @@ func serveDefaults(env func(string) string) serveOptions {
 	return serveOptions{
 		Listen: or("ENCLAVE_LISTEN", defaultListen),
 
-		Observe: observeDefaults(or),
-		Webhook: webhookDefaults(or),
+		Admission: admissionDefaults(env),
+		Observe:   observeDefaults(or),
+		Webhook:   webhookDefaults(or),
 	}
 }
 
@@ -39,13 +41,14 @@ func serveDefaults(env func(string) string) serveOptions {
 func (o *serveOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.Listen, "listen", o.Listen, "loopback `ADDRESS` of the API (ENCLAVE_LISTEN)")
+	o.Admission.flags(c)
 	o.Observe.flags(c)
 	o.Webhook.flags(c)
 }
 
 // validate refuses what can't work or would be dangerous.
 func (o *serveOptions) validate() error {
-	return cmp.Or(o.validateListen(), o.Observe.validate(), o.Webhook.validate())
+	return cmp.Or(o.validateListen(), o.Admission.validate(), o.Observe.validate(), o.Webhook.validate())
 }
 
 // validateListen refuses an address that others than this host can reach.

@@ -34,6 +34,8 @@ type nodeConfig struct {
 	logger  *slog.Logger
 	serve   serveOptions // where traces and webhooks go; the zero value sends no traces
 
+	admission admission
+
 	// gateway and table replace those of this host. Only a demo's positive
 	// control sets them.
 	gateway control.Gateway
@@ -137,11 +139,13 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 
 	// The control plane, and how it is reached.
-	if n.plane, err = control.New(control.Config{
+	config := control.Config{
 		Backend: b, Store: n.store, Log: n.store, Gateway: out, Table: *table,
 		Image: defaultImage(c.images, c.backend), Logger: c.logger, Now: p.now,
 		Observer: metrics, Tracer: traces, Webhook: reach.Check,
-	}); err != nil {
+	}
+	c.admission.configure(&config)
+	if n.plane, err = control.New(config); err != nil {
 		return nil, err
 	}
 	n.stopPlane = onceErr(n.plane.Close)

@@ -38,7 +38,7 @@ func read(t *testing.T, name string) []byte {
 var schemas = map[string]string{
 	"session_request": "SessionRequest", "session": "Session", "sessions": "SessionPage", "events": "EventPage",
 	"consistency": "Consistency", "inclusion": "Inclusion",
-	"result": "Result", "problem": "Problem", "health": "Health",
+	"result": "Result", "problem": "Problem", "health": "Health", "queue": "Queue",
 	"webhook": "WebhookEvent", "webhook_key": "WebhookKey",
 }
 

@@ -56,6 +56,7 @@ type Boot struct {
 	// can.
 	Gateway control.Gateway
 	Table   *egress.Table
+	Places  int // sessions that run, and that wait, at once; 0 is as usual
 }
 
 // A Plane is a control plane that a demo drives.

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/internal/control"
+)
+
+// admissionOptions say how many sessions a control plane takes on.
+type admissionOptions struct {
+	MaxRunning string   // --max-running, ENCLAVE_MAX_RUNNING
+	MaxWaiting string   // --max-waiting, ENCLAVE_MAX_WAITING
+	Quotas     []string // --quota, ENCLAVE_QUOTA (separated by spaces)
+	Drain      string   // --drain, ENCLAVE_DRAIN
+}
+
+// An admission is admissionOptions, understood.
+type admission struct {
+	running, waiting int
+	usual            control.Quotas
+	special          map[string]control.Quotas
+	drain            time.Duration
+}
+
+// usualQuota names the quotas of every organisation that has none of its own.
+const usualQuota = "default"
+
+func admissionDefaults(env func(string) string) admissionOptions {
+	return admissionOptions{
+		MaxRunning: env("ENCLAVE_MAX_RUNNING"), MaxWaiting: env("ENCLAVE_MAX_WAITING"),
+		Quotas: strings.Fields(env("ENCLAVE_QUOTA")), Drain: env("ENCLAVE_DRAIN"),
+	}
+}
+
+func (o *admissionOptions) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&o.MaxRunning, "max-running", o.MaxRunning, "run so `MANY` sessions at once; others wait (ENCLAVE_MAX_RUNNING; default 128)")
+	f.StringVar(&o.MaxWaiting, "max-waiting", o.MaxWaiting, "let so `MANY` sessions wait; more are refused (ENCLAVE_MAX_WAITING; default 10000)")
+	f.StringArrayVar(&o.Quotas, "quota", o.Quotas, "bound an organisation, or all others: `ORG:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100`\n"+
+		"or default:...; perMinute=unlimited is no bound (repeatable; ENCLAVE_QUOTA, separated by spaces)")
+	f.StringVar(&o.Drain, "drain", o.Drain, "when told to end, let sessions run on for this `DURATION` (ENCLAVE_DRAIN; default 30s)")
+}
+
+func (o *admissionOptions) validate() error {
+	_, err := o.parse()
+	return err
+}
+
+// parse understands o, or says in words what it does not.
+func (o *admissionOptions) parse() (admission, error) {
+	a := admission{special: map[string]control.Quotas{}, drain: 30 * time.Second}
+	for _, n := range []struct {
+		flag, text string
+		to         *int
+	}{{"--max-running", o.MaxRunning, &a.running}, {"--max-waiting", o.MaxWaiting, &a.waiting}} {
+		if n.text == "" {
+			continue
+		}
+		v, err := positive(n.text)
+		if err != nil {
+			return admission{}, fmt.Errorf("%s %q %w", n.flag, n.text, err)
+		}
+		*n.to = int(v)
+	}
+	if o.Drain != "" {
+		d, err := time.ParseDuration(o.Drain)
+		if err != nil || d < 0 || d > 24*time.Hour {
+			return admission{}, fmt.Errorf("--drain %q is not a duration from 0s to 24h, such as 30s or 2m", o.Drain)
+		}
+		a.drain = d
+	}
+	seen := map[string]bool{}
+	for _, text := range o.Quotas {
+		// An organisation's name may have a colon, and what follows it has none.
+		at := strings.LastIndexByte(text, ':')
+		if at <= 0 {
+			return admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60 or default:...", text)
+		}
+		org := text[:at]
+		if seen[org] {
+			return admission{}, fmt.Errorf("--quota names %q twice", org)
+		}
+		seen[org] = true
+		q, err := parseQuotas(text[at+1:])
+		if err != nil {
+			return admission{}, fmt.Errorf("--quota %q: %w", text, err)
+		}
+		if org == usualQuota {
+			a.usual = q
+		} else {
+			a.special[org] = q
+		}
+	}
+	return a, nil
+}
+
+// configure gives a to a control plane.
+func (a admission) configure(c *control.Config) {
+	c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf = a.running, a.waiting, a.usual, maps.Clone(a.special)
+}
+
+func parseQuotas(text string) (control.Quotas, error) {
+	var q control.Quotas
+	seen := map[string]bool{}
+	for part := range strings.SplitSeq(text, ",") {
+		name, value, ok := strings.Cut(part, "=")
+		if !ok || seen[name] {
+			return control.Quotas{}, fmt.Errorf("%q is not NAME=NUMBER, once for each name", part)
+		}
+		seen[name] = true
+		if name == "perMinute" && value == "unlimited" {
+			q.PerMinute = control.Unlimited
+			continue
+		}
+		n, err := positive(value)
+		if err != nil {
+			return control.Quotas{}, fmt.Errorf("%s=%q %w", name, value, err)
+		}
+		switch name {
+		case "concurrent":
+			q.Concurrent = int(n)
+		case "perMinute":
+			q.PerMinute = int(n)
+		case "cpuSecondsPerDay":
+			q.CPUSecondsPerDay = n
+		case "waiting":
+			q.Waiting = int(n)
+		default:
+			return control.Quotas{}, fmt.Errorf("%q is none of concurrent, perMinute, cpuSecondsPerDay and waiting", name)
+		}
+	}
+	return q, nil
+}
+
+// positive reads a number that a bound can be.
+func positive(text string) (int64, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 1 || n > 1_000_000_000 {
+		return 0, fmt.Errorf("is not a number from 1 to 1000000000")
+	}
+	return n, nil
+}

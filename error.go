@@ -20,6 +20,10 @@ type Error struct {
 	Code   string `json:"code"`
 	Field  string `json:"field,omitempty"` // the part of the request that was refused: "limits.pidsLimit"
 
+	// RequestID names the request in the server's log; "" if the server did not
+	// give it a name.
+	RequestID string `json:"requestId,omitempty"`
+
 	// RetryAfter is how long the server asks to wait; 0 if it does not say.
 	RetryAfter time.Duration `json:"-"`
 }

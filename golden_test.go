@@ -23,7 +23,9 @@ func golden() map[string]any {
 		"result.json": new(enclave.Result), "result_binary.json": new(enclave.Result), "result_killed.json": new(enclave.Result),
 		"consistency.json": new(enclave.Consistency), "inclusion.json": new(enclave.Inclusion),
 		"problem.json": new(enclave.Error), "problem_field.json": new(enclave.Error),
-		"health.json": new(enclave.Health), "health_not_ready.json": new(enclave.Health),
+		"key_request.json": new(enclave.KeyRequest), "key_created.json": new(enclave.CreatedKey), "keys.json": new(enclave.Page[enclave.Key]),
+		"principal.json": new(enclave.Principal),
+		"health.json":    new(enclave.Health), "health_not_ready.json": new(enclave.Health),
 		"webhook.json": new(enclave.WebhookEvent), "webhook_key.json": new(enclave.WebhookKey),
 		"queue.json":  new(enclave.Queue),
 		"stream.json": nil, // TestGoldenStream

@@ -232,10 +232,6 @@ func TestServeIsDrivenBySocketAndByKey(t *testing.T) {
 	if ended(t, err) != 1 || !strings.Contains(string(out), fmt.Sprintf("process %d", v.cmd.Process.Pid)) {
 		t.Errorf("a second server: %v, %s", err, out)
 	}
-	out, err = enclaveCommand(t, env, "key", "list").CombinedOutput()
-	if ended(t, err) != 1 || !strings.Contains(string(out), fmt.Sprintf("kill %d", v.cmd.Process.Pid)) {
-		t.Errorf("key list beside a server: %v, %s", err, out)
-	}
 	out, err = enclaveCommand(t, env, "uninstall", "--yes").CombinedOutput()
 	if ended(t, err) != 1 || !strings.Contains(string(out), "stop it") {
 		t.Errorf("uninstall beside a server: %v, %s", err, out)

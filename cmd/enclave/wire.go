@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
@@ -140,7 +141,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 
 	// The control plane, and how it is reached.
 	config := control.Config{
-		Backend: b, Store: n.store, Log: n.store, Gateway: out, Table: *table,
+		Backend: b, Store: n.store, Keys: n.store, Log: n.store, Gateway: out, Table: *table,
 		Image: defaultImage(c.images, c.backend), Logger: c.logger, Now: p.now,
 		Observer: metrics, Tracer: traces, Webhook: reach.Check,
 	}
@@ -156,8 +157,16 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err := n.askForGauges(metrics, p); err != nil {
 		return nil, err
 	}
+	secret, err := loadTokenSecret(c.state.stateDir)
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := auth.NewVerifier(auth.VerifierConfig{Secret: secret, Now: p.now})
+	if err != nil {
+		return nil, err
+	}
 	api, err := httpapi.NewServer(httpapi.Config{
-		Plane: n.plane, Keys: n.store, Log: c.logger, Observer: metrics, Metrics: metrics.Handler(), WebhookKey: key.Public(),
+		Plane: n.plane, Keys: n.store, Tokens: tokens, Log: c.logger, Observer: metrics, Metrics: metrics.Handler(), WebhookKey: key.Public(),
 	})
 	if err != nil {
 		return nil, err

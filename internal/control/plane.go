@@ -30,6 +30,7 @@ import (
 type Config struct {
 	Backend backend.Backend
 	Store   session.Store
+	Keys    KeyStore
 	Log     Log
 	Gateway Gateway
 	Table   egress.Table // by which egress rules are validated; the gateway has its own
@@ -59,6 +60,7 @@ type Config struct {
 type Plane struct {
 	backend  backend.Backend
 	store    session.Store
+	keys     KeyStore
 	log      Log
 	gateway  Gateway
 	table    egress.Table
@@ -89,6 +91,8 @@ func New(c Config) (*Plane, error) {
 		return nil, errors.New("control plane without a backend")
 	case c.Store == nil:
 		return nil, errors.New("control plane without a store")
+	case c.Keys == nil:
+		return nil, errors.New("control plane without a store of keys")
 	case c.Log == nil:
 		return nil, errors.New("control plane without an audit log")
 	case c.Gateway == nil:
@@ -114,7 +118,7 @@ func New(c Config) (*Plane, error) {
 		starting = make(chan struct{}, n)
 	}
 	return &Plane{
-		backend: c.Backend, store: c.Store, log: c.Log, gateway: c.Gateway, table: c.Table,
+		backend: c.Backend, store: c.Store, keys: c.Keys, log: c.Log, gateway: c.Gateway, table: c.Table,
 		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, webhook: c.Webhook, ceilings: orCeilings(c.Ceilings), now: c.Now,
 		queue:    newQueue(c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf),
 		starting: starting,

@@ -120,7 +120,7 @@ func (l *lab) open(c Config) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Sequence(ctx, signer) })
 	l.store, l.stop = s, func() { stop(); wg.Wait() }
-	c.Store, c.Log = s, s
+	c.Store, c.Keys, c.Log = s, s, s
 	if l.plane, err = New(c); err != nil {
 		l.t.Fatal(err)
 	}

@@ -153,7 +153,7 @@ func TestAnUnreadableSetOfSandboxesIsNotAnEmptyOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := l.config(table)
-	c.Backend, c.Store, c.Log = u, l.store, l.store
+	c.Backend, c.Store, c.Keys, c.Log = u, l.store, l.store, l.store
 	other, err := New(c)
 	if err != nil {
 		t.Fatal(err)

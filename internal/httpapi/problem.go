@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/session"
 )
@@ -60,8 +61,10 @@ func answers() []answer {
 		{errUnauthorized, http.StatusUnauthorized, "unauthorized", "the request has no valid credential"},
 		{errCrossOrigin, http.StatusForbidden, "cross_origin", "requests from other web sites are refused"},
 		{errHost, http.StatusForbidden, "unknown_host", "this server does not answer to that host name"},
-		{control.ErrForbidden, http.StatusForbidden, "forbidden", "the credential lacks the scope for this"},
+		{control.ErrForbidden, http.StatusForbidden, "forbidden", "the credential lacks the scope or the role for this"},
+		{control.ErrRole, http.StatusForbidden, "forbidden", "the key's role is above that of the credential"},
 		{session.ErrNotFound, http.StatusNotFound, "not_found", "there is no such session"},
+		{auth.ErrNoKey, http.StatusNotFound, "not_found", "there is no such key"},
 		{errNoRoute, http.StatusNotFound, "no_route", "there is no such resource"},
 		{errMethod, http.StatusMethodNotAllowed, "method_not_allowed", "the resource does not have this method"},
 		{control.ErrIdempotency, http.StatusConflict, "idempotency_conflict", "the idempotencyKey was used with another request"},
@@ -72,6 +75,7 @@ func answers() []answer {
 		{errStreams, http.StatusTooManyRequests, "too_many_streams", "too many streams are open; close one, or try again later"},
 		{errBodies, http.StatusServiceUnavailable, "busy", "too many requests send their bodies at once"},
 		{control.ErrAway, http.StatusServiceUnavailable, "unavailable", "the session is between two control planes; ask again"},
+		{auth.ErrIssuer, http.StatusServiceUnavailable, "unavailable", "the issuer of the token can't be reached"},
 		{control.ErrClosing, http.StatusServiceUnavailable, "unavailable", "the control plane is shutting down"},
 	}
 }
@@ -130,8 +134,9 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		return // nobody is there to read an answer
 	}
 	p, known := problemOf(err)
+	p.RequestID = w.Header().Get(requestIDHeader)
 	if !known {
-		s.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "route", r.Pattern, "err", err)
+		s.log.ErrorContext(r.Context(), "request failed", "request_id", p.RequestID, "method", r.Method, "route", r.Pattern, "err", err)
 	}
 	if p.Status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110, section 11.6.1

@@ -107,7 +107,15 @@ func check(t *testing.T, resp *http.Response, want string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A problem ends with the id of its request, which is another each time.
 	got := strings.TrimSuffix(string(b), "\n")
+	if id := resp.Header.Get("X-Request-Id"); resp.StatusCode >= 400 && strings.HasPrefix(got, `{"type":`) {
+		var named bool
+		if got, named = strings.CutSuffix(got, `,"requestId":"`+id+`"}`); !named || id == "" {
+			t.Errorf("the problem does not name its request %q: %s", id, b)
+		}
+		got += "}"
+	}
 	head, body, _ := strings.Cut(want+"\n", "\n\n")
 	body = strings.TrimSpace(body)
 	lines := strings.Split(strings.TrimSpace(head), "\n")

@@ -6,12 +6,15 @@ package httpapi
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,7 +31,7 @@ import (
 //
 // It judges the Caller itself: the API's own check of scopes comes before it
 // and does not replace it. A session of another organisation is
-// session.ErrNotFound. Watch returns control.ErrClosing or control.ErrAway, or
+// session.ErrNotFound, a key auth.ErrNoKey. Watch returns control.ErrClosing or control.ErrAway, or
 // any error, to end a stream that the client may resume.
 type Plane interface {
 	Create(ctx context.Context, c auth.Caller, r control.Request) (session.Session, error)
@@ -43,6 +46,9 @@ type Plane interface {
 	Consistency(ctx context.Context, c auth.Caller, from, to int64) (audit.Consistency, error)
 	Inclusion(ctx context.Context, c auth.Caller, id string, seq uint64, size int64) (audit.Inclusion, error)
 	Queue(ctx context.Context, c auth.Caller) (control.Queue, error)
+	Keys(ctx context.Context, c auth.Caller, org string) ([]auth.Key, error)
+	CreateKey(ctx context.Context, c auth.Caller, r control.KeyRequest) (auth.Key, string, error)
+	RevokeKey(ctx context.Context, c auth.Caller, id string) error
 	Status(ctx context.Context) control.Status
 }
 
@@ -52,10 +58,18 @@ type KeyStore interface {
 	Key(ctx context.Context, id string) (auth.Key, error)
 }
 
+// A TokenVerifier says who presents a token. Its error is auth.ErrToken or
+// auth.ErrIssuer; with either nobody is let in. *auth.Verifier is the one there
+// is.
+type TokenVerifier interface {
+	Verify(ctx context.Context, token string) (auth.Caller, error)
+}
+
 // Config is what a Server is made of. What comes before Hosts is required.
 type Config struct {
-	Plane Plane
-	Keys  KeyStore
+	Plane  Plane
+	Keys   KeyStore
+	Tokens TokenVerifier
 	// Log has one line for each request, and the errors that clients are not shown.
 	Log *slog.Logger
 	// Observer is told of each request, and Metrics answers GET /metrics, for
@@ -80,6 +94,7 @@ type Config struct {
 type Server struct {
 	plane      Plane
 	keys       KeyStore
+	tokens     TokenVerifier
 	log        *slog.Logger
 	observer   Observer
 	metrics    http.Handler
@@ -88,6 +103,9 @@ type Server struct {
 	mux        *http.ServeMux
 	origin     *http.CrossOriginProtection
 	pressure   *pressure
+
+	mu      sync.Mutex
+	changed chan struct{} // guarded by mu; closed and replaced when a credential has changed
 
 	closing chan struct{} // closed when streams must end
 	close   sync.Once
@@ -99,17 +117,18 @@ type Server struct {
 
 // NewServer returns a Server, or an error if something required is missing.
 func NewServer(c Config) (*Server, error) {
-	if c.Plane == nil || c.Keys == nil || c.Log == nil || c.Observer == nil || c.Metrics == nil || c.WebhookKey == "" {
-		return nil, errors.New("httpapi: a server needs a plane, keys, a log, an observer, metrics and a key for webhooks")
+	if c.Plane == nil || c.Keys == nil || c.Tokens == nil || c.Log == nil || c.Observer == nil || c.Metrics == nil || c.WebhookKey == "" {
+		return nil, errors.New("httpapi: a server needs a plane, keys, tokens, a log, an observer, metrics and a key for webhooks")
 	}
 	s := &Server{
-		plane: c.Plane, keys: c.Keys, log: c.Log, observer: c.Observer, metrics: c.Metrics, webhookKey: c.WebhookKey,
+		plane: c.Plane, keys: c.Keys, tokens: c.Tokens, log: c.Log, observer: c.Observer, metrics: c.Metrics, webhookKey: c.WebhookKey,
 		hosts:  map[string]bool{"localhost": true},
 		mux:    http.NewServeMux(),
 		origin: http.NewCrossOriginProtection(),
 
 		pressure: newPressure(c.Bodies, c.Streams),
 
+		changed:   make(chan struct{}),
 		closing:   make(chan struct{}),
 		recheck:   5 * time.Second,
 		keepAlive: 15 * time.Second,
@@ -125,7 +144,8 @@ func NewServer(c Config) (*Server, error) {
 	return s, nil
 }
 
-// A route is one line of the API. The zero scope is one that nobody has.
+// A route is one line of the API. The zero scope is one that nobody has. A path
+// names a session {id} and a key {key}.
 type route struct {
 	method, path string
 	scope        string
@@ -136,6 +156,23 @@ type route struct {
 // public marks the routes that need no credential. They say nothing of any
 // session.
 const public = "public"
+
+// Routes that ask for something else than a scope.
+const (
+	anyone   = "any credential"
+	managers = "owner or admin" // with all scopes of that role
+)
+
+// admits reports whether c may use rt.
+func (rt route) admits(c auth.Caller) bool {
+	switch rt.scope {
+	case anyone:
+		return c.Org != ""
+	case managers:
+		return c.ManagesKeys()
+	}
+	return c.May(rt.scope)
+}
 
 func (s *Server) routes() []route {
 	page := []string{"limit", "cursor"}
@@ -154,6 +191,10 @@ func (s *Server) routes() []route {
 		{"DELETE", "/v1/sessions/{id}", auth.WriteSessions, nil, s.teardown},
 		{"GET", "/v1/sessions/{id}/audit/{seq}/proof", auth.ReadSessions, []string{"size"}, s.inclusion},
 		{"GET", "/v1/queue", auth.ReadSessions, nil, s.queue},
+		{"GET", "/v1/whoami", anyone, nil, s.whoami},
+		{"POST", "/v1/keys", managers, nil, s.createKey},
+		{"GET", "/v1/keys", managers, []string{"orgId", "limit", "cursor"}, s.listKeys},
+		{"DELETE", "/v1/keys/{key}", managers, nil, s.revokeKey},
 		{"GET", "/v1/audit/checkpoint", auth.ReadSessions, nil, s.checkpoint},
 		{"GET", "/v1/webhooks/key", auth.ReadSessions, nil, s.showWebhookKey},
 		{"GET", "/v1/audit/consistency", auth.ReadSessions, []string{"from", "to"}, s.consistency},
@@ -172,7 +213,7 @@ func (s *Server) guard(rt route) http.HandlerFunc {
 				return
 			}
 			noteCaller(w, c)
-			if !c.May(rt.scope) {
+			if !rt.admits(c) {
 				s.fail(w, r, control.ErrForbidden)
 				return
 			}
@@ -213,6 +254,9 @@ func checkShape(r *http.Request, rt route) error {
 	if strings.Contains(rt.path, "{id}") && !sessionID(r.PathValue("id")) {
 		return session.ErrNotFound
 	}
+	if strings.Contains(rt.path, "{key}") && !auth.ValidKeyID(r.PathValue("key")) {
+		return auth.ErrNoKey
+	}
 	return nil
 }
 
@@ -241,6 +285,7 @@ func (s *Server) ServeHTTP(to http.ResponseWriter, r *http.Request) {
 	w := &turn{ResponseWriter: to}
 	defer func() { s.account(w, r, time.Since(begun)) }()
 	h := w.Header()
+	h.Set(requestIDHeader, requestID(r))
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -257,6 +302,22 @@ func (s *Server) ServeHTTP(to http.ResponseWriter, r *http.Request) {
 		s.mux.ServeHTTP(w, r)
 	}
 }
+
+// requestIDHeader names a request in its answer, its log line and its problem.
+const requestIDHeader = "X-Request-Id"
+
+// requestID returns the name that the client gave r, if it is one that can be
+// in a log, and else a new one.
+func requestID(r *http.Request) string {
+	if given := r.Header.Values(requestIDHeader); len(given) == 1 && requestIDForm.MatchString(given[0]) {
+		return given[0]
+	}
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+var requestIDForm = regexp.MustCompile(`\A[A-Za-z0-9._-]{1,64}\z`)
 
 // noRoute answers what no route matches.
 func (s *Server) noRoute(w http.ResponseWriter, r *http.Request) {

@@ -102,6 +102,15 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 		}
 	}()
 
+	changed := s.credentialsChanged()
+	good := func() error {
+		changed = s.credentialsChanged() // before the look-up, so that no change is missed
+		now, err := s.identify(r)
+		if err != nil || !now.May(auth.ReadSessions) || now.Org != c.Org {
+			return fmt.Errorf("%w: the credential is no longer good", errCut)
+		}
+		return nil
+	}
 	recheck := time.NewTicker(s.recheck)
 	defer recheck.Stop()
 	alive := time.NewTicker(s.keepAlive)
@@ -134,11 +143,15 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 			if err := out.comment("alive"); err != nil {
 				return err
 			}
+		// A credential that ends while its stream is open ends the stream: a key
+		// that is revoked here at once, and a token that expires at the next check.
+		case <-changed:
+			if err := good(); err != nil {
+				return err
+			}
 		case <-recheck.C:
-			// A key that was revoked while its stream is open ends the stream.
-			now, err := s.identify(r)
-			if err != nil || !now.May(auth.ReadSessions) || now.Org != c.Org {
-				return fmt.Errorf("%w: the credential is no longer good", errCut)
+			if err := good(); err != nil {
+				return err
 			}
 		case <-s.closing:
 			return control.ErrClosing

@@ -92,7 +92,7 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 		return nil, err
 	}
 	plane, err := control.New(control.Config{
-		Backend: simulator.New(), Store: p.store, Log: p.store, Gateway: g, Table: table,
+		Backend: simulator.New(), Store: p.store, Keys: p.store, Log: p.store, Gateway: g, Table: table,
 		Image:    func(context.Context) (string, error) { return "sha256:" + strings.Repeat("0", 64), nil },
 		Logger:   logger,
 		Observer: metrics, Tracer: noop.NewTracerProvider().Tracer(""),
@@ -104,7 +104,11 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	if err := plane.Start(ctx); err != nil {
 		return nil, err
 	}
-	api, err := httpapi.NewServer(httpapi.Config{Plane: plane, Keys: p.store, Log: logger, Observer: metrics, Metrics: metrics.Handler(), WebhookKey: webhookKey})
+	tokens, err := auth.NewVerifier(auth.VerifierConfig{Secret: []byte(rand.Text() + rand.Text()), Now: time.Now})
+	if err != nil {
+		return nil, err
+	}
+	api, err := httpapi.NewServer(httpapi.Config{Plane: plane, Keys: p.store, Tokens: tokens, Log: logger, Observer: metrics, Metrics: metrics.Handler(), WebhookKey: webhookKey})
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/internal/auth"
+)
+
+// tokenSecret returns the secret that this state directory's tokens are signed
+// with, or an error that is fs.ErrNotExist if there is none yet.
+func tokenSecret(s *stateDir) ([]byte, error) {
+	raw, err := readSmall(s.file("db", "token.key"))
+	if err != nil {
+		return nil, fmt.Errorf("token key: %w", err)
+	}
+	secret, err := hex.DecodeString(strings.TrimSpace(string(raw)))
+	if err != nil || len(secret) < auth.SecretLen {
+		return nil, fmt.Errorf("token key: %s has not %d bytes in hex", s.file("db", "token.key"), auth.SecretLen)
+	}
+	return secret, nil
+}
+
+// loadTokenSecret is tokenSecret, and makes one if there is none. The caller
+// holds the lock.
+func loadTokenSecret(s *stateDir) ([]byte, error) {
+	secret, err := tokenSecret(s)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return secret, err
+	}
+	secret = make([]byte, auth.SecretLen)
+	rand.Read(secret) // never fails
+	if err := writeFile(s.file("db", "token.key"), []byte(hex.EncodeToString(secret)+"\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("token key: %w", err)
+	}
+	return secret, nil
+}
+
+func (p *program) tokenCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "token",
+		Short: "Create tokens, which expire by themselves",
+		Long: `A token is a credential that expires by itself, for programs that need one for a
+while. ENCLAVE_TOKEN holds it for the other commands.
+
+Tokens are signed with a secret of the state directory, so this command is for
+root on the control plane's own machine. A token can't be revoked before it
+expires: for that, create an API key (enclave key create).`,
+		Example: `  sudo enclave token create --user ci --role developer --ttl 15m`,
+	}
+	c.AddCommand(p.tokenCreate())
+	return c
+}
+
+func (p *program) tokenCreate() *cobra.Command {
+	g := auth.Grant{TTL: time.Hour}
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "create",
+		Short: "Create a token and print it",
+		Example: `  sudo enclave token create --user ci --role developer --ttl 15m
+  ENCLAVE_TOKEN=$(sudo enclave token create --org acme --user ada --role viewer) enclave session list`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if p.opts.remote() {
+				return errors.New("tokens are made on the control plane's own machine: unset ENCLAVE_BASE_URL, or create an API key with `enclave key create`")
+			}
+			s, err := findState(p.opts.State)
+			if err != nil {
+				return err
+			}
+			secret, err := tokenSecret(s)
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s has no token key yet: the first start of `enclave serve` makes it", s.path)
+			}
+			if errors.Is(err, fs.ErrPermission) {
+				return unwritable(s.path, err)
+			}
+			if err != nil {
+				return err
+			}
+			token, expires, err := auth.Mint(secret, p.now(), g)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(p.out, map[string]any{
+					"token": token, "orgId": g.Org, "user": g.User, "role": g.Role, "expiresAt": expires.UTC(),
+				})
+			}
+			_, err = fmt.Fprintln(p.out, token)
+			return err
+		},
+	}
+	c.Flags().StringVar(&g.Org, "org", auth.Local().Org, "organisation")
+	c.Flags().StringVar(&g.User, "user", "operator", "who it is for")
+	c.Flags().StringVar(&g.Role, "role", auth.Developer, "owner, admin, developer or viewer")
+	c.Flags().DurationVar(&g.TTL, "ttl", g.TTL, "how long it is good, at most 720h (30 days)")
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}

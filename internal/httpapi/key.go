@@ -1,0 +1,99 @@
+package httpapi
+
+import (
+	"net/http"
+	"slices"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
+)
+
+// A keyRequest is enclave.KeyRequest as a server reads it.
+type keyRequest struct {
+	User  string `json:"user"`
+	Role  string `json:"role"`
+	OrgID string `json:"orgId"`
+}
+
+func (s *Server) createKey(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	var q keyRequest
+	if err := readBody(w, r, &q); err != nil {
+		return err
+	}
+	k, plaintext, err := s.plane.CreateKey(r.Context(), c, control.KeyRequest{Org: q.OrgID, User: q.User, Role: q.Role})
+	if err != nil {
+		return err
+	}
+	s.write(w, r, http.StatusCreated, "application/json", enclave.CreatedKey{Key: publicKey(k), Plaintext: plaintext})
+	return nil
+}
+
+func (s *Server) listKeys(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	const most, usual = 1000, 100
+	limit, err := pageLimit(r, usual, most)
+	if err != nil {
+		return err
+	}
+	keys, err := s.plane.Keys(r.Context(), c, r.URL.Query().Get("orgId"))
+	if err != nil {
+		return err
+	}
+	if after := r.URL.Query().Get("cursor"); after != "" {
+		i := slices.IndexFunc(keys, func(k auth.Key) bool { return k.ID == after })
+		if i < 0 {
+			return refuse("invalid_request", "cursor", "is not a nextCursor of this list")
+		}
+		keys = keys[i+1:]
+	}
+	p := enclave.Page[enclave.Key]{Items: []enclave.Key{}}
+	for _, k := range keys[:min(limit, len(keys))] {
+		p.Items = append(p.Items, publicKey(k))
+	}
+	if len(keys) > limit {
+		p.NextCursor = keys[limit-1].ID
+	}
+	s.write(w, r, http.StatusOK, "application/json", p)
+	return nil
+}
+
+func (s *Server) revokeKey(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	if err := s.plane.RevokeKey(r.Context(), c, r.PathValue("key")); err != nil {
+		return err
+	}
+	s.recheckStreams()
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// recheckStreams makes every open stream ask at once whether its credential is
+// still good.
+func (s *Server) recheckStreams() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// credentialsChanged returns a channel that is closed when a credential has
+// changed after this call.
+func (s *Server) credentialsChanged() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+func (s *Server) whoami(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	s.write(w, r, http.StatusOK, "application/json", enclave.Principal{
+		UserID: c.User, OrgID: c.Org, Role: c.Role, Scopes: append([]string{}, c.Scopes...), Key: c.Key,
+	})
+	return nil
+}
+
+// publicKey returns what the world may see of k: not even its hash.
+func publicKey(k auth.Key) enclave.Key {
+	return enclave.Key{
+		ID: k.ID, OrgID: k.Org, User: k.User, Role: k.Role, Scopes: append([]string{}, k.Scopes...),
+		CreatedAt: k.Created.UTC(), RevokedAt: moment(k.Revoked),
+	}
+}

@@ -40,11 +40,10 @@ const (
 	// maxRetryAfter is how long a receiver may put an attempt off.
 	maxRetryAfter = time.Hour
 
-	poll = time.Second // how often the outbox is looked at
-	page = 256         // and how many new deliveries are taken from it at once
+	page = 256 // how many new deliveries are taken from the outbox at once
 )
 
-// A Config is what a Worker is made of. All but the last two are required.
+// A Config is what a Worker is made of. All but the last three are required.
 type Config struct {
 	Outbox Outbox
 	Client *http.Client // from NewClient; its time limit is an attempt's
@@ -54,6 +53,7 @@ type Config struct {
 	// "gave_up". It returns at once.
 	Attempted func(result string)
 
+	Every  time.Duration // how often the outbox is looked at; 0 is a second
 	Now    func() time.Time
 	Random func() float64 // in [0, 1), for jitter
 }
@@ -69,6 +69,9 @@ func NewWorker(c Config) (*Worker, error) {
 	if c.Outbox == nil || c.Client == nil || c.Key.sign == nil || c.Log == nil || c.Attempted == nil {
 		return nil, errors.New("webhook: a worker needs an outbox, a client, a key, a log and someone to tell")
 	}
+	if c.Every <= 0 {
+		c.Every = time.Second
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -80,7 +83,7 @@ func NewWorker(c Config) (*Worker, error) {
 
 // Run delivers until ctx ends. Attempts that are cut short by that stay owed.
 func (w *Worker) Run(ctx context.Context) error {
-	tick := time.NewTicker(poll)
+	tick := time.NewTicker(w.Every)
 	defer tick.Stop()
 	q := newQueue()
 	done := make(chan *item)

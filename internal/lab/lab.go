@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/enclave-run/enclave/internal/audit"
@@ -36,6 +37,8 @@ type Config struct {
 	Wrap func(http.Handler) http.Handler
 	// Log is where the control plane's log goes; nil is nowhere.
 	Log slog.Handler
+	// Tracer is told of each session; nil is nobody.
+	Tracer trace.Tracer
 }
 
 // A Plane is a control plane that runs.
@@ -58,6 +61,9 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	}()
 	if c.Log == nil {
 		c.Log = slog.DiscardHandler
+	}
+	if c.Tracer == nil {
+		c.Tracer = noop.NewTracerProvider().Tracer("")
 	}
 	logger := slog.New(c.Log)
 	ctx, stop := context.WithCancel(context.Background())
@@ -95,7 +101,7 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 		Backend: simulator.New(), Store: p.store, Keys: p.store, Log: p.store, Gateway: g, Table: table,
 		Image:    func(context.Context) (string, error) { return "sha256:" + strings.Repeat("0", 64), nil },
 		Logger:   logger,
-		Observer: metrics, Tracer: noop.NewTracerProvider().Tracer(""),
+		Observer: metrics, Tracer: c.Tracer,
 	})
 	if err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 // if format is "json", as JSON. In every message, key and value, those of errors
 // and of what else has words included, escape is applied to the text, so that
 // nothing that a workload, a client or a server contributed is obeyed by a
-// terminal or read as another line.
+// terminal or read as another line. Durations are in seconds.
 func NewLogger(w io.Writer, format string, level slog.Level, escape func(string) string) (*slog.Logger, error) {
 	if w == nil || escape == nil {
 		return nil, errors.New("observe: a logger needs a writer and what escapes")
@@ -71,8 +71,8 @@ func (p plain) attr(a slog.Attr) slog.Attr {
 	case slog.KindAny:
 		// Whatever it is, its words are text: a handler would call its methods.
 		a.Value = slog.StringValue(p.escape(fmt.Sprint(v.Any())))
-	case slog.KindDuration: // JSON would have bare nanoseconds
-		a.Value = slog.StringValue(v.Duration().Round(time.Microsecond).String())
+	case slog.KindDuration: // in seconds, as in the metrics, and in ASCII
+		a.Value = slog.Float64Value(v.Duration().Round(time.Microsecond).Seconds())
 	default: // numbers, truth and times have no words
 		a.Value = v
 	}

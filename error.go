@@ -57,6 +57,7 @@ var (
 	ErrNotFound     = &Error{Status: http.StatusNotFound, Code: "not_found"}
 	ErrIdempotency  = &Error{Status: http.StatusConflict, Code: "idempotency_conflict"}
 	ErrNotEnded     = &Error{Status: http.StatusConflict, Code: "not_ended"}
+	ErrExpired      = &Error{Status: http.StatusGone, Code: "result_expired"} // the retention of the session is over
 	ErrNotReady     = &Error{Status: http.StatusServiceUnavailable, Code: "not_ready"}
 	ErrUnavailable  = &Error{Status: http.StatusServiceUnavailable, Code: "unavailable"}
 )

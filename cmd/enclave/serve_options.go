@@ -18,6 +18,7 @@ type serveOptions struct {
 	Admission admissionOptions
 	Observe   observeOptions
 	Webhook   webhookOptions
+	Retention retentionOptions
 }
 
 // serveDefaults returns the options before any flag was read.
@@ -34,6 +35,7 @@ func serveDefaults(env func(string) string) serveOptions {
 		Admission: admissionDefaults(env),
 		Observe:   observeDefaults(or),
 		Webhook:   webhookDefaults(or),
+		Retention: retentionDefaults(or),
 	}
 }
 
@@ -44,11 +46,12 @@ func (o *serveOptions) flags(c *cobra.Command) {
 	o.Admission.flags(c)
 	o.Observe.flags(c)
 	o.Webhook.flags(c)
+	o.Retention.flags(c)
 }
 
 // validate refuses what can't work or would be dangerous.
 func (o *serveOptions) validate() error {
-	return cmp.Or(o.validateListen(), o.Admission.validate(), o.Observe.validate(), o.Webhook.validate())
+	return cmp.Or(o.validateListen(), o.Admission.validate(), o.Observe.validate(), o.Webhook.validate(), o.Retention.validate())
 }
 
 // validateListen refuses an address that others than this host can reach.

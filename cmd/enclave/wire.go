@@ -33,7 +33,7 @@ type nodeConfig struct {
 	bin     string // where carried programs are unpacked
 	backend string // gvisorBackend or simulatorBackend
 	logger  *slog.Logger
-	serve   serveOptions // where traces and webhooks go; the zero value sends no traces
+	serve   serveOptions // where traces and webhooks go, what is kept; the zero value sends no traces and keeps all
 
 	admission admission
 
@@ -140,10 +140,14 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 
 	// The control plane, and how it is reached.
+	retention, err := c.serve.Retention.retention()
+	if err != nil {
+		return nil, err
+	}
 	config := control.Config{
 		Backend: b, Store: n.store, Keys: n.store, Log: n.store, Gateway: out, Table: *table,
 		Image: defaultImage(c.images, c.backend), Logger: c.logger, Now: p.now,
-		Observer: metrics, Tracer: traces, Webhook: reach.Check,
+		Observer: metrics, Tracer: traces, Webhook: reach.Check, Retention: retention,
 	}
 	c.admission.configure(&config)
 	if n.plane, err = control.New(config); err != nil {

@@ -40,7 +40,7 @@ var schemas = map[string]string{
 	"consistency": "Consistency", "inclusion": "Inclusion",
 	"result": "Result", "problem": "Problem", "health": "Health", "queue": "Queue",
 	"webhook": "WebhookEvent", "webhook_key": "WebhookKey",
-	"key_request": "KeyRequest", "key_created": "CreatedKey", "keys": "KeyPage", "principal": "Principal",
+	"key_request": "KeyRequest", "key_created": "CreatedKey", "keys": "KeyPage", "principal": "Principal", "usage": "UsagePage",
 }
 
 func TestGoldenDocumentsAreAsTheDocumentSays(t *testing.T) {

@@ -50,6 +50,7 @@ type Config struct {
 	MaxWaiting int            // sessions that wait, of all organisations; 0 is 10,000
 	Quotas     Quotas         // of an organisation that QuotasOf does not name
 	QuotasOf   map[string]Quotas
+	Retention  Retention        // zero keeps everything for ever
 	Now        func() time.Time // the time of day; how long something took is never computed from it
 }
 
@@ -58,19 +59,20 @@ type Config struct {
 // Its methods may be called concurrently. Each takes the Caller on whose behalf
 // it acts, and treats another organisation's session as one that does not exist.
 type Plane struct {
-	backend  backend.Backend
-	store    session.Store
-	keys     KeyStore
-	log      Log
-	gateway  Gateway
-	table    egress.Table
-	image    func(ctx context.Context) (string, error)
-	logger   *slog.Logger
-	observer Observer
-	tracer   trace.Tracer
-	webhook  func(raw string) (string, error)
-	ceilings session.Limits
-	now      func() time.Time
+	backend   backend.Backend
+	store     session.Store
+	keys      KeyStore
+	log       Log
+	gateway   Gateway
+	table     egress.Table
+	image     func(ctx context.Context) (string, error)
+	logger    *slog.Logger
+	observer  Observer
+	tracer    trace.Tracer
+	webhook   func(raw string) (string, error)
+	ceilings  session.Limits
+	now       func() time.Time
+	retention Retention
 
 	queue    *queue
 	starting chan struct{} // a token for each sandbox being created; nil if as many as like may be
@@ -106,6 +108,9 @@ func New(c Config) (*Plane, error) {
 	case c.Tracer == nil:
 		return nil, errors.New("control plane without a tracer")
 	}
+	if err := c.Retention.validate(); err != nil {
+		return nil, err
+	}
 	if c.MaxRunning == 0 {
 		c.MaxRunning = 128
 	}
@@ -120,11 +125,12 @@ func New(c Config) (*Plane, error) {
 	return &Plane{
 		backend: c.Backend, store: c.Store, keys: c.Keys, log: c.Log, gateway: c.Gateway, table: c.Table,
 		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, webhook: c.Webhook, ceilings: orCeilings(c.Ceilings), now: c.Now,
-		queue:    newQueue(c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf),
-		starting: starting,
-		live:     map[string]*live{},
-		abort:    abort,
-		giveUp:   sync.OnceFunc(func() { close(abort) }),
+		queue:     newQueue(c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf),
+		starting:  starting,
+		live:      map[string]*live{},
+		abort:     abort,
+		retention: c.Retention,
+		giveUp:    sync.OnceFunc(func() { close(abort) }),
 	}, nil
 }
 
@@ -353,11 +359,7 @@ func (p *Plane) Teardown(ctx context.Context, c auth.Caller, id string) (session
 		if err := failpoint.Hit("control.teardown.ended"); err != nil {
 			return session.Session{}, fmt.Errorf("tear down: %w", err)
 		}
-		down, err := s.To(session.TornDown)
-		if err != nil {
-			return session.Session{}, fmt.Errorf("tear down: %w", err)
-		}
-		down, err = p.store.Commit(ctx, down, nil, audit.Event{Type: audit.SessionTornDown, Data: audit.Data{Caller: c.Key}})
+		down, err := p.closeRecord(ctx, s, c.Key)
 		if err == nil {
 			err = failpoint.Hit("control.teardown.committed")
 		}

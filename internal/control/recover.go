@@ -19,8 +19,8 @@ const reconcileEvery = 5 * time.Second
 // running sessions end as killed/backend_lost, and its pending ones are run.
 // From then on, until ctx ends, what exists is compared with what should every
 // few seconds: sandboxes of this instance that no session owns are destroyed, and
-// sessions that nobody leads are taken up as at a start. Start must return before
-// Create is called.
+// sessions that nobody leads are taken up as at a start. What is older than the
+// retention is dropped. Start must return before Create is called.
 func (p *Plane) Start(ctx context.Context) error {
 	unended, err := p.store.Unended(ctx)
 	if err != nil {
@@ -41,11 +41,15 @@ func (p *Plane) Start(ctx context.Context) error {
 		}
 	}
 	p.mu.Lock()
-	p.wg.Add(1)
+	p.wg.Add(2)
 	p.mu.Unlock()
 	go func() {
 		defer p.wg.Done()
 		p.reconcile(ctx)
+	}()
+	go func() {
+		defer p.wg.Done()
+		p.retain(ctx)
 	}()
 	return nil
 }

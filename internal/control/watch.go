@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/enclave-run/enclave/internal/auth"
@@ -64,9 +65,11 @@ func (p *Plane) after(ctx context.Context, c auth.Caller, id string, cur Cursor,
 	}
 	ended := s.Outcome != ""
 	var out session.Output
+	forgotten := false // then phases and record are all there is
 	switch {
 	case ended:
-		if out, err = p.store.Output(ctx, c.Org, id, cur.Stdout, cur.Stderr, maxUpdate); err != nil {
+		out, err = p.store.Output(ctx, c.Org, id, cur.Stdout, cur.Stderr, maxUpdate)
+		if forgotten = errors.Is(err, session.ErrForgotten); err != nil && !forgotten {
 			return Update{}, fmt.Errorf("output of %s: %w", id, err)
 		}
 	case l != nil:
@@ -78,7 +81,7 @@ func (p *Plane) after(ctx context.Context, c auth.Caller, id string, cur Cursor,
 	u.Cursor.Stderr += int64(len(out.Stderr))
 	all := u.Cursor.Stdout >= out.StdoutLength && u.Cursor.Stderr >= out.StderrLength && len(u.Audit) == 0
 	if ended && all {
-		u.Result, u.Cursor.Result = !cur.Result, true
+		u.Result, u.Cursor.Result = !cur.Result && !forgotten, true
 		u.End = true
 	}
 	return u, nil

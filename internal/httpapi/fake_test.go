@@ -30,7 +30,9 @@ type fakePlane struct {
 	events   map[string][]audit.Event
 	streams  map[string]*fakeStream
 	created  []control.Request
-	calls    []string // method names, with the caller's key
+	expired  map[string]bool // sessions whose result was dropped
+	days     []time.Time     // what Usage was asked for
+	calls    []string        // method names, with the caller's key
 	status   control.Status
 	fail     error
 	parent   trace.SpanContext // of the last Create
@@ -174,6 +176,16 @@ func (f *fakePlane) Sessions(_ context.Context, c auth.Caller, before string, li
 	return out, nil
 }
 
+func (f *fakePlane) Usage(_ context.Context, c auth.Caller, from, to time.Time) ([]session.Usage, error) {
+	if err := f.called(c, "Usage"); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.days = append(f.days, from, to)
+	return []session.Usage{{Org: c.Org, Day: created.Truncate(24 * time.Hour), Sessions: 3, CPUSeconds: 0.25, BytesOut: 7}}, nil
+}
+
 func (f *fakePlane) Result(_ context.Context, c auth.Caller, id string) (session.Result, []audit.Event, error) {
 	if err := f.called(c, "Result"); err != nil {
 		return session.Result{}, nil, err
@@ -184,6 +196,9 @@ func (f *fakePlane) Result(_ context.Context, c auth.Caller, id string) (session
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.expired[s.ID] {
+		return session.Result{}, nil, fmt.Errorf("result of %s: %w", s.ID, session.ErrForgotten)
+	}
 	r, ok := f.results[s.ID]
 	if !ok {
 		return session.Result{}, nil, control.ErrNotEnded

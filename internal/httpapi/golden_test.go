@@ -78,6 +78,11 @@ func TestServerProducesTheGoldenDocuments(t *testing.T) {
 		"queue.json": publicQueue(control.Queue{Running: 128, MaxRunning: 128, Waiting: 4, Yours: control.OwnQueue{
 			Running: 2, Waiting: 1, Concurrent: 8, Items: []control.QueuedItem{{ID: pending.ID, Position: 1, Waiting: 1357456 * time.Microsecond}},
 		}}),
+		"usage.json": enclave.Page[enclave.Usage]{Items: []enclave.Usage{
+			publicUsage(session.Usage{Org: "acme", Day: created.AddDate(0, 0, -1), Sessions: 2, CPUSeconds: 1.25, WallSeconds: 3.000001,
+				PeakMemoryBytes: 45711360, BytesIn: 1024, BytesOut: 77, OutputBytes: 6}),
+			publicUsage(session.Usage{Org: "acme", Day: created, Sessions: 1, WallSeconds: 300}),
+		}},
 		"problem.json": notFound, "problem_field.json": notPositive,
 	} {
 		got, err := encode(v)

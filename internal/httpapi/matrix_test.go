@@ -63,6 +63,7 @@ func matrix() map[string]line {
 		"GET /v1/audit/checkpoint":                all(200),
 		"GET /v1/whoami":                          all(200),
 		"GET /v1/queue":                           all(200),
+		"GET /v1/usage":                           all(200),
 		"GET /v1/audit/consistency":               all(200),
 		"GET /v1/sessions/{id}/audit/{seq}/proof": own(200),
 		"GET /v1/webhooks/key":                    all(200),

@@ -69,6 +69,7 @@ func answers() []answer {
 		{errMethod, http.StatusMethodNotAllowed, "method_not_allowed", "the resource does not have this method"},
 		{control.ErrIdempotency, http.StatusConflict, "idempotency_conflict", "the idempotencyKey was used with another request"},
 		{control.ErrNotEnded, http.StatusConflict, "not_ended", "the session has not ended"},
+		{session.ErrForgotten, http.StatusGone, "result_expired", "the session's code, output and result were dropped, as the retention of this server says; its record stays"},
 		{session.ErrConflict, http.StatusConflict, "conflict", "the session was changed by another; try again"},
 		{control.ErrIsolation, http.StatusBadRequest, "isolation_unavailable", ""},
 		{control.ErrNotReady, http.StatusServiceUnavailable, "not_ready", ""},

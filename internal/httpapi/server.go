@@ -49,6 +49,8 @@ type Plane interface {
 	Keys(ctx context.Context, c auth.Caller, org string) ([]auth.Key, error)
 	CreateKey(ctx context.Context, c auth.Caller, r control.KeyRequest) (auth.Key, string, error)
 	RevokeKey(ctx context.Context, c auth.Caller, id string) error
+	// Usage is by day; a zero time is the default.
+	Usage(ctx context.Context, c auth.Caller, from, to time.Time) ([]session.Usage, error)
 	Status(ctx context.Context) control.Status
 }
 
@@ -195,6 +197,7 @@ func (s *Server) routes() []route {
 		{"POST", "/v1/keys", managers, nil, s.createKey},
 		{"GET", "/v1/keys", managers, []string{"orgId", "limit", "cursor"}, s.listKeys},
 		{"DELETE", "/v1/keys/{key}", managers, nil, s.revokeKey},
+		{"GET", "/v1/usage", auth.ReadSessions, []string{"from", "to"}, s.usage},
 		{"GET", "/v1/audit/checkpoint", auth.ReadSessions, nil, s.checkpoint},
 		{"GET", "/v1/webhooks/key", auth.ReadSessions, nil, s.showWebhookKey},
 		{"GET", "/v1/audit/consistency", auth.ReadSessions, []string{"from", "to"}, s.consistency},

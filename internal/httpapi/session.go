@@ -91,7 +91,7 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request, c auth.Caller) erro
 		case err == nil:
 			public := publicResult(res, denials)
 			out.Result = &public
-		case !errors.Is(err, session.ErrNotFound) && !errors.Is(err, control.ErrNotEnded):
+		case !errors.Is(err, session.ErrNotFound) && !errors.Is(err, control.ErrNotEnded) && !errors.Is(err, session.ErrForgotten):
 			return err
 		}
 	}

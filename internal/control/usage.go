@@ -1,0 +1,44 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/session"
+)
+
+const (
+	day          = 24 * time.Hour // in UTC, which has no other
+	usualUsage   = 30             // days, where the caller does not say
+	maxUsageDays = 366
+)
+
+// Usage returns what the caller's organisation used, by day, oldest first: the
+// days, UTC, from the one of from to the one before to's. A zero to is tomorrow, a
+// zero from 30 days before to. Days on which no session ended are left out.
+func (p *Plane) Usage(ctx context.Context, c auth.Caller, from, to time.Time) ([]session.Usage, error) {
+	if !c.May(auth.ReadSessions) {
+		return nil, ErrForbidden
+	}
+	if to.IsZero() {
+		to = p.now().Add(day)
+	}
+	to = to.UTC().Truncate(day)
+	if from.IsZero() {
+		from = to.Add(-usualUsage * day)
+	}
+	from = from.UTC().Truncate(day)
+	if !from.Before(to) {
+		return nil, invalid("from", "%s is not before to, %s, which is the first day that is left out", from.Format(time.DateOnly), to.Format(time.DateOnly))
+	}
+	if to.Sub(from) > maxUsageDays*day {
+		return nil, invalid("from", "the days from %s to %s are more than %d", from.Format(time.DateOnly), to.Format(time.DateOnly), maxUsageDays)
+	}
+	u, err := p.store.Usage(ctx, c.Org, from, to)
+	if err != nil {
+		return nil, fmt.Errorf("usage of %s: %w", c.Org, err)
+	}
+	return u, nil
+}

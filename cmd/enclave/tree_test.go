@@ -76,7 +76,7 @@ func TestEveryFlagOfServeHasAVariable(t *testing.T) {
 	}
 	n := 0
 	serve.LocalFlags().VisitAll(func(f *pflag.Flag) {
-		if n++; !f.Hidden && f.Name != "help" && !strings.Contains(f.Usage, "(ENCLAVE_") && !strings.Contains(f.Usage, "(OTEL_") {
+		if n++; !f.Hidden && f.Name != "help" && !strings.Contains(f.Usage, "ENCLAVE_") && !strings.Contains(f.Usage, "OTEL_") {
 			t.Errorf("--%s: %q names no variable", f.Name, f.Usage)
 		}
 	})

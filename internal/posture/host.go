@@ -38,7 +38,7 @@ var kinds = []string{"cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"
 // A view is what has been read of a host about one sandbox.
 type view struct {
 	id      backend.ID
-	rootfs  string
+	roots   []string          // the names that the root file system has on the host
 	self    map[string]string // our own namespaces
 	procs   []*process
 	sockets map[string]string // inode → what it is
@@ -49,8 +49,16 @@ type view struct {
 // directory rootfs of the host. It finds them by the control groups and the
 // namespaces that are theirs. What ends while it looks is left out.
 func OnHost(id backend.ID, rootfs string) (Facts, error) {
-	v := &view{id: id, rootfs: rootfs, facts: Facts{}, sockets: map[string]string{}}
-	var err error
+	v := &view{id: id, facts: Facts{}, sockets: map[string]string{}}
+	rootfs, err := filepath.EvalSymlinks(rootfs)
+	if err != nil {
+		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
+	}
+	v.roots = []string{rootfs, inFileSystem(string(mounts), rootfs)}
 	if v.self, err = namespaces("/proc/self"); err != nil {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
 	}

@@ -49,19 +49,36 @@ func TestAGoldenLineIsUnderstoodOrRefused(t *testing.T) {
 }
 
 func TestPathsAreNamedByWhatTheyStandFor(t *testing.T) {
-	v := &view{id: "abcdefghijklmnopqrst", rootfs: "/state/images/rootfs/e3"}
+	v := &view{id: "abcdefghijklmnopqrst", roots: []string{"/state/images/rootfs/e3", "/images/rootfs/e3"}}
 	for path, want := range map[string]string{
-		"/state/images/rootfs/e3":                      "ROOTFS",
-		"/state/images/rootfs/e3/etc":                  "ROOTFS/etc",
-		"/state/images/rootfs/e34":                     "/state/images/rootfs/e34",
-		"/state/sandboxes/i-abcdefghijklmnopqrst/mnt":  "SANDBOX/mnt",
-		"/state/sandboxes/i-abcdefghijklmnopqrst":      "SANDBOX",
-		"/state/sandboxes/i-abcdefghijklmnopqrstX/mnt": "/state/sandboxes/i-IDX/mnt",
-		"/etc/shadow": "/etc/shadow",
+		"/state/images/rootfs/e3":                                 "ROOTFS",
+		"/state/images/rootfs/e3/etc":                             "ROOTFS/etc",
+		"/state/images/rootfs/e34":                                "/state/images/rootfs/e34",
+		"/state/sandboxes/i-abcdefghijklmnopqrst/mnt":             "SANDBOX/mnt",
+		"/state/sandboxes/i-abcdefghijklmnopqrst":                 "SANDBOX",
+		"/state/sandboxes/i-abcdefghijklmnopqrstX/mnt":            "/state/sandboxes/i-IDX/mnt",
+		"/images/rootfs/e3/etc":                                   "ROOTFS/etc",
+		"/etc/shadow":                                             "/etc/shadow",
 		"/state/s/i-abcdefghijklmnopqrst/.x.abcdefghijklmnopqrst": "SANDBOX/.x.ID",
 	} {
 		if got := v.path(path); got != want {
 			t.Errorf("%s is named %s, want %s", path, got, want)
+		}
+	}
+}
+
+func TestAPathIsKnownByItsNameInItsFileSystem(t *testing.T) {
+	const mounts = `27 1 254:0 / / rw - ext4 /dev/vda rw
+28 27 254:1 / /var/lib rw - ext4 /dev/vdb rw
+29 28 254:2 /@state /var/lib/enclave rw - btrfs /dev/vdc rw
+30 28 254:3 / /var/lib/enclave2 rw - ext4 /dev/vdd rw
+`
+	for path, want := range map[string]string{
+		"/srv/x": "/srv/x", "/var/lib/other/x": "/other/x", "/var/lib/enclave/images": "/@state/images",
+		"/var/lib/enclave2/images": "/images", "/var/lib/enclave3": "/enclave3",
+	} {
+		if got := inFileSystem(mounts, path); got != want {
+			t.Errorf("%s is %s in its file system, want %s", path, got, want)
 		}
 	}
 }

@@ -326,12 +326,30 @@ func capabilities(key, value string) string {
 
 // path names what a path of the host stands for.
 func (v *view) path(s string) string {
-	if v.rootfs != "" {
-		if rest, ok := strings.CutPrefix(s, v.rootfs); ok && (rest == "" || rest[0] == '/') {
+	for _, root := range v.roots {
+		if rest, ok := strings.CutPrefix(s, root); ok && (rest == "" || rest[0] == '/') {
 			return "ROOTFS" + rest
 		}
 	}
 	id := regexp.QuoteMeta(string(v.id))
 	s = regexp.MustCompile(`^/\S*?`+id+`(/|$)`).ReplaceAllString(s, "SANDBOX$1")
 	return strings.ReplaceAll(s, string(v.id), "ID")
+}
+
+// inFileSystem is the name that path has in the file system that it is on, which
+// is what the mounts of others are told by: another than path if that is not the
+// host's first (proc_pid_mountinfo(5)).
+func inFileSystem(mountinfo, path string) string {
+	name, deepest := path, -1
+	for line := range strings.Lines(mountinfo) {
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		rest, ok := strings.CutPrefix(path, strings.TrimSuffix(f[4], "/"))
+		if ok && (rest == "" || rest[0] == '/') && len(f[4]) >= deepest { // a later mount covers an earlier one
+			deepest, name = len(f[4]), filepath.Join(f[3], rest)
+		}
+	}
+	return name
 }

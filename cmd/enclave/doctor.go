@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/cmd/enclave/doctor"
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+func (p *program) doctorCommand() *cobra.Command {
+	var asJSON, quick bool
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what holds on this host, what does not, and what to do",
+		Long: `Doctor looks at everything that sandboxes need of this host, then starts some and
+puts the contract of each backend and the posture of a live sandbox to the test.
+It works beside a server, repairs nothing, and leaves nothing behind.
+
+It exits 1 if anything failed. A check that could not be made says why, and counts
+neither way.`,
+		Example: `  sudo enclave doctor
+  sudo enclave doctor --quick
+  sudo enclave doctor --backend gvisor --json > doctor.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.doctor(cmd.Context(), asJSON, quick) },
+	}
+	c.Flags().BoolVar(&asJSON, "json", p.env("ENCLAVE_DOCTOR_JSON") == "true", "print as JSON (ENCLAVE_DOCTOR_JSON=true)")
+	c.Flags().BoolVar(&quick, "quick", p.env("ENCLAVE_DOCTOR_QUICK") == "true", "start no sandbox: leave out contract and posture (ENCLAVE_DOCTOR_QUICK=true)")
+	return c
+}
+
+// doctor exits with 1 if a check failed.
+func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
+	backends := []string{gvisorBackend, simulatorBackend}
+	if p.opts.Backend != autoBackend {
+		backends = []string{p.opts.Backend}
+	}
+	state, err := findState(p.opts.State)
+	switch {
+	case err == nil:
+		// What a doctor that was killed has left.
+		if err := p.sweepTemp(ctx, state); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, errNoState):
+		state = &stateDir{path: p.opts.State} // none yet: the checks say so
+	default:
+		return err
+	}
+	ctx, in := p.interruptible(ctx)
+	defer in.stop()
+	show := &findings{p: p, json: asJSON, color: !asJSON && terminal(p.out) && p.env("NO_COLOR") == ""}
+	err = doctor.Run(ctx, doctor.Config{
+		State: state.path, Backends: backends, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
+		Programs: func(bin string) (string, string, error) {
+			progs, err := p.carrier.unpack(bin)
+			return progs.runsc, progs.guest, err
+		},
+		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
+		Gateway: func(ctx context.Context) error {
+			g, err := startGateway(ctx, slog.New(slog.DiscardHandler)) // it logs only what comes later
+			if err != nil {
+				return err
+			}
+			return g.close(ctx)
+		},
+		Table: publicTable,
+		Holder: func() (bool, int, string, string, error) {
+			h, held, err := state.held()
+			return held, h.PID, h.Mode, h.Listen, err
+		},
+		Dial:   func(ctx context.Context) (net.Conn, error) { return dialSocket(ctx, state.socket()) },
+		Images: func() (*image.Store, error) { return openImages(state) },
+	}, show.tell)
+	if code := in.status(); code != 0 {
+		if errors.Is(err, context.Canceled) {
+			err = nil // what was interrupted is no news; what could not be removed is
+		}
+		return &exit{code, err}
+	}
+	if err != nil {
+		return err
+	}
+	return show.end()
+}
+
+// openImages opens the images of a state directory that has some. Those of one
+// that has none are not made.
+func openImages(s *stateDir) (*image.Store, error) {
+	if _, err := os.Stat(s.file("images", "index.json")); err != nil {
+		return nil, err
+	}
+	return image.Open(s.file("images"))
+}
+
+// room makes a state directory of its own below that of s, or, before there is
+// one, beside where it will be.
+func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove func(context.Context) error, err error) {
+	above := s.file("tmp")
+	if _, err := os.Stat(above); err != nil {
+		for above = filepath.Dir(s.path); ; above = filepath.Dir(above) {
+			if _, err := os.Stat(above); err == nil {
+				break
+			}
+		}
+	}
+	dir, err := os.MkdirTemp(above, "enclave-doctor-")
+	if err != nil {
+		return r, nil, unwritable(above, err)
+	}
+	undo := func() error { return os.RemoveAll(dir) }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
+	// The sandboxes' own user passes through it.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return r, nil, err
+	}
+	own, err := openState(dir)
+	if err != nil {
+		return r, nil, err
+	}
+	locked, err := own.lock(ctx, modeCommand)
+	if err != nil {
+		return r, nil, err
+	}
+	remove = func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, stopTime)
+		defer cancel()
+		defer locked.unlock()
+		return p.removeState(ctx, locked, own.file("bin"))
+	}
+	return doctor.Room{Sandboxes: own.file("sandboxes"), Programs: own.file("bin"), Instance: own.instance}, remove, nil
+}
+
+// findings are told as they come, and summed up.
+type findings struct {
+	p       *program
+	json    bool
+	color   bool
+	section string
+	all     []doctor.Finding
+}
+
+// marks are the words for a Status, and their colors.
+var marks = map[doctor.Status][2]string{
+	doctor.Passed: {"yes", "32"}, doctor.Failed: {"NO", "1;31"}, doctor.Warned: {"but", "33"}, doctor.NotRun: {"-", "2"},
+}
+
+func (f *findings) tell(n doctor.Finding) error {
+	f.all = append(f.all, n)
+	w := f.p.out
+	if f.json {
+		w = f.p.err // the report comes at the end
+	}
+	if n.Section != f.section {
+		f.section = n.Section
+		if _, err := fmt.Fprintf(w, "%s\n", n.Section); err != nil || f.json {
+			return err
+		}
+	} else if f.json {
+		return nil
+	}
+	word, color := marks[n.Status][0], marks[n.Status][1]
+	mark := fmt.Sprintf("  %-4s", word)
+	if f.color {
+		mark = "  \x1b[" + color + "m" + mark[2:] + "\x1b[0m"
+	}
+	text := visible(n.Doc)
+	switch n.Status {
+	case doctor.Passed:
+		if n.Detail != "" {
+			text += " (" + visible(n.Detail) + ")"
+		}
+	case doctor.NotRun:
+		text += "\n       not looked at: " + visible(n.Detail)
+	default:
+		for i, l := range strings.Split(n.Detail, "\n") {
+			label := "seen: "
+			if i > 0 {
+				label = "      "
+			}
+			text += "\n       " + label + visible(l)
+		}
+	}
+	if n.Do != "" {
+		text += "\n       do:   " + visible(n.Do)
+	}
+	_, err := fmt.Fprintf(w, "%s %s\n", mark, text)
+	return err
+}
+
+// end sums up, and fails if a check did.
+func (f *findings) end() error {
+	count := map[doctor.Status]int{}
+	for _, n := range f.all {
+		count[n.Status]++
+	}
+	if f.json {
+		report := struct {
+			Summary map[string]int   `json:"summary"`
+			Checks  []doctor.Finding `json:"checks"`
+		}{map[string]int{
+			"passed": count[doctor.Passed], "failed": count[doctor.Failed], "warnings": count[doctor.Warned], "notRun": count[doctor.NotRun],
+		}, f.all}
+		if err := printJSON(f.p.out, report); err != nil {
+			return err
+		}
+	} else if _, err := fmt.Fprintf(f.p.out, "\n%d hold, %d do not, %d could be better, %d were not looked at\n",
+		count[doctor.Passed], count[doctor.Failed], count[doctor.Warned], count[doctor.NotRun]); err != nil {
+		return err
+	}
+	if count[doctor.Failed] > 0 {
+		return &exit{code: statusFailed}
+	}
+	return nil
+}

@@ -1,0 +1,242 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/conform"
+	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/posture"
+)
+
+// broken is what to do about a backend that does not keep its contract.
+const broken = "do not run untrusted code on this host with this backend until it holds; report it with the kernel's version and this line"
+
+// contracts puts each backend to the test.
+func contracts(ctx context.Context, c Config, tell func(Finding) error) error {
+	for _, b := range c.Backends {
+		var err error
+		switch {
+		case c.Quick:
+			err = untested(b, "left out by --quick", tell)
+		case b == simulatorBackend:
+			err = contract(ctx, conform.Lab{Backend: simulator.New(), Image: "sha256:" + strings.Repeat("0", 64)}, conform.Checks(), tell)
+		default:
+			err = onGVisor(ctx, c, tell)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// contract makes every check of the contract on a backend.
+func contract(ctx context.Context, lab conform.Lab, checks []conform.Check, tell func(Finding) error) error {
+	name := lab.Backend.Info().Name
+	for _, k := range checks {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		f := Finding{Section: "contract on " + name, Name: k.Name, Doc: k.Doc}
+		v, err := k.Run(ctx, lab)
+		if ctx.Err() != nil {
+			return ctx.Err() // what an interrupted check says it does not know
+		}
+		switch v {
+		case conform.Passed:
+			f.Status = Passed
+		case conform.Modelled:
+			f.Status, f.Detail = Passed, "modelled: no code was run"
+		case conform.NotRun:
+			f.Detail = err.Error()
+		default:
+			f.Status, f.Detail, f.Do = Failed, err.Error(), broken
+		}
+		if err := tell(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// untested tells that a backend was not put to the test, and why.
+func untested(name, why string, tell func(Finding) error) error {
+	return tell(Finding{Section: "contract on " + name, Name: "all", Doc: "The backend keeps its contract.", Detail: why})
+}
+
+// onGVisor puts gVisor to the test, with the image and the programs of this host.
+func onGVisor(ctx context.Context, c Config, tell func(Finding) error) (err error) {
+	if os.Geteuid() != 0 {
+		return untested(gvisorBackend, "it needs root: sudo enclave doctor", tell)
+	}
+	images, digest, rootfs, err := startable(c)
+	if err != nil {
+		return untested(gvisorBackend, err.Error(), tell)
+	}
+	room, remove, err := c.Scratch(ctx)
+	if err != nil {
+		return untested(gvisorBackend, err.Error(), tell)
+	}
+	defer func() {
+		if rerr := remove(context.WithoutCancel(ctx)); rerr != nil {
+			err = errors.Join(err, fmt.Errorf("remove what the tests made: %w", rerr))
+		}
+	}()
+	runsc, guest, err := c.Programs(room.Programs)
+	if err != nil {
+		return untested(gvisorBackend, err.Error(), tell)
+	}
+	config := gvisor.Config{
+		Dir: room.Sandboxes, Instance: room.Instance,
+		Runsc: runsc, Guest: guest, Rootfs: images.Rootfs,
+	}
+	var opened []*gvisor.Backend
+	open := func() (backend.Backend, error) {
+		b, err := gvisor.New(config)
+		if err != nil {
+			return nil, err
+		}
+		opened = append(opened, b)
+		return b, nil
+	}
+	defer func() {
+		for _, b := range opened {
+			err = errors.Join(err, b.Close())
+		}
+	}()
+	b, err := open()
+	if err != nil {
+		return untested(gvisorBackend, err.Error(), tell)
+	}
+	if err := stance(ctx, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
+		return err
+	}
+	return contract(ctx, conform.Lab{
+		Backend: b, Image: digest, Executes: true, Reopen: open,
+		Residue: func(context.Context) ([]string, error) { return residue(config) },
+	}, conform.Checks(), tell)
+}
+
+// startable finds the default image, unpacked. What is missing is not made: that
+// would last.
+func startable(c Config) (*image.Store, string, string, error) {
+	if _, err := os.Stat(c.State); err != nil {
+		return nil, "", "", errors.New("there is no image to start from: enclave image build")
+	}
+	images, err := c.Images()
+	if err != nil {
+		return nil, "", "", fmt.Errorf("there is no image to start from: %w", err)
+	}
+	digest, err := images.Resolve(image.Default)
+	if err != nil {
+		return nil, "", "", fmt.Errorf("there is no image to start from (enclave image build makes it): %w", err)
+	}
+	rootfs, err := images.Rootfs(digest)
+	return images, digest, rootfs, err
+}
+
+// stance compares the posture of a live sandbox with the golden one.
+func stance(ctx context.Context, lab posture.Lab, tell func(Finding) error) error {
+	seen, err := posture.Describe(ctx, lab)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	for _, f := range compare(seen, err) {
+		if err := tell(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compare judges a description, or that there is none.
+func compare(seen [2]posture.Description, err error) []Finding {
+	host, herr := posture.Host()
+	inside, ierr := posture.Inside()
+	err = errors.Join(err, herr, ierr)
+	var all []Finding
+	for _, part := range []struct {
+		name, doc string
+		golden    posture.Golden
+		facts     func(posture.Description) posture.Facts
+	}{
+		{"from the host", "A live sandbox's processes can do on the host exactly what they are declared to, idle and busy.", host, func(d posture.Description) posture.Facts { return d.Host }},
+		{"from inside", "A workload sees exactly what it is declared to, idle and busy.", inside, func(d posture.Description) posture.Facts { return d.Inside }},
+	} {
+		f := Finding{Section: "posture of gvisor", Name: part.name, Doc: part.doc}
+		if err != nil {
+			f.Status, f.Detail, f.Do = Failed, err.Error(), broken
+			all = append(all, f)
+			continue
+		}
+		idle := part.golden.Diff(posture.Idle, part.facts(seen[posture.Idle]))
+		busy := part.golden.Diff(posture.Busy, part.facts(seen[posture.Busy]))
+		diff := append(idle, without(busy, idle)...)
+		f.Status, f.Detail = Passed, fmt.Sprintf("%d facts compared", len(part.facts(seen[posture.Idle]))+len(part.facts(seen[posture.Busy])))
+		if len(diff) > 0 {
+			f.Status, f.Detail, f.Do = Failed, strings.Join(diff, "\n"), "a line with + is a fact that should not be, one with - is missing; "+broken
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+// residue is what the host has of the sandboxes of c, by the marks that they bear:
+// the files of its directory, and the mounts, control groups and processes that
+// name the directory or the instance.
+func residue(c gvisor.Config) ([]string, error) {
+	var all []string
+	err := filepath.WalkDir(c.Dir, func(p string, _ fs.DirEntry, err error) error {
+		all = append(all, "file "+p)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, c.Dir) {
+			all = append(all, "mount "+strings.TrimSpace(line))
+		}
+	}
+	var roots []string
+	for _, at := range hierarchies(string(mounts)) {
+		if parent := filepath.Join(at, "enclave"); !slices.Contains(roots, parent) {
+			roots = append(roots, parent)
+		}
+	}
+	for _, root := range roots {
+		entries, err := os.ReadDir(root)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.IsDir() && strings.HasPrefix(e.Name(), c.Instance+"-") {
+				all = append(all, "cgroup "+filepath.Join(root, e.Name()))
+			}
+		}
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range procs {
+		if cmd, err := os.ReadFile(p); err == nil && strings.Contains(string(cmd), c.Dir) {
+			all = append(all, "process "+p)
+		}
+	}
+	return all, nil
+}

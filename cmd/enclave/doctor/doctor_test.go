@@ -1,0 +1,200 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/conform"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/posture"
+)
+
+func TestVersionsAreJudgedByBranch(t *testing.T) {
+	runc := []string{"1.2.8", "1.3.3"}
+	for v, want := range map[string]bool{
+		"1.1.5": true, "1.1.99": true, "1.2.7": true, "1.2.8": false, "1.2.10": false, "1.3.2": true, "v1.3.3": false,
+		"1.4.0": false, "2.0.0": false, "1.3": true, "1.1.5+ds1": true, "1.3.3-rc.1": false,
+	} {
+		if got, ok := older(v, runc); !ok || got != want {
+			t.Errorf("%s has the flaw: %t (%t), want %t", v, got, ok, want)
+		}
+	}
+	for _, v := range []string{"", "unknown", "v", "."} {
+		if _, ok := older(v, runc); ok {
+			t.Errorf("%q was judged", v)
+		}
+	}
+	// Every row of the table is one that can be judged.
+	for _, f := range knownFlaws {
+		if has, ok := older("0.0.1", f.fixed); !ok || !has || f.what == "" {
+			t.Errorf("%s %q: %t, %t", f.tool, f.fixed, has, ok)
+		}
+	}
+}
+
+func TestAPatchedPackageIsNotAFlaw(t *testing.T) {
+	all := strings.Join(flawsOf(tool{"runc", "/usr/sbin/runc", "1.1.5+ds1", "1.1.5+ds1-1+deb12u1"}), "\n")
+	if strings.Contains(all, "CVE-2024-21626") {
+		t.Errorf("Debian has mended it: %s", all)
+	}
+	if !strings.Contains(all, "CVE-2025-31133") || !strings.Contains(all, "unless the distribution") {
+		t.Errorf("what the package may lack is not told: %s", all)
+	}
+	if all := flawsOf(tool{"runc", "/usr/local/bin/runc", "1.1.5", ""}); len(all) != 2 {
+		t.Errorf("one that no distribution mends has %q", all)
+	}
+}
+
+func TestVersionsAreReadFromWhatProgramsSay(t *testing.T) {
+	for said, want := range map[string]string{
+		"runc version 1.1.5+ds1\ncommit: x\n":                           "1.1.5+ds1",
+		"containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20": "1.6.20~ds1",
+		"Docker version 28.2.2, build e6534b4":                          "28.2.2",
+		"runsc version release-20250319.0\nspec: 1.1.0-rc.1\n":          "20250319.0",
+		"Firecracker v1.14.3\n":                                         "1.14.3",
+		"QEMU emulator version 7.2.11 (Debian 1:7.2+dfsg-7)":            "7.2.11",
+	} {
+		if m := versionText.FindStringSubmatch(said); m == nil || m[1] != want {
+			t.Errorf("of %q: %q, want %s", said, m, want)
+		}
+	}
+}
+
+func config(t *testing.T, state string) Config {
+	t.Helper()
+	rooms := 0
+	t.Cleanup(func() {
+		if rooms != 0 {
+			t.Errorf("%d rooms were not removed", rooms)
+		}
+	})
+	return Config{
+		State: state, Backends: []string{simulatorBackend}, Quick: true, Now: time.Now, GatewayUser: 64741,
+		Programs: func(string) (string, string, error) { return "", "", errBroken },
+		Scratch: func(context.Context) (Room, func(context.Context) error, error) {
+			rooms++
+			r := Room{t.TempDir(), t.TempDir(), "room"}
+			return r, func(context.Context) error { rooms--; return os.RemoveAll(r.Sandboxes) }, nil
+		},
+		Gateway: func(context.Context) error { return nil },
+		Table: func() (*egress.Table, error) {
+			table, err := egress.Standard()
+			return &table, err
+		},
+		Holder: func() (bool, int, string, string, error) { return false, 0, "", "", nil },
+		Dial:   func(context.Context) (net.Conn, error) { return nil, errBroken },
+		Images: func() (*image.Store, error) { return nil, os.ErrNotExist },
+	}
+}
+
+// TestThisHostIsLookedAtInFull looks for real: no fact is left out.
+func TestThisHostIsLookedAtInFull(t *testing.T) {
+	var all []Finding
+	c := config(t, filepath.Join(t.TempDir(), "none"))
+	if err := Run(t.Context(), c, func(f Finding) error { all = append(all, f); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < len(checks()) {
+		t.Errorf("%d findings of %d checks", len(all), len(checks()))
+	}
+	for _, f := range all {
+		if strings.Contains(f.Detail, errNotLooked.Error()) {
+			t.Errorf("%s was not looked at", f.Name)
+		}
+	}
+	if entries, err := os.ReadDir(filepath.Dir(c.State)); err != nil || len(entries) > 0 {
+		t.Errorf("looking made %v (%v)", entries, err)
+	}
+}
+
+func TestAnInterruptEndsTheChecks(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	told := 0
+	c := config(t, filepath.Join(t.TempDir(), "none"))
+	c.Quick = false
+	err := Run(ctx, c, func(f Finding) error {
+		if told++; strings.HasPrefix(f.Section, "contract") {
+			cancel()
+		}
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) || told != len(checks())+1 {
+		t.Errorf("after %d findings: %v", told, err)
+	}
+}
+
+// TestAConfigWithoutAPartIsRefused takes one part away at a time.
+func TestAConfigWithoutAPartIsRefused(t *testing.T) {
+	for name, spoil := range map[string]func(*Config){
+		"state": func(c *Config) { c.State = "" }, "backends": func(c *Config) { c.Backends = nil },
+		"unknown backend": func(c *Config) { c.Backends = []string{"docker"} }, "clock": func(c *Config) { c.Now = nil },
+		"programs": func(c *Config) { c.Programs = nil }, "scratch": func(c *Config) { c.Scratch = nil },
+		"gateway": func(c *Config) { c.Gateway = nil }, "user": func(c *Config) { c.GatewayUser = 0 },
+		"table": func(c *Config) { c.Table = nil }, "holder": func(c *Config) { c.Holder = nil },
+		"dial": func(c *Config) { c.Dial = nil }, "images": func(c *Config) { c.Images = nil },
+	} {
+		c := config(t, "/x")
+		spoil(&c)
+		if err := Run(t.Context(), c, func(Finding) error { return nil }); err == nil {
+			t.Errorf("a config without %s was taken", name)
+		}
+	}
+}
+
+// A lame backend keeps no promise: its sandboxes can't be destroyed.
+type lame struct{ backend.Backend }
+
+func (lame) Destroy(context.Context, backend.ID) error { return errBroken }
+
+func TestABrokenContractIsTold(t *testing.T) {
+	var all []Finding
+	lab := conform.Lab{Backend: lame{simulator.New()}, Image: "sha256:" + strings.Repeat("0", 64)}
+	var few []conform.Check
+	for _, c := range conform.Checks() {
+		if c.Name == "DestroyTwice" || c.Name == "NoHostFiles" {
+			few = append(few, c)
+		}
+	}
+	if err := contract(t.Context(), lab, few, func(f Finding) error { all = append(all, f); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 2 || all[0].Status != Failed || all[0].Do == "" || all[1].Status != NotRun {
+		t.Errorf("told %+v", all)
+	}
+}
+
+func TestAnotherPostureIsTold(t *testing.T) {
+	for name, findings := range map[string][]Finding{
+		"one that can't be described": compare([2]posture.Description{}, errBroken),
+		"one without facts":           compare([2]posture.Description{}, nil),
+	} {
+		for _, f := range findings {
+			if f.Status != Failed || f.Do == "" || f.Detail == "" {
+				t.Errorf("%s: %s (%s)", name, f.Status, f.Detail)
+			}
+		}
+		if len(findings) != 2 {
+			t.Errorf("%s: %d findings", name, len(findings))
+		}
+	}
+}
+
+func TestOnlyLoopbackIsLoopback(t *testing.T) {
+	for listen, want := range map[string]bool{
+		"127.0.0.1:1": true, "localhost:1": true, "[::1]:1": true, "0.0.0.0:1": false, "[::]:1": false, "": false,
+		"192.0.2.1:1": false, "127.0.0.1.example.com:1": false, "127.0.0.1": false,
+	} {
+		if got := loopback(listen); got != want {
+			t.Errorf("%q: %t", listen, got)
+		}
+	}
+}

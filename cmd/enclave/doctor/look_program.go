@@ -1,0 +1,246 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"debug/buildinfo"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+// lookAtPrograms unpacks programs into room, unless there is none for the reason err.
+func (h *host) lookAtPrograms(ctx context.Context, c Config, room Room, err error) {
+	h.tools = known(findTools(ctx))
+	if h.backend != gvisorBackend {
+		return
+	}
+	h.image = learn(lookAtImage(ctx, c, h.dir.value.exists))
+	var runsc, guest string
+	if err == nil {
+		runsc, guest, err = c.Programs(room.Programs)
+	}
+	if err != nil {
+		h.programs = learn([]program(nil), err)
+		h.gvisor = learn(time.Time{}, err)
+		return
+	}
+	h.programs = learn(digests(runsc, guest))
+	h.gvisor = learn(gvisorDay(runsc))
+}
+
+func digests(paths ...string) ([]program, error) {
+	var all []program
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		sum := sha256.New()
+		_, err = io.Copy(sum, f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		}
+		all = append(all, program{filepath.Base(path), path, hex.EncodeToString(sum.Sum(nil))})
+	}
+	return all, nil
+}
+
+// gvisorDay reads of which day the gVisor in a program is: its module has no other
+// version than the time of a commit.
+func gvisorDay(path string) (time.Time, error) {
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		return time.Time{}, err
+	}
+	for _, d := range info.Deps {
+		if d.Path == "gvisor.dev/gvisor" {
+			if d.Replace != nil {
+				return time.Time{}, fmt.Errorf("it was built with %s in place of gVisor", d.Replace.Path)
+			}
+			return module.PseudoVersionTime(d.Version)
+		}
+	}
+	return time.Time{}, fmt.Errorf("%s has no gVisor in it", path)
+}
+
+// toolNames are programs that could stand between code and a host, by the name
+// that knownFlaws has for them. Each says its version when asked with --version.
+var toolNames = []struct{ program, name string }{
+	{"runc", "runc"}, {"crun", "crun"}, {"containerd", "containerd"}, {"dockerd", "docker"}, {"podman", "podman"},
+	{"runsc", "runsc"}, {"firecracker", "firecracker"}, {"qemu-system-x86_64", "qemu"}, {"qemu-system-aarch64", "qemu"},
+}
+
+var versionText = regexp.MustCompile(`(?:release-|[vV]|\s|^)(\d+(?:\.\d+)+[^\s,]*|20\d{6}[.\d]*)`)
+
+// findTools asks the programs of this host for their versions.
+func findTools(ctx context.Context) []tool {
+	var all []tool
+	for _, t := range toolNames {
+		path, err := exec.LookPath(t.program)
+		if err != nil {
+			continue
+		}
+		version := "unknown"
+		if m := versionText.FindStringSubmatch(say(ctx, path, "--version")); m != nil {
+			version = m[1]
+		}
+		all = append(all, tool{t.name, path, version, debianPackage(ctx, path)})
+	}
+	return all
+}
+
+// say runs a program for what it prints. A program that fails says nothing.
+func say(ctx context.Context, path string, args ...string) string {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		return ""
+	}
+	return string(out[:min(len(out), 4096)])
+}
+
+// debianPackage is the version of the package that a file is from, or empty.
+func debianPackage(ctx context.Context, path string) string {
+	dpkg, err := exec.LookPath("dpkg-query")
+	if err != nil {
+		return ""
+	}
+	owner, _, ok := strings.Cut(say(ctx, dpkg, "-S", path), ":")
+	if !ok {
+		return ""
+	}
+	return strings.TrimSpace(say(ctx, dpkg, "-W", "-f", "${Version}", owner))
+}
+
+func lookAtImage(ctx context.Context, c Config, exists bool) (picture, error) {
+	p := picture{now: c.Now(), missing: true}
+	if !exists {
+		return p, nil
+	}
+	images, err := c.Images()
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, nil
+	}
+	if err != nil {
+		return p, err
+	}
+	p.digest, err = images.Resolve(image.Default)
+	if errors.Is(err, image.ErrNotFound) {
+		return p, nil
+	}
+	if err != nil {
+		return p, err
+	}
+	p.missing = false
+	list, err := images.List()
+	if err != nil {
+		return p, err
+	}
+	for _, i := range list {
+		if i.Digest == p.digest {
+			p.size = i.Size
+		}
+	}
+	// When it was made it may not say: an image that is built the same each time
+	// has a date of its own.
+	info, err := os.Stat(filepath.Join(c.State, "images", "blobs", "sha256", strings.TrimPrefix(p.digest, "sha256:")))
+	if err != nil {
+		return p, err
+	}
+	p.since = info.ModTime()
+	return p, images.Verify(ctx, p.digest)
+}
+
+func (h *host) lookAtServices(ctx context.Context, c Config) {
+	if h.euid == 0 {
+		h.gateway = learn(struct{}{}, c.Gateway(ctx))
+	}
+	h.neighbor = learn(userName(c.GatewayUser))
+	h.open = learn(openAddresses(c))
+	h.auditKey = learn(lookAtKey(filepath.Join(c.State, "db", "audit.key")))
+	s := h.server.value
+	if !s.held || s.alive != nil {
+		h.audit = known(record{})
+		return
+	}
+	body, err := get(ctx, c, "/v1/audit/checkpoint")
+	if err == nil && !bytes.Contains(body, []byte("—")) && !bytes.Contains(body, []byte(`\u2014`)) {
+		// A signed note has its signatures on lines that begin with an em dash
+		// (golang.org/x/mod/sumdb/note).
+		err = fmt.Errorf("the checkpoint has no signature: %.100q", body)
+	}
+	h.audit = learn(record{held: true}, err)
+}
+
+// userName is the name of a user in the host's list, or empty.
+func userName(id int) (string, error) {
+	u, err := user.LookupId(strconv.Itoa(id))
+	if errors.As(err, new(user.UnknownUserIdError)) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return u.Username, nil
+}
+
+func openAddresses(c Config) ([]string, error) {
+	table, err := c.Table()
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var open []string
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		if ip, ok := netip.AddrFromSlice(n.IP); ok && table.Public(ip.Unmap()) {
+			open = append(open, ip.Unmap().String())
+		}
+	}
+	return open, nil
+}
+
+func lookAtKey(path string) (keyFile, error) {
+	k := keyFile{path: path}
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return k, nil
+	}
+	if err != nil {
+		return k, err
+	}
+	k.exists, k.mode = true, info.Mode()
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		k.uid = int(st.Uid)
+	}
+	return k, nil
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -42,7 +43,7 @@ func newArchive(t *testing.T, dir string, r Retention, now func() time.Time, wra
 	}
 	l := &lab{t: t, backend: simulator.New(), gateway: shut{}}
 	c := l.config(egress.Table{})
-	c.Store, c.Log, c.Retention, c.Now = s, s, r, now
+	c.Store, c.Log, c.Keys, c.Retention, c.Now = s, s, s, r, now
 	if wrap != nil {
 		c.Store = wrap(s)
 	}
@@ -354,9 +355,9 @@ func TestNegativeRetentionIsRefused(t *testing.T) {
 		c := l.config(egress.Table{})
 		s := openStore(t, filepath.Join(t.TempDir(), "store.db"))
 		defer s.Close()
-		c.Store, c.Log, c.Retention = s, s, r
-		if _, err := New(c); err == nil {
-			t.Errorf("%+v was accepted", r)
+		c.Store, c.Log, c.Keys, c.Retention = s, s, s, r
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), "retention") {
+			t.Errorf("%+v: %v", r, err)
 		}
 	}
 }

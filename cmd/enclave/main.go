@@ -125,7 +125,7 @@ log that can be checked offline.`,
 		}
 	}
 	add("work", p.runCommand(), p.demoCommand())
-	add("look", p.sessionCommand(), p.auditCommand(), p.usageCommand(), p.versionCommand())
+	add("look", p.sessionCommand(), p.auditCommand(), p.usageCommand(), p.webhookCommand(), p.versionCommand())
 	add("host", p.serveCommand(), p.imageCommand(), p.keyCommand(), p.tokenCommand(), p.benchCommand(), p.soakCommand(), p.uninstallCommand())
 	add("host", p.doctorCommand())
 	root.AddCommand(p.gatewayCommand())

@@ -30,7 +30,7 @@ func (p *program) request(f runFlags, args []string) (enclave.SessionRequest, er
 	if err != nil {
 		return none, err
 	}
-	req := enclave.SessionRequest{Code: code, Language: f.language, MinIsolation: f.minIsolation, IdempotencyKey: randomKey()}
+	req := enclave.SessionRequest{Code: code, Language: f.language, WebhookURL: f.webhookURL, MinIsolation: f.minIsolation, IdempotencyKey: randomKey()}
 	if req.Language == "" {
 		req.Language = guessLanguage(name)
 	}

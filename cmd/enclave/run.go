@@ -29,6 +29,7 @@ type runFlags struct {
 	files        []string
 	labels       []string
 	minIsolation string
+	webhookURL   string
 	pids         int64
 	pidsSet      bool
 	memory, disk size
@@ -83,6 +84,7 @@ failed, 130 if you interrupted it.`,
 	fl.Var(&f.disk, "disk", "most bytes in /work and /tmp: a number of MiB, or with k, M or G (default 512)")
 	fl.Var(&f.output, "output", "most output: a number of bytes, or with k, M or G (default 10000000)")
 	fl.Var(&f.egr, "egress", "most network traffic: a number of bytes, or with k, M or G (default 100000000)")
+	fl.StringVar(&f.webhookURL, "webhook-url", "", "https `URL` that is told of the end, signed; see enclave webhook key")
 	fl.StringVar(&f.minIsolation, "min-isolation", "", "refuse to run with less: shared_kernel, emulated, userspace_kernel or microvm")
 	fl.BoolVar(&f.json, "json", false, "print the session with its result as one JSON object, and nothing else, on stdout")
 	_ = c.RegisterFlagCompletionFunc("language", completeWords(languages...))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/observe"
 	"github.com/enclave-run/enclave/internal/webhook"
 )
@@ -57,6 +59,44 @@ func (o *webhookOptions) reach(own []netip.Prefix) (webhook.Reach, error) {
 		return webhook.Reach{}, fmt.Errorf("--webhook-allow: %w", err)
 	}
 	return r, nil
+}
+
+func (p *program) webhookCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "webhook",
+		Short:   "Show what verifies webhooks",
+		Example: "  enclave webhook key",
+	}
+	c.AddCommand(p.webhookKey())
+	return c
+}
+
+func (p *program) webhookKey() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "key",
+		Short: "Print the public key that verifies webhooks",
+		Long: `Key prints the public key by which a receiver knows that a webhook is this
+control plane's: whpk_ and base64, as Standard Webhooks has it. In Go,
+enclave.VerifyWebhook checks a request with it.`,
+		Example: "  enclave webhook key --json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.client(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
+				k, err := cl.WebhookKey(ctx)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(p.out, k)
+				}
+				_, err = fmt.Fprintln(p.out, visible(k.PublicKey))
+				return err
+			})
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
 }
 
 // webhookTimeout is how long one attempt may take.

@@ -180,6 +180,7 @@ var brokenHosts = map[string]map[string]struct {
 	},
 	"second path": {
 		"none":      {Warned, func(h *host) { h.audit.value.second = "" }},
+		"the same":  {Warned, func(h *host) { h.audit.value.second = "/var/lib/enclave/db/copy" }},
 		"no server": {NotRun, func(h *host) { h.audit = known(record{}) }},
 	},
 }

@@ -198,3 +198,18 @@ func TestOnlyLoopbackIsLoopback(t *testing.T) {
 		}
 	}
 }
+
+func TestAnOptionIsReadAsTheServerReadIt(t *testing.T) {
+	for name, tc := range map[string]struct{ args, env, want string }{
+		"none":                     {"enclave\x00serve\x00", "PATH=/bin\x00", ""},
+		"of the environment":       {"enclave\x00serve\x00", "PATH=/bin\x00ENCLAVE_F=/a\x00", "/a"},
+		"a flag of two words":      {"enclave\x00serve\x00--f\x00/b\x00", "", "/b"},
+		"a flag of one":            {"enclave\x00serve\x00--f=/c\x00", "", "/c"},
+		"a flag wins":              {"enclave\x00serve\x00--f=/c\x00", "ENCLAVE_F=/a\x00", "/c"},
+		"another flag's beginning": {"enclave\x00serve\x00--file=/d\x00", "ENCLAVE_FILE=/a\x00", ""},
+	} {
+		if got := option(tc.args, tc.env, "f", "ENCLAVE_F"); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}

@@ -192,7 +192,33 @@ func (h *host) lookAtServices(ctx context.Context, c Config) {
 		// (golang.org/x/mod/sumdb/note).
 		err = fmt.Errorf("the checkpoint has no signature: %.100q", body)
 	}
-	h.audit = learn(record{held: true}, err)
+	r := record{held: true}
+	args, aerr := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.pid))
+	env, eerr := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.pid))
+	if r.told = aerr == nil && eerr == nil; r.told {
+		r.second = option(string(args), string(env), "checkpoint-file", "ENCLAVE_CHECKPOINT_FILE")
+	}
+	h.audit = learn(r, err)
+}
+
+// option is the value that a process was started with, by its arguments or else its
+// environment, as proc_pid_cmdline(5) and proc_pid_environ(5) have them.
+func option(args, env, flag, variable string) string {
+	value := ""
+	for e := range strings.SplitSeq(env, "\x00") {
+		if v, ok := strings.CutPrefix(e, variable+"="); ok {
+			value = v
+		}
+	}
+	list := strings.Split(args, "\x00")
+	for i, a := range list {
+		if v, ok := strings.CutPrefix(a, "--"+flag+"="); ok {
+			value = v
+		} else if a == "--"+flag && i+1 < len(list) {
+			value = list[i+1]
+		}
+	}
+	return value
 }
 
 // userName is the name of a user in the host's list, or empty.

@@ -169,7 +169,9 @@ var serviceChecks = []check{
 		case err != nil || !r.held || !r.told:
 			return skip("no server says")
 		case r.second == "":
-			return warn("name one, on another disk or host, when the server starts", "the server has none")
+			return warn("start it with --checkpoint-file FILE, on another disk or host", "the server has none")
+		case h.dir.value.path != "" && strings.HasPrefix(r.second, h.dir.value.path+"/"):
+			return warn("name a file on another disk or host", "%s is in the state directory itself", r.second)
 		}
 		return pass("%s", r.second)
 	}},

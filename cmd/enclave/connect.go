@@ -33,11 +33,14 @@ type link struct {
 
 // explain adds to err what is known of a control plane that went away.
 func (k *link) explain(err error) error {
-	if err == nil || k.lost == nil || k.about.Mode != modeEmbedded {
+	if err == nil || k.lost == nil {
 		return err
 	}
 	select {
 	case <-k.lost:
+		if k.about.Mode != modeEmbedded {
+			return fmt.Errorf("the control plane (process %d) ended: %w", k.about.PID, err)
+		}
 		return fmt.Errorf("the background control plane (process %d) ended: %w%s", k.about.PID, err, tail(k.logged))
 	default:
 		return err

@@ -390,7 +390,10 @@ func TestDeathOfTheControlPlaneIsExplained(t *testing.T) {
 	if got := ended(t, c.Wait()); got != statusPlatform {
 		t.Errorf("exit status %d, want %d", got, statusPlatform)
 	}
-	for _, want := range []string{fmt.Sprintf("process %d) ended", pid), s.log(), "session ended"} {
+	if strings.Contains(stderr.String(), "context canceled") {
+		t.Errorf("stderr tells of a context: %s", stderr)
+	}
+	for _, want := range []string{fmt.Sprintf("process %d) ended", pid), "enclave session show s-", s.log(), "session ended"} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("stderr does not say %q: %s", want, stderr)
 		}

@@ -156,9 +156,18 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 		}()
 	}
 	show := runView{out: p.out, err: p.err, live: !f.json}
+	begun := func() {}
+	if !f.quiet {
+		begun = p.sayTurn(watching, k.client, h.ID())
+	}
+	defer func() { begun() }()
 	for e, err := range h.Stream(watching) {
 		if err != nil {
 			return p.abandon(ctx, k, h, err)
+		}
+		if e.Kind != enclave.StreamPhase || e.Phase != enclave.Pending {
+			begun()
+			begun = func() {}
 		}
 		if err := show.event(e); err != nil {
 			return p.abandon(ctx, k, h, err)
@@ -183,7 +192,7 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 func (p *program) abandon(ctx context.Context, k *link, h *enclave.Handle, cause error) error {
 	select {
 	case <-k.lost: // a remote control plane is never lost: the channel is nil
-		return cause
+		return fmt.Errorf("session %s could not be followed to its end: `enclave session show %s` says what became of it", visible(h.ID()), visible(h.ID()))
 	default:
 	}
 	down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)

@@ -19,7 +19,7 @@ func (p *program) sessionCommand() *cobra.Command {
   enclave session show s-1a2b3c-7
   enclave session logs --follow s-1a2b3c-7`,
 	}
-	c.AddCommand(p.sessionList(), p.sessionShow(), p.sessionResult(), p.sessionLogs(), p.sessionRemove())
+	c.AddCommand(p.sessionList(), p.sessionShow(), p.sessionResult(), p.sessionLogs(), p.sessionQueue(), p.sessionRemove())
 	return c
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/failpoint"
@@ -41,12 +42,18 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Re
 		return s, err
 	}
 	ended.KillReason = end.reason
-	ended.Finished = p.now().UTC()
+	ended.Finished = latest(p.now().UTC(), s.Started, s.Created)
 	if end.exited {
 		res.ExitCode = &end.code
 	}
-	if !s.Started.IsZero() {
-		res.Duration = max(0, ended.Finished.Sub(s.Started))
+	switch {
+	case s.Started.IsZero():
+	case !o.began.IsZero():
+		res.Duration = time.Since(o.began)
+	default:
+		// It ran in an earlier process. When it ended is not known, and the clock
+		// may have been set since: it is charged with what it may have used.
+		res.Duration = min(ended.Finished.Sub(s.Started), time.Duration(s.Limits.WallSeconds)*time.Second)
 	}
 
 	var events []audit.Event
@@ -104,6 +111,17 @@ func (p *Plane) tell(ctx context.Context, s session.Session, res session.Result,
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// latest returns the last of moments. A session's times never go backwards,
+// whatever the clock does: each is at least as late as the one before.
+func latest(t time.Time, others ...time.Time) time.Time {
+	for _, o := range others {
+		if o.After(t) {
+			t = o
+		}
+	}
+	return t
+}
 
 // round keeps microseconds: more is noise, and a float that prints short is
 // one that every JSON implementation reads back as the same.

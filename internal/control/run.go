@@ -169,6 +169,7 @@ func endingOf(ctx context.Context) *ending {
 
 // An outcome is what is known of a session besides why it ended.
 type outcome struct {
+	began   time.Time // when it became running, if in this process, by the clock that nobody sets
 	json    []byte
 	traffic egress.Traffic
 	usage   backend.Usage
@@ -197,7 +198,7 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, s.ID, grant, recorder{r.plane.store, r.live, r.plane.observer})
 	}()
 
-	s, end = r.begin(ctx, s, box)
+	s, end = r.begin(ctx, s, box, &o)
 	if end == nil {
 		r.course.enter(working)
 		end = r.work(ctx, s, w, box, &o, served)
@@ -292,7 +293,7 @@ func (r *run) breach(exit backend.Exit, l session.Limits) *ending {
 func up(n, unit int64) int64 { return (n + unit - 1) / unit }
 
 // begin makes the session running once its guest has said hello.
-func (r *run) begin(ctx context.Context, s session.Session, box *box) (session.Session, *ending) {
+func (r *run) begin(ctx context.Context, s session.Session, box *box, o *outcome) (session.Session, *ending) {
 	hello, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	if _, err := box.guest.Hello(hello); err != nil {
@@ -302,7 +303,7 @@ func (r *run) begin(ctx context.Context, s session.Session, box *box) (session.S
 	if err != nil {
 		return s, lost("%v", err)
 	}
-	running.Started = r.plane.now().UTC()
+	running.Started, o.began = latest(r.plane.now().UTC(), s.Created), time.Now()
 	if err := failpoint.Hit("control.begin.hello"); err != nil {
 		return s, lost("%v", err)
 	}
@@ -330,7 +331,7 @@ func (r *run) because(ctx context.Context, e *ending) *ending {
 // work sends the work to the guest and waits for the first thing that ends it.
 func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *box, o *outcome, served <-chan struct{}) *ending {
 	wall := time.Duration(s.Limits.WallSeconds) * time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, wall-r.plane.now().Sub(s.Started),
+	ctx, cancel := context.WithTimeoutCause(ctx, wall-time.Since(o.began),
 		overLimit(session.WallClockExceeded, "wallSeconds", s.Limits.WallSeconds, s.Limits.WallSeconds, "control plane's clock"))
 	defer cancel()
 

@@ -1,0 +1,154 @@
+package httpapi
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/enclave-run/enclave/internal/auth"
+)
+
+// slowly sends a request's head and part of its body, and returns once the
+// server holds that part.
+func slowly(t *testing.T, r *rig, key string, part int) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	before := r.held()
+	body := `{"code":"` + strings.Repeat("x", part)
+	if _, err := fmt.Fprintf(conn, "POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		r.key[key], maxBody, body); err != nil {
+		t.Fatal(err)
+	}
+	for r.held() < before+int64(len(body)) {
+		if t.Context().Err() != nil {
+			t.Fatal("the server does not read")
+		}
+		runtime.Gosched()
+	}
+	return conn
+}
+
+func (r *rig) held() int64 {
+	r.pressure.mu.Lock()
+	defer r.pressure.mu.Unlock()
+	return r.pressure.bytes
+}
+
+// What slow clients have sent is bounded, and what they announced counts for
+// nothing; once they are gone their room is there again.
+func TestSlowBodiesHoldNoMoreThanTheirShare(t *testing.T) {
+	r := newRig(t)
+	r.pressure.bodies = 400_000 // 100,000 for one organisation
+	conn := slowly(t, r, "DEV", 60_000)
+	request := func(n int) *http.Response {
+		t.Helper()
+		resp, _ := r.do(t, "POST", "/v1/sessions", "DEV", strings.NewReader(`{"code":"`+strings.Repeat("y", n)+`"}`))
+		return resp
+	}
+	if resp := request(30_000); resp.StatusCode != http.StatusCreated {
+		t.Errorf("a body for which there is room: %s", resp.Status)
+	}
+	resp := request(50_000)
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != "1" {
+		t.Errorf("a body for which there is no room: %s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
+	}
+	conn.Close()
+	for r.held() != 0 && t.Context().Err() == nil {
+		runtime.Gosched()
+	}
+	if resp := request(50_000); resp.StatusCode != http.StatusCreated {
+		t.Errorf("after the slow one has gone: %s", resp.Status)
+	}
+	if n := len(r.pressure.byOrg); n != 0 {
+		t.Errorf("%d organisations are remembered", n)
+	}
+}
+
+func TestBodiesOfOneOrganisationLeaveRoomForOthers(t *testing.T) {
+	p := newPressure(400, 0)
+	if err := p.hold("a", 100); err != nil {
+		t.Error(err)
+	}
+	if err := p.hold("a", 1); !errors.Is(err, errBodies) {
+		t.Errorf("more than a quarter: %v", err)
+	}
+	for _, org := range []string{"b", "c", "d"} {
+		if err := p.hold(org, 100); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := p.hold("e", 1); !errors.Is(err, errBodies) {
+		t.Errorf("more than all: %v", err)
+	}
+	p.letGo("b", 100)
+	if err := p.hold("e", 100); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStreamsAreBoundedForACallerAndInTotal(t *testing.T) {
+	r := newRig(t)
+	r.pressure.streams = 10
+	open := func(key string) *http.Response {
+		t.Helper()
+		q, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+r.addr+"/v1/sessions/s-0a1b2c-8/stream", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Header.Set("Authorization", "Bearer "+r.key[key])
+		resp, err := http.DefaultClient.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	first := open("DEV")
+	open("DEV")
+	resp := open("DEV")
+	b, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" || !strings.Contains(string(b), "too_many_streams") {
+		t.Errorf("a third stream of a caller that may have two: %s %s", resp.Status, b)
+	}
+	if other := open("VIEWER"); other.StatusCode != http.StatusOK {
+		t.Errorf("another caller's: %s", other.Status)
+	}
+	first.Body.Close()
+	for open := 3; open > 2 && t.Context().Err() == nil; {
+		r.pressure.mu.Lock()
+		open = r.pressure.open
+		r.pressure.mu.Unlock()
+		runtime.Gosched()
+	}
+	if again := open("DEV"); again.StatusCode != http.StatusOK {
+		t.Errorf("after one was closed: %s", again.Status)
+	}
+
+	p := newPressure(0, 5)
+	var ends []func()
+	for i := range 5 {
+		end, err := p.stream(auth.Caller{Org: "acme", User: fmt.Sprint(i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, end)
+	}
+	if _, err := p.stream(auth.Caller{Org: "other"}); !errors.Is(err, errStreams) {
+		t.Errorf("a sixth stream of five: %v", err)
+	}
+	for _, end := range ends {
+		end()
+	}
+	if p.open != 0 || len(p.byUser) != 0 {
+		t.Errorf("%d streams of %d callers are left", p.open, len(p.byUser))
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -78,7 +79,7 @@ func (b *Backend) remove(ctx context.Context, s *sandbox) error {
 	if err := failpoint.Hit("gvisor.destroy.ungrouped"); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(s.dir); err != nil {
+	if err := removeOwn(s.dir); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("gvisor.destroy.removed"); err != nil {
@@ -133,3 +134,27 @@ func (s *sandbox) removeGroup(ctx context.Context) error {
 		}
 	}
 }
+
+// removeOwn removes a sandbox's directory with what is in it, unless something is
+// mounted there: nothing of ours is, for what runsc mounts the host does not see,
+// and removing what another file system shows here would remove it there.
+func removeOwn(dir string) error {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("look for mounts in %s: %w", dir, err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		// The fifth field, in which blanks are octal (proc_pid_mountinfo(5)).
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		at := mountEscapes.Replace(f[4])
+		if at == dir || strings.HasPrefix(at, dir+"/") {
+			return fmt.Errorf("%s is mounted by somebody else: unmount it, and what is left of the sandbox will be removed", at)
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

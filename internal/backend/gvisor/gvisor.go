@@ -197,6 +197,9 @@ func openDir(path string) (string, error) {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return "", err
 	}
+	if dir == "/" {
+		return "", errors.New("the state directory is the root directory")
+	}
 	// The umask may have taken what sandboxes need.
 	return dir, os.Chmod(dir, 0o711)
 }

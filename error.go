@@ -58,6 +58,7 @@ var (
 	ErrIdempotency  = &Error{Status: http.StatusConflict, Code: "idempotency_conflict"}
 	ErrNotEnded     = &Error{Status: http.StatusConflict, Code: "not_ended"}
 	ErrExpired      = &Error{Status: http.StatusGone, Code: "result_expired"} // the retention of the session is over
+	ErrStorage      = &Error{Status: http.StatusInternalServerError, Code: "storage_unavailable"}
 	ErrNotReady     = &Error{Status: http.StatusServiceUnavailable, Code: "not_ready"}
 	ErrUnavailable  = &Error{Status: http.StatusServiceUnavailable, Code: "unavailable"}
 )

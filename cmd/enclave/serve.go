@@ -197,10 +197,13 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 		}()
 	}
 
+	patience := admission.drain
 	select {
 	case err = <-ended:
 	case err = <-n.failed:
-		err = fmt.Errorf("the control plane can't go on: %w", err)
+		err = fmt.Errorf("the control plane can't go on: %w", broken(err, s.path))
+		logger.Error("ending at once", "err", err, "sessions", n.plane.Active())
+		patience = 0 // nothing that sessions still do would be kept
 	case sig := <-signals:
 		logger.Info("ending", "signal", sig.String(), "sessions", n.plane.Active())
 		go func() {
@@ -211,7 +214,7 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	}
 	// New sessions are refused at once. Those that run end first, while their
 	// clients can still follow them; then streams and leases, then requests.
-	stop, done := context.WithTimeout(context.WithoutCancel(ctx), admission.drain)
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer done()
 	err = errors.Join(err, n.stopPlane(stop))
 	holders.end()

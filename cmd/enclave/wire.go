@@ -67,7 +67,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}()
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	n.onClose(func(context.Context) error { end(); return nil })
-	failed := make(chan error, 3)
+	failed := make(chan error, 8)
 	n.failed = failed
 
 	// What an operator sees of it.
@@ -99,6 +99,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 			return nil
 		}
 	})
+	n.background(life, failed, c.state.watch)
 
 	// Who is told of ends.
 	own, err := hostAddrs()

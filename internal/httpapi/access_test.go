@@ -73,6 +73,7 @@ func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
 		{control.ErrNotEnded, 409, "not_ended", ""},
 		{session.ErrConflict, 409, "conflict", ""},
 		{control.ErrNotReady, 503, "not_ready", ""},
+		{session.ErrUnwritable, 500, "storage_unavailable", ""},
 		{control.ErrClosing, 503, "unavailable", ""},
 		{control.ErrAway, 503, "unavailable", ""},
 		{&control.BusyError{Code: control.RateLimited, Detail: "too fast", RetryAfter: 1500 * time.Millisecond}, 429, "rate_limited", ""},

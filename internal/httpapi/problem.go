@@ -77,6 +77,8 @@ func answers() []answer {
 		{errBodies, http.StatusServiceUnavailable, "busy", "too many requests send their bodies at once"},
 		{control.ErrAway, http.StatusServiceUnavailable, "unavailable", "the session is between two control planes; ask again"},
 		{auth.ErrIssuer, http.StatusServiceUnavailable, "unavailable", "the issuer of the token can't be reached"},
+		// Not a 503, which says that nothing was done: what failed last may be durable.
+		{session.ErrUnwritable, http.StatusInternalServerError, "storage_unavailable", "the server's disk did not take this: whether it was done shows after the server's restart"},
 		{control.ErrClosing, http.StatusServiceUnavailable, "unavailable", "the control plane is shutting down"},
 	}
 }

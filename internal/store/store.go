@@ -24,6 +24,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/session"
 )
 
 var (
@@ -32,7 +33,7 @@ var (
 	// ErrBroken is returned by every write after one that the disk may not have
 	// taken. What was acknowledged before is safe; opening the file again tells
 	// what became of the rest.
-	ErrBroken = errors.New("store is broken: open it again")
+	ErrBroken = fmt.Errorf("store is broken: open it again: %w", session.ErrUnwritable)
 	// ErrForeign is returned by Open for a file that another program made.
 	ErrForeign = errors.New("not a database of Enclave")
 	// ErrNewer is returned by Open for a file that a newer Enclave made.

@@ -71,6 +71,9 @@ func TestEveryFailpointLosesNothingAndLeavesNothing(t *testing.T) {
 	t.Run("hit", func(t *testing.T) {
 		for _, name := range slices.Sorted(maps.Keys(points)) {
 			for _, action := range actions {
+				if points[name].unwired {
+					continue
+				}
 				t.Run(name+"="+action, func(t *testing.T) {
 					t.Parallel()
 					c.hit(t, name, action)

@@ -20,6 +20,7 @@ type point struct {
 	backend string // "" is the simulator
 	way     way    // nil is sessions
 	nth     string // "@3": the third time; "" is the first
+	unwired bool   // no command of the program comes there yet: it can't be hit
 }
 
 // points has every failpoint of the program.
@@ -66,6 +67,8 @@ var points = map[string]point{
 	"store.sequence.added":       {place: "events are added to the log, which is not signed", nth: "@2"},
 	"store.sequence.signed":      {place: "the log is signed, and not durable", nth: "@2"},
 	"store.sequence.durable":     {place: "a checkpoint is durable, and not published", nth: "@2"},
+
+	"store.rotate.extended": {place: "the log is signed with its next key, and not durable", unwired: true},
 
 	"control.recover.read":      {place: "a start has read what should exist", way: restarts},
 	"control.recover.cleared":   {place: "a start has destroyed what should not exist", way: restarts},

@@ -43,6 +43,11 @@ type Client struct {
 	// Socket is the path of the control plane's unix socket. If set, all
 	// requests go there, and BaseURL is only a name.
 	Socket string
+	// TLSFingerprint is the SHA-256 of the server's certificate in hex, with or
+	// without colons. If set, the server must have that certificate; who signed
+	// it and for which name does not count. It is not used with Socket, and can't
+	// be with HTTPClient.
+	TLSFingerprint string
 	// HTTPClient sends the requests; by default one of the Client's own. It
 	// must have no Timeout, or it ends streams, and it is not used with Socket.
 	HTTPClient *http.Client
@@ -264,6 +269,9 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte, hea
 	if c.Socket != "" {
 		base = "http://localhost" // the name that a server on this machine answers to
 	}
+	if err := c.checkPin(base); err != nil {
+		return nil, err
+	}
 	var r io.Reader
 	if body != nil {
 		r = bytes.NewReader(body)
@@ -298,6 +306,8 @@ func (c *Client) setUp() {
 		h.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", c.Socket)
 		}}
+	case c.TLSFingerprint != "":
+		h.Transport = pinned(c.TLSFingerprint)
 	case c.HTTPClient != nil:
 		own := *c.HTTPClient
 		h = &own

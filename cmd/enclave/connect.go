@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -73,7 +75,20 @@ func (p *program) connect(ctx context.Context) (*link, error) {
 }
 
 func (p *program) remoteClient() *enclave.Client {
-	return &enclave.Client{BaseURL: strings.TrimRight(p.opts.BaseURL, "/"), APIKey: p.opts.APIKey, Token: p.opts.Token}
+	c := &enclave.Client{
+		BaseURL: strings.TrimRight(p.opts.BaseURL, "/"), APIKey: p.opts.APIKey, Token: p.opts.Token,
+		TLSFingerprint: p.opts.Fingerprint,
+	}
+	if p.opts.CAFile != "" {
+		roots, err := readRoots(p.opts.CAFile)
+		if err != nil { // it was there when the options were validated; now nobody is trusted
+			roots = x509.NewCertPool()
+		}
+		t := http.DefaultTransport.(*http.Transport).Clone()
+		t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+		c.HTTPClient = &http.Client{Transport: t}
+	}
+	return c
 }
 
 // errAbsent means that nothing serves the state directory, or no longer.

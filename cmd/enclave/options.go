@@ -1,9 +1,12 @@
 package main
 
 import (
+	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,6 +26,11 @@ type options struct {
 	BaseURL string // ENCLAVE_BASE_URL
 	APIKey  string // ENCLAVE_API_KEY
 	Token   string // ENCLAVE_TOKEN
+
+	// What its certificate is verified by: one of these, or else the host's
+	// certificate authorities.
+	Fingerprint string // ENCLAVE_TLS_FINGERPRINT
+	CAFile      string // ENCLAVE_CA_FILE
 }
 
 const (
@@ -51,6 +59,9 @@ func defaults(env func(string) string) options {
 		BaseURL: env("ENCLAVE_BASE_URL"),
 		APIKey:  env("ENCLAVE_API_KEY"),
 		Token:   env("ENCLAVE_TOKEN"),
+
+		Fingerprint: env("ENCLAVE_TLS_FINGERPRINT"),
+		CAFile:      env("ENCLAVE_CA_FILE"),
 	}
 }
 
@@ -77,7 +88,39 @@ func (o *options) validate() error {
 			return fmt.Errorf("ENCLAVE_BASE_URL %q is not a URL such as http://%s", o.BaseURL, defaultListen)
 		}
 	}
+	return o.validateTrust()
+}
+
+// validateTrust refuses what a remote control plane can't be verified by.
+func (o *options) validateTrust() error {
+	if !o.remote() || o.Fingerprint == "" && o.CAFile == "" {
+		return nil
+	}
+	switch pin, err := hex.DecodeString(strings.ReplaceAll(o.Fingerprint, ":", "")); {
+	case !strings.HasPrefix(o.BaseURL, "https://"):
+		return fmt.Errorf("ENCLAVE_BASE_URL %q is not https, and ENCLAVE_TLS_FINGERPRINT or ENCLAVE_CA_FILE is set: nothing would be verified", o.BaseURL)
+	case o.Fingerprint != "" && o.CAFile != "":
+		return errors.New("ENCLAVE_TLS_FINGERPRINT and ENCLAVE_CA_FILE exclude each other: unset one")
+	case o.Fingerprint != "" && (err != nil || len(pin) != 32):
+		return errors.New("ENCLAVE_TLS_FINGERPRINT is not 64 hex digits: `enclave serve` prints it when it starts")
+	case o.CAFile != "":
+		_, err := readRoots(o.CAFile)
+		return err
+	}
 	return nil
+}
+
+// readRoots reads the certificate authorities in a file.
+func readRoots(path string) (*x509.CertPool, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("ENCLAVE_CA_FILE: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(raw) {
+		return nil, fmt.Errorf("ENCLAVE_CA_FILE %s has no certificate in PEM", path)
+	}
+	return pool, nil
 }
 
 // remote reports whether another control plane than this host's is driven.

@@ -142,12 +142,12 @@ type server struct {
 	stderrEnd chan string
 }
 
-var servesForm = regexp.MustCompile(`enclave serves (http://\S+)`)
+var servesForm = regexp.MustCompile(`enclave serves (https?://\S+)`)
 
 // startServe starts a server and waits until it says where it serves.
-func startServe(t *testing.T, env []string) *server {
+func startServe(t *testing.T, env []string, more ...string) *server {
 	t.Helper()
-	v := &server{cmd: enclaveCommand(t, env, "serve", "--listen", "127.0.0.1:0"), stderrEnd: make(chan string, 1)}
+	v := &server{cmd: enclaveCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0"}, more...)...), stderrEnd: make(chan string, 1)}
 	stderr, err := v.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

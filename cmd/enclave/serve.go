@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/image"
 )
@@ -176,8 +175,19 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	ended := make(chan error, 3)
 	go func() { ended <- n.server.Serve(socket) }()
 	if tcp != nil {
+		at := &place{url: "http://" + tcp.Addr().String(), state: s.path}
+		if access := &p.opts.Serve.Access; access.encrypted() {
+			cert, err := access.openCertificate(s.stateDir, tcp.Addr().String(), p.now, logger)
+			if err != nil {
+				return err
+			}
+			tcp = cert.listener(tcp)
+			at.url, at.fingerprint = "https://"+tcp.Addr().String(), cert.fingerprint()
+		} else if access.InsecurePlain {
+			logger.Warn("plain HTTP: every machine on the way can read the credentials and all else", "listen", tcp.Addr().String())
+		}
 		go func() { ended <- n.server.Serve(tcp) }()
-		if err := p.welcome(ctx, n, tcp.Addr().String(), s.stateDir); err != nil {
+		if err := p.welcome(ctx, n.store, at); err != nil {
 			return err
 		}
 		var building sync.WaitGroup
@@ -226,32 +236,6 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
 	}
-	return err
-}
-
-// welcome says where the control plane is, and at the first start how to use it.
-func (p *program) welcome(ctx context.Context, n *node, addr string, s *stateDir) error {
-	fmt.Fprintf(p.err, "enclave serves http://%s · state %s · process %d\n", addr, s.path, os.Getpid())
-	keys, err := n.store.Keys(ctx, auth.Local().Org)
-	if err != nil {
-		return err
-	}
-	if len(keys) > 0 {
-		return nil
-	}
-	k, plaintext, err := auth.Generate(p.now(), auth.Local().Org, "root", auth.Owner)
-	if err != nil {
-		return err
-	}
-	if err := n.store.SaveKey(ctx, k); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(p.out, `root API key (shown this once): %s
-Run the first session:
-  export ENCLAVE_BASE_URL=http://%s ENCLAVE_API_KEY=%s
-  enclave run -c 'enclave.result(sum(range(10)))'
-  enclave session list
-`, plaintext, addr, plaintext)
 	return err
 }
 

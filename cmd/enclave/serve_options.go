@@ -2,8 +2,6 @@ package main
 
 import (
 	"cmp"
-	"fmt"
-	"net"
 
 	"github.com/spf13/cobra"
 )
@@ -15,6 +13,7 @@ import (
 type serveOptions struct {
 	Listen string // --listen, ENCLAVE_LISTEN
 
+	Access    accessOptions
 	Admission admissionOptions
 	Observe   observeOptions
 	Webhook   webhookOptions
@@ -32,6 +31,7 @@ func serveDefaults(env func(string) string) serveOptions {
 	return serveOptions{
 		Listen: or("ENCLAVE_LISTEN", defaultListen),
 
+		Access:    accessDefaults(or),
 		Admission: admissionDefaults(env),
 		Observe:   observeDefaults(or),
 		Webhook:   webhookDefaults(or),
@@ -42,7 +42,8 @@ func serveDefaults(env func(string) string) serveOptions {
 // flags adds a flag for each option to c.
 func (o *serveOptions) flags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.Listen, "listen", o.Listen, "loopback `ADDRESS` of the API (ENCLAVE_LISTEN)")
+	f.StringVar(&o.Listen, "listen", o.Listen, "`ADDRESS` of the API; beyond this host, only with TLS (ENCLAVE_LISTEN)")
+	o.Access.flags(c)
 	o.Admission.flags(c)
 	o.Observe.flags(c)
 	o.Webhook.flags(c)
@@ -51,25 +52,5 @@ func (o *serveOptions) flags(c *cobra.Command) {
 
 // validate refuses what can't work or would be dangerous.
 func (o *serveOptions) validate() error {
-	return cmp.Or(o.validateListen(), o.Admission.validate(), o.Observe.validate(), o.Webhook.validate(), o.Retention.validate())
-}
-
-// validateListen refuses an address that others than this host can reach.
-func (o *serveOptions) validateListen() error {
-	host, port, err := net.SplitHostPort(o.Listen)
-	if err != nil || port == "" {
-		return fmt.Errorf("--listen %q is not host:port, such as %s", o.Listen, defaultListen)
-	}
-	if !loopback(host) {
-		return fmt.Errorf("--listen %q is not a loopback address: this server speaks plain HTTP, so put a TLS proxy in front of %s", o.Listen, defaultListen)
-	}
-	return nil
-}
-
-func loopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
+	return cmp.Or(o.Access.validate(), o.validateListen(), o.Admission.validate(), o.Observe.validate(), o.Webhook.validate(), o.Retention.validate())
 }

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
-	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
@@ -162,16 +161,13 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err := n.askForGauges(metrics, p); err != nil {
 		return nil, err
 	}
-	secret, err := loadTokenSecret(c.state.stateDir)
-	if err != nil {
-		return nil, err
-	}
-	tokens, err := auth.NewVerifier(auth.VerifierConfig{Secret: secret, Now: p.now})
+	tokens, err := c.serve.Access.verifier(c.state.stateDir, own, p.now)
 	if err != nil {
 		return nil, err
 	}
 	api, err := httpapi.NewServer(httpapi.Config{
 		Plane: n.plane, Keys: n.store, Tokens: tokens, Log: c.logger, Observer: metrics, Metrics: metrics.Handler(), WebhookKey: key.Public(),
+		Hosts: c.serve.Access.Hosts,
 	})
 	if err != nil {
 		return nil, err

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/store"
+)
+
+// A place is where a control plane is reached.
+type place struct {
+	url         string
+	fingerprint string // of its certificate; "" without TLS
+	state       string
+}
+
+// welcome says where the control plane is, and at the first start how to use
+// it. The root key is shown then and never again. Who has lost it, or whose
+// server died between saving and showing it, is root on this machine and makes
+// another over the socket.
+func (p *program) welcome(ctx context.Context, st *store.Store, at *place) error {
+	fmt.Fprintf(p.err, "enclave serves %s · state %s · process %d\n", at.url, at.state, os.Getpid())
+	if at.fingerprint != "" {
+		fmt.Fprintf(p.err, "SHA-256 fingerprint of its certificate: %s\n", at.fingerprint)
+	}
+	keys, err := st.Keys(ctx, auth.Local().Org)
+	if err != nil {
+		return err
+	}
+	if len(keys) > 0 {
+		return nil
+	}
+	k, plaintext, err := auth.Generate(p.now(), auth.Local().Org, "root", auth.Owner)
+	if err != nil {
+		return err
+	}
+	file := p.opts.Serve.Access.RootKeyFile
+	if file != "" {
+		// Written first: a key that opens nothing can be removed, one that nobody
+		// knows is of no use.
+		if err := writeRootKey(file, plaintext); err != nil {
+			return err
+		}
+	}
+	if err := st.SaveKey(ctx, k); err != nil {
+		return errors.Join(err, removeIf(file))
+	}
+	shown, use := "(shown this once): "+plaintext, plaintext
+	if file != "" {
+		shown, use = "is in "+file, "$(cat "+file+")"
+	}
+	pin := ""
+	if at.fingerprint != "" {
+		pin = " ENCLAVE_TLS_FINGERPRINT=" + at.fingerprint
+	}
+	_, err = fmt.Fprintf(p.out, `root API key %s
+Run the first session:
+  export ENCLAVE_BASE_URL=%s ENCLAVE_API_KEY=%s%s
+  enclave run -c 'enclave.result(sum(range(10)))'
+  enclave session list
+`, shown, at.url, use, pin)
+	return err
+}
+
+// writeRootKey writes a new file for root alone.
+func writeRootKey(path, plaintext string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("--root-key-file %s is there already: remove it, or name another", path)
+	}
+	if err != nil {
+		return fmt.Errorf("--root-key-file: %w", err)
+	}
+	_, err = f.WriteString(plaintext + "\n")
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("--root-key-file: %w", err), removeIf(path))
+	}
+	return nil
+}
+
+// removeIf removes the file, if one is named.
+func removeIf(path string) error {
+	if path == "" {
+		return nil
+	}
+	return os.Remove(path)
+}

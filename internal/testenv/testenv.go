@@ -21,7 +21,7 @@ import (
 // skip its test for ever.
 //
 // The names are root, gvisor, docker, qemu, firecracker, kubernetes, netns
-// (network namespaces) and mmdebstrap.
+// (network namespaces), loop (file systems on loop devices) and mmdebstrap.
 func Need(t testing.TB, name string) {
 	t.Helper()
 	need(t, name, probes(), os.Getenv("ENCLAVE_REQUIRE"))
@@ -61,6 +61,7 @@ func probes() map[string]func() error {
 		"root":        isRoot,
 		"netns":       sysAdmin,
 		"gvisor":      gvisor,
+		"loop":        func() error { return all(sysAdmin, has("mkfs.ext4"), has("losetup"), device("/dev/loop-control")) },
 		"docker":      docker,
 		"qemu":        qemu,
 		"firecracker": firecracker,

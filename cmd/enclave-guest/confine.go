@@ -130,6 +130,10 @@ const x32 = 0x40000000
 // without a system call to filter, and another ABI would have other numbers for
 // all this: both are as if the kernel did not have them.
 //
+// Nor does it let a process make a user namespace, in which it would have every
+// capability. clone3 has its flags in memory, where a filter does not look: it is
+// as if the kernel did not have it, and the C libraries then use clone.
+//
 // Refusals are errors and no signal, so that a program that only probes goes on.
 func socketFilter(arch uint32) []unix.SockFilter {
 	const (
@@ -143,20 +147,27 @@ func socketFilter(arch uint32) []unix.SockFilter {
 	)
 	return []unix.SockFilter{
 		/*  0 */ {Code: load, K: abi},
-		/*  1 */ {Code: equal, K: arch, Jf: 11}, // → 13
+		/*  1 */ {Code: equal, K: arch, Jf: 16}, // → 18
 		/*  2 */ {Code: load, K: nr},
-		/*  3 */ {Code: least, K: x32, Jt: 9}, // → 13
-		/*  4 */ {Code: equal, K: unix.SYS_IO_URING_SETUP, Jt: 8}, // → 13
-		/*  5 */ {Code: equal, K: unix.SYS_SOCKET, Jt: 1}, // → 7
-		/*  6 */ {Code: equal, K: unix.SYS_SOCKETPAIR, Jf: 7}, // → 14
-		/*  7 */ {Code: load, K: arg0},
-		/*  8 */ {Code: equal, K: unix.AF_UNIX, Jt: 5}, // → 14
-		/*  9 */ {Code: equal, K: unix.AF_INET, Jt: 4},
-		/* 10 */ {Code: equal, K: unix.AF_INET6, Jt: 3},
-		/* 11 */ {Code: equal, K: unix.AF_NETLINK, Jt: 2},
-		/* 12 */ {Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EAFNOSUPPORT)},
-		/* 13 */ {Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
-		/* 14 */ {Code: ret, K: unix.SECCOMP_RET_ALLOW},
+		/*  3 */ {Code: least, K: x32, Jt: 14}, // → 18
+		/*  4 */ {Code: equal, K: unix.SYS_IO_URING_SETUP, Jt: 13},
+		/*  5 */ {Code: equal, K: unix.SYS_CLONE3, Jt: 12},
+		/*  6 */ {Code: equal, K: unix.SYS_SOCKET, Jt: 4}, // → 11
+		/*  7 */ {Code: equal, K: unix.SYS_SOCKETPAIR, Jt: 3},
+		/*  8 */ {Code: equal, K: unix.SYS_UNSHARE, Jt: 1}, // → 10
+		/*  9 */ {Code: equal, K: unix.SYS_CLONE, Jf: 10}, // → 20
+		/* 10 */ {Code: unix.BPF_JMP | unix.BPF_JA, K: 5}, // → 16
+		/* 11 */ {Code: load, K: arg0},
+		/* 12 */ {Code: equal, K: unix.AF_UNIX, Jt: 7}, // → 20
+		/* 13 */ {Code: equal, K: unix.AF_INET, Jt: 6},
+		/* 14 */ {Code: equal, K: unix.AF_INET6, Jt: 5},
+		/* 15 */ {Code: equal, K: unix.AF_NETLINK, Jt: 4, Jf: 3}, // → 20, 19
+		/* 16 */ {Code: load, K: arg0},
+		/* 17 */ {Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: unix.CLONE_NEWUSER, Jt: 3, Jf: 2}, // → 21, 20
+		/* 18 */ {Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+		/* 19 */ {Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EAFNOSUPPORT)},
+		/* 20 */ {Code: ret, K: unix.SECCOMP_RET_ALLOW},
+		/* 21 */ {Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
 	}
 }
 

@@ -15,8 +15,8 @@ import (
 func TestSocketFilterRefusesAllButFourFamilies(t *testing.T) {
 	arches := []uint32{unix.AUDIT_ARCH_X86_64, unix.AUDIT_ARCH_AARCH64, unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_ARM, 0}
 	numbers := []uint32{unix.SYS_SOCKET, unix.SYS_SOCKETPAIR, unix.SYS_IO_URING_SETUP, unix.SYS_CONNECT, unix.SYS_READ, 0, 1,
-		102, 359, x32 - 1, x32, x32 | unix.SYS_SOCKET, x32 | unix.SYS_IO_URING_SETUP, 1<<32 - 1}
-	families := []uint64{1<<64 - 1, 1 << 32, 1<<32 | unix.AF_VSOCK, 1<<32 | unix.AF_INET}
+		unix.SYS_UNSHARE, unix.SYS_CLONE, unix.SYS_CLONE3, 102, 359, x32 - 1, x32, x32 | unix.SYS_SOCKET, x32 | unix.SYS_IO_URING_SETUP, 1<<32 - 1}
+	families := []uint64{1<<64 - 1, unix.CLONE_NEWUSER, unix.CLONE_NEWUSER | unix.CLONE_VM, unix.CLONE_NEWNET, unix.CLONE_VM | unix.CLONE_THREAD, 1 << 32, 1<<32 | unix.AF_VSOCK, 1<<32 | unix.AF_INET}
 	for f := range uint64(50) {
 		families = append(families, f)
 	}
@@ -48,7 +48,10 @@ func TestSocketFilterRefusesAllButFourFamilies(t *testing.T) {
 					if (nr == unix.SYS_SOCKET || nr == unix.SYS_SOCKETPAIR) && !allowed {
 						want = unix.SECCOMP_RET_ERRNO | uint32(unix.EAFNOSUPPORT)
 					}
-					if arch != own || nr >= x32 || nr == unix.SYS_IO_URING_SETUP {
+					if (nr == unix.SYS_UNSHARE || nr == unix.SYS_CLONE) && arg&unix.CLONE_NEWUSER != 0 {
+						want = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+					}
+					if arch != own || nr >= x32 || nr == unix.SYS_IO_URING_SETUP || nr == unix.SYS_CLONE3 {
 						want = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
 					}
 					if uint32(got) != want {

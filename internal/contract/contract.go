@@ -20,6 +20,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/enclave-run/enclave/api"
 )
@@ -28,6 +29,10 @@ import (
 type Document struct {
 	*openapi3.T
 	paths *http.ServeMux // knows which path a request is for
+
+	components json.RawMessage // what schemas refer to
+	mu         sync.Mutex
+	compiled   map[*openapi3.SchemaRef]*jsonschema.Schema
 }
 
 // Load returns the document of package api, or what is wrong with it.
@@ -39,7 +44,15 @@ var Load = sync.OnceValues(func() (*Document, error) {
 	if err := t.Validate(context.Background(), openapi3.EnableExamplesValidation()); err != nil {
 		return nil, fmt.Errorf("openapi.yaml is not valid: %w", err)
 	}
-	d := &Document{T: t, paths: http.NewServeMux()}
+	d := &Document{T: t, paths: http.NewServeMux(), compiled: map[*openapi3.SchemaRef]*jsonschema.Schema{}}
+	if d.components, err = json.Marshal(t.Components); err != nil {
+		return nil, fmt.Errorf("encode the components of openapi.yaml: %w", err)
+	}
+	for name, s := range t.Components.Schemas {
+		if _, err := d.compile(s); err != nil {
+			return nil, fmt.Errorf("schema %s: %w", name, err)
+		}
+	}
 	for p := range t.Paths.Map() {
 		d.paths.Handle(p, http.NotFoundHandler())
 	}
@@ -167,7 +180,7 @@ func (d *Document) checkBody(r *openapi3.ResponseRef, x Exchange) error {
 			return fmt.Errorf("status %d: %w in %.300s", x.Status, err, x.Body)
 		}
 	}
-	if err := visit(media.Schema, v); err != nil {
+	if err := d.visit(media.Schema, v); err != nil {
 		return fmt.Errorf("status %d: %.2000s: %w", x.Status, x.Body, err)
 	}
 	return nil
@@ -227,11 +240,7 @@ func (d *Document) CheckSchema(name string, v any) error {
 	if s == nil {
 		return fmt.Errorf("the document has no schema %q", name)
 	}
-	return visit(s, v)
-}
-
-func visit(s *openapi3.SchemaRef, v any) error {
-	return s.Value.VisitJSON(v, openapi3.EnableJSONSchema2020(), openapi3.EnableFormatValidation())
+	return d.visit(s, v)
 }
 
 // parse decodes one JSON value, with nothing behind it but a line's end.

@@ -7,14 +7,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/store"
 )
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
@@ -29,9 +29,10 @@ verified with the log's public key alone, on any machine, without a server.`,
 		Example: `  enclave audit show s-1a2b3c-7
   enclave audit export s-1a2b3c-7 --output record.json
   enclave audit key > log.vkey
-  enclave audit verify record.json --key log.vkey`,
+  enclave audit verify record.json --key log.vkey
+  enclave audit witness --remember seen.json --key log.vkey --trust-first`,
 	}
-	c.AddCommand(p.auditShow(), p.auditExport(), p.auditVerify(), p.auditKey())
+	c.AddCommand(p.auditShow(), p.auditExport(), p.auditVerify(), p.auditKey(), p.auditRotateKey(), p.auditWitness())
 	return c
 }
 
@@ -90,12 +91,23 @@ func detail(raw json.RawMessage) string {
 
 func (p *program) auditExport() *cobra.Command {
 	var out string
+	var all bool
 	c := &cobra.Command{
-		Use:     "export ID",
-		Short:   "Write the record of a session, with its proofs, to a file",
-		Example: "  enclave audit export s-1a2b3c-7 --output record.json",
-		Args:    cobra.ExactArgs(1), ValidArgsFunction: p.completeSessions,
+		Use:   "export ID | export --all",
+		Short: "Write the record of a session, with its proofs, or the whole log to a file",
+		Long: `Export writes the record of a session with what is needed to check it, or, with
+--all and on the host itself, the whole signed log: each event a line of JSON,
+and the checkpoint on the last. ` + "`enclave audit verify`" + ` checks either.`,
+		Example: `  enclave audit export s-1a2b3c-7 --output record.json
+  sudo enclave audit export --all > log.ndjson`,
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: p.completeSessions,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if all != (len(args) == 0) {
+				return errors.New("name a session, or say --all for the whole log")
+			}
+			if all {
+				return p.toFile(out, func(w io.Writer) error { return p.exportLog(cmd.Context(), w) })
+			}
 			return p.client(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
 				bundle, err := cl.Export(ctx, args[0])
 				if err != nil {
@@ -106,136 +118,61 @@ func (p *program) auditExport() *cobra.Command {
 		},
 	}
 	c.Flags().StringVarP(&out, "output", "o", "-", "`FILE` to write; - is stdout")
+	c.Flags().BoolVar(&all, "all", false, "the whole log of this host")
 	return c
 }
 
-// A property is one sentence that a verified record makes true.
-type property struct {
-	Name   string `json:"name"`
-	Holds  bool   `json:"holds"`
-	Detail string `json:"detail,omitempty"`
-}
-
-func (p *program) auditVerify() *cobra.Command {
-	var asJSON bool
-	var key string
-	c := &cobra.Command{
-		Use:   "verify FILE",
-		Short: "Check an exported record against the log's public key",
-		Long: `Verify checks an exported record against the public key of the log it is from,
-and against nothing else: no server, no database. The key must come from where
-you trust it, not from the file: ` + "`enclave audit key`" + ` prints it on the server.
-
-It says yes or no for each property and exits 1 unless all hold.`,
-		Example: "  enclave audit verify record.json --key log.vkey",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			vkey, err := readKey(key)
-			if err != nil {
-				return err
-			}
-			f, err := os.Open(args[0])
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			properties, report := verifyRecord(f, vkey)
-			all := true
-			for _, q := range properties {
-				all = all && q.Holds
-			}
-			if asJSON {
-				err = printJSON(p.out, map[string]any{"verified": all, "session": report.Session, "events": report.Events, "outcome": report.Outcome,
-					"log": report.Origin, "logSize": report.Log.N, "properties": properties})
-			} else {
-				err = p.showVerified(properties, report)
-			}
-			if err == nil && !all {
-				err = &exit{statusFailed, errors.New("the record does not verify")}
-			}
-			return err
-		},
+// exportLog writes the whole log of this host, whether or not it is being served.
+func (p *program) exportLog(ctx context.Context, w io.Writer) error {
+	if p.opts.remote() {
+		return errors.New("the whole log is of all organisations: export it on its machine, with ENCLAVE_BASE_URL unset")
 	}
-	c.Flags().StringVar(&key, "key", "", "the log's public key, or a `FILE` with it")
-	_ = c.MarkFlagRequired("key")
-	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
-	return c
-}
-
-func (p *program) showVerified(properties []property, r audit.Report) error {
-	for _, q := range properties {
-		word := "yes"
-		if !q.Holds {
-			word = "NO "
-		}
-		line := word + "  " + q.Name
-		if q.Detail != "" {
-			line += ": " + visible(q.Detail)
-		}
-		if _, err := fmt.Fprintln(p.out, line); err != nil {
-			return err
-		}
-	}
-	if r.Session == "" {
-		return nil
-	}
-	_, err := fmt.Fprintf(p.out, "session %s, %d events, outcome %s, in log %s of %d events\n",
-		visible(r.Session), r.Events, visible(orDash(r.Outcome)), visible(r.Origin), r.Log.N)
-	return err
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// verifyRecord checks every property by itself, so that a reader sees which one
-// does not hold, and then all of them together, which is what counts.
-func verifyRecord(r io.Reader, vkey string) ([]property, audit.Report) {
-	b, err := audit.ReadBundle(r)
-	read := property{"the file is a record in its one canonical form", err == nil, say(err)}
+	s, err := findState(p.opts.State)
 	if err != nil {
-		return []property{read}, audit.Report{}
+		return err
 	}
-	_, cerr := audit.OpenCheckpoint([]byte(b.Checkpoint), vkey)
-	chain := audit.Verify(b.Events)
-	order := audit.CheckOrder(b.Events)
-	report, whole := audit.VerifyBundle(b, vkey)
-	complete, why := false, "not checked: the record does not verify"
-	if whole == nil {
-		complete, why = report.Complete, report.Why
-	}
-	return []property{
-		read,
-		{"the checkpoint is signed by the key", cerr == nil, say(cerr)},
-		{"each event follows from the one before it", chain == nil, say(chain)},
-		{"the events are in their order", order == nil, say(order)},
-		{"each event is in the signed log, and nothing contradicts it", whole == nil, say(whole)},
-		{"the record is complete", complete, why},
-	}, report
-}
-
-func say(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
-}
-
-// readKey returns a public key given as itself or as a file that has it.
-func readKey(key string) (string, error) {
-	if strings.Count(key, "+") >= 2 && !strings.ContainsAny(key, "\n") {
-		if _, err := os.Stat(key); err != nil {
-			return key, nil
-		}
-	}
-	raw, err := readSmall(key)
+	t := p.tally("exported")
+	x, err := store.Export(ctx, s.file("db", "enclave.db"), w, t.show)
 	if err != nil {
-		return "", fmt.Errorf("read the key: %w", err)
+		return err
 	}
-	return strings.TrimSpace(string(raw)), nil
+	t.end(x.Events)
+	if x.Unsigned > 0 {
+		fmt.Fprintf(p.err, "%d newer events are not signed yet and left out\n", x.Unsigned)
+	}
+	return nil
+}
+
+// A tally says on stderr how far long work has come, at most once a second.
+type tally struct {
+	p    *program
+	did  string
+	from time.Time
+	last time.Time
+}
+
+func (p *program) tally(did string) *tally {
+	now := p.now()
+	return &tally{p, did, now, now}
+}
+
+// show says that done of all events are done; all is 0 if it is not known.
+func (t *tally) show(done, all int64) {
+	if now := t.p.now(); now.Sub(t.last) >= time.Second {
+		t.last = now
+		of := ""
+		if all > 0 {
+			of = fmt.Sprintf(" of %d", all)
+		}
+		fmt.Fprintf(t.p.err, "%s %d%s events\n", t.did, done, of)
+	}
+}
+
+// end says what was done, if it took so long that something was said before.
+func (t *tally) end(done int64) {
+	if t.last != t.from {
+		fmt.Fprintf(t.p.err, "%s %d events in %.1f s\n", t.did, done, t.p.now().Sub(t.from).Seconds())
+	}
 }
 
 func (p *program) auditKey() *cobra.Command {

@@ -13,11 +13,12 @@ import (
 type serveOptions struct {
 	Listen string // --listen, ENCLAVE_LISTEN
 
-	Access    accessOptions
-	Admission admissionOptions
-	Observe   observeOptions
-	Webhook   webhookOptions
-	Retention retentionOptions
+	Access     accessOptions
+	Admission  admissionOptions
+	Observe    observeOptions
+	Webhook    webhookOptions
+	Retention  retentionOptions
+	Checkpoint checkpointOptions
 }
 
 // serveDefaults returns the options before any flag was read.
@@ -31,11 +32,12 @@ func serveDefaults(env func(string) string) serveOptions {
 	return serveOptions{
 		Listen: or("ENCLAVE_LISTEN", defaultListen),
 
-		Access:    accessDefaults(or),
-		Admission: admissionDefaults(env),
-		Observe:   observeDefaults(or),
-		Webhook:   webhookDefaults(or),
-		Retention: retentionDefaults(or),
+		Access:     accessDefaults(or),
+		Admission:  admissionDefaults(env),
+		Observe:    observeDefaults(or),
+		Webhook:    webhookDefaults(or),
+		Retention:  retentionDefaults(or),
+		Checkpoint: checkpointDefaults(or),
 	}
 }
 
@@ -48,9 +50,10 @@ func (o *serveOptions) flags(c *cobra.Command) {
 	o.Observe.flags(c)
 	o.Webhook.flags(c)
 	o.Retention.flags(c)
+	o.Checkpoint.flags(c)
 }
 
 // validate refuses what can't work or would be dangerous.
 func (o *serveOptions) validate() error {
-	return cmp.Or(o.Access.validate(), o.validateListen(), o.Admission.validate(), o.Observe.validate(), o.Webhook.validate(), o.Retention.validate())
+	return cmp.Or(o.Access.validate(), o.validateListen(), o.Admission.validate(), o.Observe.validate(), o.Webhook.validate(), o.Retention.validate(), o.Checkpoint.validate())
 }

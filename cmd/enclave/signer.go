@@ -12,6 +12,9 @@ import (
 	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
+// auditKey is the private key of the log, in db.
+const auditKey = "audit.key"
+
 // makeSignerKey makes the key of this state directory's log. The public half is
 // kept beside it, for everyone to read. The caller holds the lock.
 func makeSignerKey(s *stateDir) ([]byte, error) {
@@ -26,7 +29,7 @@ func makeSignerKey(s *stateDir) ([]byte, error) {
 	if err := failpoint.Hit("signer.make.public"); err != nil {
 		return nil, err
 	}
-	if err := writeFile(s.file("db", "audit.key"), private, 0o600); err != nil {
+	if err := writeFile(s.file("db", auditKey), private, 0o600); err != nil {
 		return nil, err
 	}
 	return private, failpoint.Hit("signer.make.private")

@@ -81,11 +81,12 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 
 	// The record: sessions, events, and the log that is signed.
-	if n.store, err = store.Open(ctx, c.state.file("db", "enclave.db"), store.Options{Now: p.now, Committed: metrics.Committed}); err != nil {
-		return nil, newerStore(err, c.state.path)
+	var closeStore func() error
+	if n.store, closeStore, err = openStore(ctx, c.state.stateDir, c.serve.Checkpoint.File, store.Options{Now: p.now, Committed: metrics.Committed}); err != nil {
+		return nil, err
 	}
-	n.onClose(func(context.Context) error { return n.store.Close() })
-	signer, err := loadSigner(c.state.stateDir)
+	n.onClose(func(context.Context) error { return closeStore() })
+	signer, err := settleKey(ctx, c.state.stateDir, n.store)
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +282,7 @@ func publicTable() (*egress.Table, error) {
 // loadSigner returns the signer of the audit log, and makes its key if there is
 // none.
 func loadSigner(s *stateDir) (*audit.Signer, error) {
-	raw, err := readSmall(s.file("db", "audit.key"))
+	raw, err := readSmall(s.file("db", auditKey))
 	if errors.Is(err, os.ErrNotExist) {
 		raw, err = makeSignerKey(s)
 	}

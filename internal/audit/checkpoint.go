@@ -149,11 +149,12 @@ func VerifyConsistency(older, newer []byte, proof tlog.TreeProof, public string)
 	if err != nil {
 		return fmt.Errorf("newer checkpoint: %w", err)
 	}
-	return grown(o, n, proof)
+	return Grown(o, n, proof)
 }
 
-// grown reports whether the log of tree o is the beginning of that of tree n.
-func grown(o, n tlog.Tree, proof tlog.TreeProof) error {
+// Grown reports whether the log of tree o is the beginning of that of tree n.
+// That either was signed is for the caller to know.
+func Grown(o, n tlog.Tree, proof tlog.TreeProof) error {
 	switch {
 	case o.N > n.N:
 		return fmt.Errorf("the log has shrunk from %d to %d events", o.N, n.N)

@@ -154,6 +154,16 @@ func openRotated(checkpoint []byte, public string, rotations []Rotation) (tlog.T
 	return tree, c, nil
 }
 
+// Trace returns the key that signed checkpoint: public itself, or the one that
+// rotations, all of the checkpoint's log, lead to from it.
+func Trace(public string, checkpoint []byte, rotations []Rotation) (current string, err error) {
+	_, chain, err := openRotated(checkpoint, public, rotations)
+	if err != nil {
+		return "", err
+	}
+	return chain.current(), nil
+}
+
 // Advance reports whether the log of checkpoint newer continues that of
 // checkpoint older, which key signed, and returns the key that signed newer: key
 // itself, or the one that rotations, all of the newer log, lead to from it. A
@@ -168,7 +178,7 @@ func Advance(older []byte, key string, newer []byte, proof tlog.TreeProof, rotat
 	if err != nil {
 		return "", fmt.Errorf("newer checkpoint: %w", err)
 	}
-	if err := grown(o, n, proof); err != nil {
+	if err := Grown(o, n, proof); err != nil {
 		return "", err
 	}
 	if chain.signer(o.N) != key {

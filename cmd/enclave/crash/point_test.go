@@ -68,7 +68,11 @@ var points = map[string]point{
 	"store.sequence.signed":      {place: "the log is signed, and not durable", nth: "@2"},
 	"store.sequence.durable":     {place: "a checkpoint is durable, and not published", nth: "@2"},
 
-	"store.rotate.extended": {place: "the log is signed with its next key, and not durable", unwired: true},
+	"enclave.rotate.kept":      {place: "a new key of the log is kept, nothing is signed with it", way: rotates},
+	"store.rotate.extended":    {place: "a rotation of the log's key is written, and not committed", way: rotates},
+	"enclave.rotate.logged":    {place: "a rotation is durable, the old key is in its place", way: rotates},
+	"enclave.rotate.announced": {place: "a new public key is written, the old private one is in its place", way: rotates},
+	"enclave.rotate.adopted":   {place: "a new key is in its place, the old one's bytes are not overwritten", way: rotates},
 
 	"control.recover.read":      {place: "a start has read what should exist", way: restarts},
 	"control.recover.cleared":   {place: "a start has destroyed what should not exist", way: restarts},

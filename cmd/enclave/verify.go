@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/internal/audit"
+)
+
+// A property is one sentence that a verified record makes true.
+type property struct {
+	Name   string `json:"name"`
+	Holds  bool   `json:"holds"`
+	Detail string `json:"detail,omitempty"`
+}
+
+func (p *program) auditVerify() *cobra.Command {
+	var asJSON bool
+	var key, copies string
+	c := &cobra.Command{
+		Use:   "verify FILE",
+		Short: "Check an exported record, or the whole log, against the log's public key",
+		Long: `Verify checks an exported record, or an exported log, against the public key of the log it is from,
+and against nothing else: no server, no database. The key must come from where
+you trust it, not from the file: ` + "`enclave audit key`" + ` prints it on the server. A
+key that was replaced since is as good: the rotations are in the file.
+
+With --checkpoints the log must also have had every checkpoint of that file, which
+` + "`enclave serve --checkpoint-file`" + ` wrote where the log's server can't change it: so a
+log that was rewritten by who has its key, or cut off, is found.
+
+It says yes or no for each property and exits 1 unless all hold.`,
+		Example: `  enclave audit verify record.json --key log.vkey
+  enclave audit verify log.ndjson --key log.vkey --checkpoints /mnt/other/log.checkpoints`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			vkey, err := readKey(key)
+			if err != nil {
+				return err
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			isLog, file := openLog(f)
+			if isLog {
+				return p.verifyLog(file, vkey, copies, asJSON)
+			}
+			if copies != "" {
+				return errors.New("--checkpoints is for a whole log, as `enclave audit export --all` writes it")
+			}
+			properties, report := verifyRecord(file, vkey)
+			all := true
+			for _, q := range properties {
+				all = all && q.Holds
+			}
+			if asJSON {
+				err = printJSON(p.out, map[string]any{"verified": all, "session": report.Session, "events": report.Events, "outcome": report.Outcome,
+					"log": report.Origin, "logSize": report.Log.N, "key": report.Key, "properties": properties})
+			} else {
+				err = p.showVerified(properties, report)
+			}
+			if err == nil && !all {
+				err = &exit{statusFailed, errors.New("the record does not verify")}
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "the log's public key, or a `FILE` with it")
+	_ = c.MarkFlagRequired("key")
+	c.Flags().StringVar(&copies, "checkpoints", "", "for a whole log: `FILE` of checkpoints that it must have had")
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}
+
+// verifyLog checks an exported log, and the checkpoint file called copies unless
+// that is "".
+func (p *program) verifyLog(r io.Reader, vkey, copies string, asJSON bool) error {
+	t := p.tally("verified")
+	o := audit.LogOptions{Progress: func(events, _ int64) { t.show(events, 0) }}
+	if copies != "" {
+		f, err := os.Open(copies)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		o.Checkpoints = f
+	}
+	report, err := audit.VerifyLog(r, vkey, o)
+	t.end(report.Log.N)
+	if asJSON {
+		perr := printJSON(p.out, map[string]any{"verified": err == nil, "reason": say(err), "log": report.Origin, "logSize": report.Log.N, "key": report.Key,
+			"sessions": report.Sessions, "open": report.Open, "rotations": report.Rotations, "checkpoints": report.Checkpoints})
+		if perr != nil {
+			return perr
+		}
+	}
+	if err != nil {
+		return &exit{statusFailed, fmt.Errorf("the log does not verify: %w", err)}
+	}
+	if asJSON {
+		return nil
+	}
+	_, err = fmt.Fprintf(p.out, "yes  log %s: %d events of %d sessions, %d of them not ended, %d rotations of the key, %d published checkpoints found\n",
+		visible(report.Origin), report.Log.N, report.Sessions, report.Open, report.Rotations, report.Checkpoints)
+	return err
+}
+
+func (p *program) showVerified(properties []property, r audit.Report) error {
+	for _, q := range properties {
+		word := "yes"
+		if !q.Holds {
+			word = "NO "
+		}
+		line := word + "  " + q.Name
+		if q.Detail != "" {
+			line += ": " + visible(q.Detail)
+		}
+		if _, err := fmt.Fprintln(p.out, line); err != nil {
+			return err
+		}
+	}
+	if r.Session == "" {
+		return nil
+	}
+	_, err := fmt.Fprintf(p.out, "session %s, %d events, outcome %s, in log %s of %d events\n",
+		visible(r.Session), r.Events, visible(orDash(r.Outcome)), visible(r.Origin), r.Log.N)
+	return err
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// verifyRecord checks every property by itself, so that a reader sees which one
+// does not hold, and then all of them together, which is what counts.
+func verifyRecord(r io.Reader, vkey string) ([]property, audit.Report) {
+	b, err := audit.ReadBundle(r)
+	read := property{"the file is a record in its one canonical form", err == nil, say(err)}
+	if err != nil {
+		return []property{read}, audit.Report{}
+	}
+	_, cerr := audit.Trace(vkey, []byte(b.Checkpoint), b.Rotations)
+	chain := audit.Verify(b.Events)
+	order := audit.CheckOrder(b.Events)
+	report, whole := audit.VerifyBundle(b, vkey)
+	complete, why := false, "not checked: the record does not verify"
+	if whole == nil {
+		complete, why = report.Complete, report.Why
+	}
+	return []property{
+		read,
+		{"the checkpoint is signed by the key, or one that followed it", cerr == nil, say(cerr)},
+		{"each event follows from the one before it", chain == nil, say(chain)},
+		{"the events are in their order", order == nil, say(order)},
+		{"each event is in the signed log, and nothing contradicts it", whole == nil, say(whole)},
+		{"the record is complete", complete, why},
+	}, report
+}
+
+func say(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// readKey returns a public key given as itself or as a file that has it.
+func readKey(key string) (string, error) {
+	if strings.Count(key, "+") >= 2 && !strings.ContainsAny(key, "\n") {
+		if _, err := os.Stat(key); err != nil {
+			return key, nil
+		}
+	}
+	raw, err := readSmall(key)
+	if err != nil {
+		return "", fmt.Errorf("read the key: %w", err)
+	}
+	return strings.TrimSpace(string(raw)), nil
+}
+
+// openLog returns a reader of a file that is an exported log, or nil if it is
+// not one; rest reads the file from its beginning either way.
+func openLog(f io.Reader) (isLog bool, rest io.Reader) {
+	const long = len(`{"checkpoint":`)
+	head := make([]byte, long)
+	n, _ := io.ReadFull(f, head) // an error comes again from f
+	head = head[:n]
+	isLog = bytes.HasPrefix(head, []byte(`{"session":`)) || bytes.HasPrefix(head, []byte(`{"checkpoint":`))
+	return isLog, io.MultiReader(bytes.NewReader(head), f)
+}

@@ -50,7 +50,7 @@ func (unobserved) DestroyFailed()        {}
 
 // A lab is a control plane on the simulator, with the real gateway and store.
 type lab struct {
-	t       *testing.T
+	t       testing.TB
 	path    string
 	backend backend.Backend
 	store   *store.Store
@@ -66,6 +66,15 @@ func newPlane(t *testing.T) (*Plane, *lab) {
 
 func newPlaneOn(t *testing.T, b backend.Backend) (*Plane, *lab) {
 	t.Helper()
+	l := newLab(t, b)
+	l.open(l.configured(func(*Config) {}))
+	t.Cleanup(l.close)
+	return l.plane, l
+}
+
+// newLab returns a lab whose plane is not yet open.
+func newLab(t testing.TB, b backend.Backend) *lab {
+	t.Helper()
 	table, err := egress.Standard()
 	if err != nil {
 		t.Fatal(err)
@@ -74,10 +83,7 @@ func newPlaneOn(t *testing.T, b backend.Backend) (*Plane, *lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t: t, path: filepath.Join(t.TempDir(), "store.db"), backend: b, gateway: g}
-	l.open(l.config(table))
-	t.Cleanup(l.close)
-	return l.plane, l
+	return &lab{t: t, path: filepath.Join(t.TempDir(), "store.db"), backend: b, gateway: g}
 }
 
 func (l *lab) config(table egress.Table) Config {

@@ -37,7 +37,7 @@ type Config struct {
 type Result struct {
 	Name    string   `json:"name"`
 	Value   float64  `json:"value"`
-	Unit    string   `json:"unit"` // ms, Gbit/s, or MB of 10^6 bytes
+	Unit    string   `json:"unit"` // ms, 1/s, Gbit/s, or MB of 10^6 bytes
 	Against *float64 `json:"against"`
 	Ratio   *float64 `json:"ratio"`
 
@@ -68,6 +68,9 @@ var measures = []measure{
 	{"gateway_added_latency", latency},
 	{"idle_session_pss", idleMemory},
 	{"burst_100", burst},
+	{"plane_live", planeAlone},
+	{"api_overhead", apiOverhead},
+	{"stream_fan_out", fanOut},
 }
 
 // Run takes all measurements, or those of c.Only, prints a row for each and

@@ -20,7 +20,6 @@ type point struct {
 	backend string // "" is the simulator
 	way     way    // nil is sessions
 	nth     string // "@3": the third time; "" is the first
-	unwired bool   // no command of the program comes there yet: it can't be hit
 }
 
 // points has every failpoint of the program.
@@ -64,6 +63,7 @@ var points = map[string]point{
 	"control.destroy.done":       {place: "the sandbox is destroyed, its place is not free"},
 	"control.teardown.ended":     {place: "a session that is torn down has ended"},
 	"control.teardown.committed": {place: "the teardown is durable, its client is not told"},
+	"control.retain.committed":   {place: "a session is torn down for its age, and not counted", way: retains},
 	"store.sequence.added":       {place: "events are added to the log, which is not signed", nth: "@2"},
 	"store.sequence.signed":      {place: "the log is signed, and not durable", nth: "@2"},
 	"store.sequence.durable":     {place: "a checkpoint is durable, and not published", nth: "@2"},

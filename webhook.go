@@ -67,7 +67,7 @@ func VerifyWebhook(header http.Header, body []byte, publicKey string, now time.T
 	encoded, ok := strings.CutPrefix(publicKey, "whpk_")
 	key, err := base64.StdEncoding.DecodeString(encoded)
 	if !ok || err != nil || len(key) != ed25519.PublicKeySize {
-		return fmt.Errorf("%w: the public key is not one such as whpk_...", ErrWebhook)
+		return fmt.Errorf("%w: the public key does not begin with whpk_ and go on in base64", ErrWebhook)
 	}
 	// Of two headers, another program on the way may have checked the other.
 	var values [3]string

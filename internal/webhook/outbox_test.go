@@ -122,10 +122,14 @@ func (b *syncBuffer) String() string {
 func work(t *testing.T, b Outbox, c *http.Client, now func() time.Time) *rig {
 	t.Helper()
 	r := &rig{results: make(chan string, 1<<16), log: new(syncBuffer)}
+	every := 5 * time.Millisecond
+	if m, ok := b.(*box); ok && len(m.owed) > 100 {
+		every = time.Second // the box sorts all it has at each look
+	}
 	w, err := NewWorker(Config{
 		Outbox: b, Client: c, Key: testKey(t), Log: slog.New(slog.NewTextHandler(r.log, nil)),
 		Attempted: func(result string) { r.results <- result },
-		Every:     5 * time.Millisecond, Now: now, Random: func() float64 { return 0.5 },
+		Every:     every, Now: now, Random: func() float64 { return 0.5 },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -71,6 +71,7 @@ var measures = []measure{
 	{"plane_live", planeAlone},
 	{"api_overhead", apiOverhead},
 	{"stream_fan_out", fanOut},
+	{"verify_log_1m_events", verifyLog},
 }
 
 // Run takes all measurements, or those of c.Only, prints a row for each and

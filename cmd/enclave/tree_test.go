@@ -17,6 +17,7 @@ var silent = map[string]string{
 	"enclave soak":                "writes evidence/soak.json",
 	"enclave audit export":        "what it writes is JSON",
 	"enclave audit key":           "prints one word",
+	"enclave audit rotate-key":    "prints one word",
 	"enclave image rm":            "prints nothing",
 	"enclave image export":        "writes an archive",
 	"enclave key revoke":          "prints nothing",

@@ -22,7 +22,7 @@ import (
 )
 
 func (p *program) soakCommand() *cobra.Command {
-	c := soak.Config{Out: p.out, Err: p.err, Now: p.now}
+	c := soak.Config{Out: p.out, Err: p.err, Version: version, Now: p.now}
 	var real, simulated int
 	cmd := &cobra.Command{
 		Use:   "soak",

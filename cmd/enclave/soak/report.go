@@ -16,6 +16,7 @@ type Report struct {
 	Started    time.Time   `json:"started"`
 	Seconds    int64       `json:"seconds"`
 	Machine    string      `json:"machine"`
+	Version    string      `json:"version"`
 	Passed     bool        `json:"passed"`
 	Backends   []Backend   `json:"backends"`
 	Neighbours []Neighbour `json:"neighbours"`
@@ -53,7 +54,7 @@ func (r Report) markdown() string {
 	if !r.Passed {
 		verdict = "FAILED"
 	}
-	fmt.Fprintf(&b, "# Soak: %s\n\n%s, %s, %s.\n", verdict, r.Started.Format(time.DateOnly), time.Duration(r.Seconds)*time.Second, r.Machine)
+	fmt.Fprintf(&b, "# Soak: %s\n\n%s, %s, Enclave %s on %s.\n", verdict, r.Started.Format(time.DateOnly), time.Duration(r.Seconds)*time.Second, r.Version, r.Machine)
 	for _, s := range r.Backends {
 		fmt.Fprintf(&b, "\n## %s\n\n%d create-to-teardown cycles in %s, %d samples, each taken while no session existed. How the sessions ended: %s.\n\n",
 			s.Name, s.Cycles, time.Duration(s.Seconds)*time.Second, len(s.Samples), ends(s.Ends))

@@ -21,6 +21,7 @@ import (
 type Config struct {
 	Out, Err io.Writer
 	Evidence string // directory for soak-report.json and .md
+	Version  string // of the program that is soaked
 	// Start starts a server on a state directory of its own.
 	Start func(ctx context.Context, backend string) (*Server, error)
 	// Cycles are how many create-to-teardown cycles each backend does at least.
@@ -55,7 +56,7 @@ func driveOf(backend string) drive {
 // returns an error if a session ended otherwise than it should, if a resource
 // grew, or if the cycles were not reached.
 func Run(ctx context.Context, c Config) error {
-	rep := Report{Started: c.Now().UTC(), Machine: machine()}
+	rep := Report{Started: c.Now().UTC(), Machine: machine(), Version: c.Version}
 	var bad []error
 	neighbours := false
 	for _, b := range c.Backends {

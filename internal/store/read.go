@@ -138,7 +138,7 @@ func (s *Store) absent(ctx context.Context, org, id string) error {
 // after.
 func (s *Store) Events(ctx context.Context, org, id string, after uint64, limit int) ([]audit.Event, error) {
 	var row int64 // and not the whole session: every turn of every stream comes here
-	err := s.reads.QueryRowContext(ctx, "SELECT n FROM sessions WHERE org = ? AND id = ?", org, id).Scan(&row)
+	err := s.reads.QueryRowContext(ctx, "SELECT n FROM sessions WHERE org = ? AND id = ? AND n > 0", org, id).Scan(&row)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, session.ErrNotFound
 	} else if err != nil {

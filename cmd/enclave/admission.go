@@ -80,7 +80,7 @@ func (o *admissionOptions) parse() (admission, error) {
 		// An organisation's name may have a colon, and what follows it has none.
 		at := strings.LastIndexByte(text, ':')
 		if at <= 0 {
-			return admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60 or default:...", text)
+			return admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60, or the same of default", text)
 		}
 		org := text[:at]
 		if seen[org] {

@@ -232,9 +232,9 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (
 	return made, nil
 }
 
-// admit registers s, which has ticket k, as live. The run it returns must be entered or abandoned.
-// The context is the session's: it outlives ctx, and ends with an *ending as
-// cause.
+// admit registers s, which has ticket k, as live. The run it returns must be
+// entered or abandoned. The context is the session's: it outlives ctx, and ends
+// with an *ending as cause.
 func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (context.Context, *run, error) {
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.mu.Lock()

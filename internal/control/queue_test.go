@@ -335,10 +335,10 @@ func TestAClosedQueueGivesNoPlace(t *testing.T) {
 // Ten thousand sessions that wait, as they are after a restart, each with a
 // megabyte of work in the store, cost less than 8 KiB each, and no goroutine.
 func TestAWaitingSessionCostsLittle(t *testing.T) {
-	p, l := newPlane(t)
+	_, l := newPlane(t)
 	l.close()
 	l.open(l.configured(func(c *Config) { c.MaxRunning, c.MaxWaiting, c.Quotas.Waiting = 1, 10_000, 10_000 }))
-	p = l.plane
+	p := l.plane
 	first, err := p.Create(t.Context(), caller, Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)

@@ -192,10 +192,11 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 	defer stopServing()
 	served := make(chan struct{})
 	var serveErr error
+	id := s.ID // s changes while the gateway serves
+	grant := egress.Grant{Mode: s.Egress.Mode, Allow: s.Egress.Allow, Budget: s.Limits.EgressBytes}
 	go func() {
 		defer close(served)
-		grant := egress.Grant{Mode: s.Egress.Mode, Allow: s.Egress.Allow, Budget: s.Limits.EgressBytes}
-		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, s.ID, grant, recorder{r.plane.store, r.live, r.plane.observer})
+		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, id, grant, recorder{r.plane.store, r.live, r.plane.observer})
 	}()
 
 	s, end = r.begin(ctx, s, box, &o)

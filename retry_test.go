@@ -22,6 +22,13 @@ type flaky struct {
 	client *Client
 }
 
+// sent returns the requests so far.
+func (f *flaky) sent() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
+}
+
 type answer struct {
 	status int // 0 breaks the connection
 	retry  string
@@ -97,11 +104,11 @@ func TestSafeRequestsAreSentAgain(t *testing.T) {
 			if err := call.do(f.client); (err != nil) != tc.err {
 				t.Errorf("%s, %s: %v", call.name, name, err)
 			}
-			if !slices.Equal(f.waited, tc.waited) || len(f.asked) != len(tc.waited)+1 {
-				t.Errorf("%s, %s: %d requests, waited %v, want %v", call.name, name, len(f.asked), f.waited, tc.waited)
+			if !slices.Equal(f.waited, tc.waited) || len(f.sent()) != len(tc.waited)+1 {
+				t.Errorf("%s, %s: %d requests, waited %v, want %v", call.name, name, len(f.sent()), f.waited, tc.waited)
 			}
-			if f.asked[0] != f.asked[len(f.asked)-1] {
-				t.Errorf("%s, %s: another request was sent: %q", call.name, name, f.asked)
+			if f.sent()[0] != f.sent()[len(f.sent())-1] {
+				t.Errorf("%s, %s: another request was sent: %q", call.name, name, f.sent())
 			}
 		}
 	}
@@ -111,8 +118,8 @@ func TestSafeRequestsAreSentAgain(t *testing.T) {
 func TestPostWithoutAKeyIsNeverSentAgain(t *testing.T) {
 	for _, a := range []answer{{}, {429, "1", `{}`}, {503, "1", `{}`}} {
 		f := newFlaky(t, a)
-		if err := f.client.do(t.Context(), "POST", "/v1/keys", []byte(`{}`), new(struct{})); err == nil || len(f.asked) != 1 {
-			t.Errorf("%+v: %v after %d requests", a, err, len(f.asked))
+		if err := f.client.do(t.Context(), "POST", "/v1/keys", []byte(`{}`), new(struct{})); err == nil || len(f.sent()) != 1 {
+			t.Errorf("%+v: %v after %d requests", a, err, len(f.sent()))
 		}
 	}
 }
@@ -125,7 +132,7 @@ func TestRunGivesEachRequestAKeyOfItsOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 		var q SessionRequest
-		if err := json.Unmarshal([]byte(f.asked[len(f.asked)-1][len("POST "):]), &q); err != nil {
+		if err := json.Unmarshal([]byte(f.sent()[len(f.sent())-1][len("POST "):]), &q); err != nil {
 			t.Fatal(err)
 		}
 		if len(q.IdempotencyKey) < 20 || seen[q.IdempotencyKey] {
@@ -143,8 +150,8 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	defer cancel()
 	f.client.clock.wait = func(ctx context.Context, _ time.Duration) error { cancel(); return ctx.Err() }
 	_, err := f.client.Get(ctx, "s")
-	if !errors.Is(err, context.Canceled) || !errors.Is(err, ErrUnavailable) || len(f.asked) != 1 {
-		t.Errorf("%v after %d requests", err, len(f.asked))
+	if !errors.Is(err, context.Canceled) || !errors.Is(err, ErrUnavailable) || len(f.sent()) != 1 {
+		t.Errorf("%v after %d requests", err, len(f.sent()))
 	}
 }
 

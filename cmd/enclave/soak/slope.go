@@ -36,7 +36,7 @@ func (b *Backend) judge() {
 		}
 		s := Slope{Resource: r.name, First: r.of(of[0]), Last: r.of(of[len(of)-1]), Per1000: 1000 * slope(of, r.of)}
 		if r.count {
-			s.Leaks = s.Per1000 > 0 || s.Last > s.First && len(b.Samples) < 3
+			s.Leaks = s.Per1000 > 0 && rises(of, r.of)
 		} else {
 			s.Leaks = grows(of, r.of)
 		}
@@ -62,6 +62,22 @@ func slope(samples []Sample, of func(Sample) int64) float64 {
 		return (all[n/2-1] + all[n/2]) / 2
 	}
 	return all[len(all)/2]
+}
+
+// rises reports whether a counted resource is, in the last third of the samples,
+// always above what it ever was in the first: who opens one and lets go of it
+// again holds more of it at times, who leaks holds more of it always.
+func rises(samples []Sample, of func(Sample) int64) bool {
+	third := (len(samples) + 2) / 3
+	if third == len(samples) {
+		return false // one sample tells nothing
+	}
+	most, least := of(samples[0]), of(samples[len(samples)-1])
+	for i := range third {
+		most = max(most, of(samples[i]))
+		least = min(least, of(samples[len(samples)-1-i]))
+	}
+	return least > most
 }
 
 // grows reports whether a measured resource is greater in the later half of the

@@ -34,6 +34,7 @@ func TestSlopeTellsALeakFromABadMoment(t *testing.T) {
 		"one in 500 cycles, of 1,000":              {steps(10), true},
 		"a bad moment":                             {[]int64{30, 30, 44, 30, 30, 30, 30}, false},
 		"a bad moment at the end":                  {[]int64{30, 30, 30, 30, 30, 30, 35}, false},
+		"more at times, later more often":          {[]int64{30, 30, 31, 33, 30, 33, 33, 30, 33, 33}, false},
 		"fewer than at first":                      {[]int64{40, 30, 30, 30, 30, 30, 30}, false},
 		"two samples, of which the second is more": {[]int64{30, 31}, true},
 	} {

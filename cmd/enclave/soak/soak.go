@@ -40,8 +40,10 @@ type drive struct {
 	acts     []act
 }
 
-// samples is how many are taken of the cycles that are wanted at least.
-const samples = 20
+// samples is how many are taken of the cycles that are wanted at least; warmUp
+// is how many cycles come before the first. They fill pools and caches that
+// stay: what they cost once is no leak.
+const samples, warmUp = 20, 50
 
 const simulator = "simulator"
 
@@ -95,11 +97,13 @@ func soak(ctx context.Context, c Config, backend string) (_ Backend, err error) 
 
 	every := max(want/samples, d.parallel)
 
-	// The first sessions fill caches and pools that stay; what they cost once is
-	// no leak. Their sample is the one that the others are compared with.
 	started := c.Now()
-	for first := true; first || out.Cycles < want || c.Now().Before(deadline); first = false {
-		wrong := d.batch(ctx, srv.Client, every, &out)
+	for len(out.Samples) == 0 || out.Cycles < want || c.Now().Before(deadline) {
+		n := every
+		if len(out.Samples) == 0 {
+			n = max(every, warmUp)
+		}
+		wrong := d.batch(ctx, srv.Client, n, &out)
 		if ctx.Err() != nil {
 			return out, ctx.Err()
 		}

@@ -15,6 +15,24 @@ import (
 	"github.com/enclave-run/enclave/internal/auth"
 )
 
+func TestServerProducesTheGoldenKeys(t *testing.T) {
+	k := auth.Key{ID: "0123456789abcdef", Org: "acme", User: "ci", Role: auth.Developer, Scopes: auth.Scopes(auth.Developer), Created: created}
+	v := auth.Key{ID: "fedcba9876543210", Org: "acme", User: "ada <ada@example.com>", Role: auth.Viewer, Scopes: auth.Scopes(auth.Viewer),
+		Created: created, Revoked: time.Date(2026, 9, 1, 15, 0, 0, 0, time.FixedZone("", 7200))} // written in UTC
+	for name, doc := range map[string]any{
+		"key_created.json": enclave.CreatedKey{Key: publicKey(k), Plaintext: "ek_0123456789abcdef_" + strings.Repeat("0", 62) + "aa"},
+		"keys.json":        enclave.Page[enclave.Key]{Items: []enclave.Key{publicKey(k), publicKey(v)}, NextCursor: v.ID},
+	} {
+		got, err := encode(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := compact(t, name); strings.TrimSuffix(string(got), "\n") != want {
+			t.Errorf("%s:\n%s\nwant\n%s", name, got, want)
+		}
+	}
+}
+
 func TestKeysOverTheAPI(t *testing.T) {
 	w := realWorld(t)
 	c := w.client("OWNER")

@@ -276,18 +276,19 @@ func TestOddResultsAndExitsOnGVisor(t *testing.T) {
 		json           string
 		stderr         string
 	}{
-		"not JSON":           {code: "enclave.result(object())", phase: session.Failed, exit: 1, stderr: "Error"},
-		"over 1 MiB":         {code: "enclave.result('x' * (1 << 20))", phase: session.Failed, exit: 1, stderr: "Error"},
-		"NaN":                {code: "enclave.result(float('nan'))", phase: session.Failed, exit: 1, stderr: "Error"},
-		"first of two":       {code: "enclave.result(1)\ntry: enclave.result(2)\nexcept Exception as e: print(e)", phase: session.Succeeded, json: "1"},
-		"exit status":        {code: "raise SystemExit(7)", phase: session.Failed, exit: 7},
-		"killed by itself":   {code: "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", phase: session.Failed, exit: 137},
-		"node":               {code: "enclave.result({a: [1, 2]})", language: "node", phase: session.Succeeded, json: `{"a":[1,2]}`},
-		"bash":               {code: "enclave-result '{\"a\": 1}'; exit 3", language: "bash", phase: session.Failed, exit: 3, json: `{"a": 1}`},
-		"printed, not given": {code: "print('{\"answer\": 1}')", phase: session.Succeeded},
-		"a syntax error":     {code: "def", phase: session.Failed, exit: 1, stderr: "SyntaxError"},
-		"10 MiB of code":     {code: strings.Repeat("#"+strings.Repeat("x", 1022)+"\n", 10<<10-1) + "enclave.result(len(open('/run/enclave/main.py').read()))", phase: session.Succeeded, json: "10484792"},
-		"an orphan's output": {code: "sleep 300 & echo hello", language: "bash", phase: session.Succeeded},
+		"not JSON":            {code: "enclave.result(object())", phase: session.Failed, exit: 1, stderr: "Error"},
+		"over 1 MiB":          {code: "enclave.result('x' * (1 << 20))", phase: session.Failed, exit: 1, stderr: "Error"},
+		"NaN":                 {code: "enclave.result(float('nan'))", phase: session.Failed, exit: 1, stderr: "Error"},
+		"first of two":        {code: "enclave.result(1)\ntry: enclave.result(2)\nexcept Exception as e: print(e)", phase: session.Succeeded, json: "1"},
+		"exit status":         {code: "raise SystemExit(7)", phase: session.Failed, exit: 7},
+		"killed by itself":    {code: "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", phase: session.Failed, exit: 137},
+		"node":                {code: "enclave.result({a: [1, 2]})", language: "node", phase: session.Succeeded, json: `{"a":[1,2]}`},
+		"bash":                {code: "enclave-result '{\"a\": 1}'; exit 3", language: "bash", phase: session.Failed, exit: 3, json: `{"a": 1}`},
+		"printed, not given":  {code: "print('{\"answer\": 1}')", phase: session.Succeeded},
+		"a syntax error":      {code: "def", phase: session.Failed, exit: 1, stderr: "SyntaxError"},
+		"10 MiB of code":      {code: strings.Repeat("#"+strings.Repeat("x", 1022)+"\n", 10<<10-1) + "enclave.result(len(open('/run/enclave/main.py').read()))", phase: session.Succeeded, json: "10484792"},
+		"processes of Python": {code: "import multiprocessing as m\nwith m.Pool(2) as p: enclave.result(p.map(abs, [-1, 2]))", phase: session.Succeeded, json: "[1,2]"},
+		"an orphan's output":  {code: "sleep 300 & echo hello", language: "bash", phase: session.Succeeded},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := runToEnd(t, p, Request{Code: tc.code, Language: tc.language})

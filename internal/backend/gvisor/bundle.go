@@ -31,6 +31,8 @@ const (
 	// runSize bounds /run/enclave, which is memory: the largest code, of 10 MiB,
 	// and what the guest keeps beside it.
 	runSize = "12m"
+	// shmSize bounds /dev/shm, at what Docker gives.
+	shmSize = "64m"
 )
 
 // hostTasks bounds the threads of a whole sandbox on the host. It is head room,
@@ -143,6 +145,9 @@ func newBundle(dir, rootfs string, id backend.ID, l backend.Limits) bundle {
 			// Without a mount of ours runsc would mount the sandbox's sysfs.
 			{Destination: "/sys", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555"}},
 			{Destination: "/run/enclave", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "noexec", "size=" + runSize, "mode=0755"}},
+			// POSIX semaphores and shared memory live here (shm_overview(7)): without it
+			// Python's multiprocessing fails. It is memory of the sandbox.
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "noexec", "size=" + shmSize, "mode=1777"}},
 			{Destination: "/.enclave", Type: "bind", Source: filepath.Join(dir, mountDir), Options: []string{"bind", "ro", "nosuid", "nodev"}},
 		},
 		Linux: linux{

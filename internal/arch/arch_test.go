@@ -20,15 +20,17 @@ const module = "github.com/enclave-run/enclave"
 // below that has no row of its own. A package without a row fails. To add an
 // arrow, change the table in a commit of its own and say why.
 var table = map[string][]string{
-	".":                          {},
-	"internal/egress":            {},
-	"internal/audit":             {},
-	"internal/secret":            {},
-	"internal/auth":              {},
-	"internal/backend":           {},
-	"internal/wire":              {},
-	"internal/cgroup":            {},
-	"internal/image":             {},
+	".":                {},
+	"internal/egress":  {},
+	"internal/audit":   {},
+	"internal/secret":  {},
+	"internal/auth":    {},
+	"internal/backend": {},
+	"internal/wire":    {},
+	// Three read what is mounted before they trust or remove a directory: one parser.
+	"internal/mountinfo":         {},
+	"internal/cgroup":            {"internal/mountinfo"},
+	"internal/image":             {"internal/mountinfo"},
 	"internal/arch":              {},
 	"internal/failpoint":         {},
 	"api":                        {},
@@ -40,10 +42,10 @@ var table = map[string][]string{
 	"internal/httpapi":           {".", "api", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
-	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup"},
+	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo"},
 	"internal/conform":           {"internal/backend", "internal/wire"},
 	// Describes a live sandbox of gVisor from outside and, over the guest, inside.
-	"internal/posture": {"internal/backend", "internal/wire"},
+	"internal/posture": {"internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control
 	// plane's own, under the same decision as what a sandbox sends.
 	"internal/webhook": {"internal/session", "internal/egress"},

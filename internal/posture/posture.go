@@ -13,7 +13,6 @@ package posture
 import (
 	_ "embed" // the golden descriptions
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -22,9 +21,6 @@ import (
 type Facts map[string]bool
 
 func (f Facts) add(format string, args ...any) { f[fmt.Sprintf(format, args...)] = true }
-
-// Sorted are the facts in order.
-func (f Facts) Sorted() []string { return slices.Sorted(maps.Keys(f)) }
 
 // A Moment is when a description was made.
 type Moment int

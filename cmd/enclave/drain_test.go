@@ -55,7 +55,7 @@ func TestServeDrainsAndLeavesWhatWaits(t *testing.T) {
 	}
 	r.Header.Set("Authorization", "Bearer "+v.key)
 	r.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := new(http.Client).Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}

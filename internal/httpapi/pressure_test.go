@@ -105,7 +105,7 @@ func TestStreamsAreBoundedForACallerAndInTotal(t *testing.T) {
 			t.Fatal(err)
 		}
 		q.Header.Set("Authorization", "Bearer "+r.key[key])
-		resp, err := http.DefaultClient.Do(q)
+		resp, err := new(http.Client).Do(q)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 func (p *program) uninstallCommand() *cobra.Command {
@@ -256,22 +257,10 @@ func mountsBelow(path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
 		return nil, err
 	}
-	var found []string
-	for line := range strings.Lines(string(raw)) {
-		// The fifth field, in which blanks are octal (proc_pid_mountinfo(5)).
-		f := strings.Fields(line)
-		if len(f) < 5 {
-			continue
-		}
-		point := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[4])
-		if strings.HasPrefix(point, real+"/") {
-			found = append(found, point)
-		}
-	}
-	slices.SortFunc(found, func(a, b string) int { return len(b) - len(a) })
-	return found, nil
+	// A state directory that is a mount of its own stays.
+	return slices.DeleteFunc(mountinfo.Below(mounts, real), func(at string) bool { return at == real }), nil
 }

@@ -10,7 +10,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 // ErrMissing is what the host lacks, in words.
@@ -39,39 +39,20 @@ type Tree struct {
 
 // Host returns the tree of this process's mount namespace.
 func Host() (*Tree, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
-		return nil, fmt.Errorf("find cgroup mounts: %w", err)
+		return nil, fmt.Errorf("find control groups: %w", err)
 	}
-	defer f.Close()
-	return find(f, "")
+	return find(mounts, "")
 }
 
-// find reads a mountinfo (proc_pid_mountinfo(5)) whose paths lie under root.
-func find(mountinfo io.Reader, root string) (*Tree, error) {
-	b, err := io.ReadAll(mountinfo)
-	if err != nil {
-		return nil, fmt.Errorf("find cgroup mounts: %w", err)
-	}
+// find looks for the controllers in mounts, whose paths lie under root.
+func find(mounts []mountinfo.Entry, root string) (*Tree, error) {
 	t := &Tree{v1: map[string]string{}, v2: map[string]bool{}}
-	for line := range strings.Lines(string(b)) {
-		before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		head, tail := strings.Fields(before), strings.Fields(after)
-		if !ok || len(head) < 6 || len(tail) < 3 {
-			continue
-		}
-		at := filepath.Join(root, unescape(head[4]))
-		switch tail[0] {
-		case "cgroup":
-			for _, option := range strings.Split(tail[2], ",") {
-				if slices.Contains(needed, option) && t.v1[option] == "" {
-					t.v1[option] = at
-				}
-			}
-		case "cgroup2":
-			if t.unified != "" {
-				continue
-			}
+	for controller, at := range mountinfo.Cgroups(mounts) {
+		at = filepath.Join(root, at)
+		switch {
+		case controller == "":
 			t.unified = at
 			list, err := os.ReadFile(filepath.Join(at, "cgroup.controllers"))
 			if err != nil {
@@ -81,6 +62,8 @@ func find(mountinfo io.Reader, root string) (*Tree, error) {
 				t.v2[c] = true
 			}
 			t.v2["cpuacct"] = t.v2["cpu"]
+		case slices.Contains(needed, controller):
+			t.v1[controller] = at
 		}
 	}
 	for _, c := range needed {
@@ -89,25 +72,6 @@ func find(mountinfo io.Reader, root string) (*Tree, error) {
 		}
 	}
 	return t, nil
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+4 <= len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // Limits are the limits that a group has from its beginning.

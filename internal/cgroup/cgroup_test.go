@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 const (
@@ -43,17 +45,20 @@ const (
 func layout(t *testing.T, info, v2 string) (*Tree, string, error) {
 	t.Helper()
 	root := t.TempDir()
-	for line := range strings.Lines(info) {
-		f := strings.Fields(line)
-		dir := filepath.Join(root, unescape(f[4]))
+	mounts, err := mountinfo.Parse(info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mounts {
+		dir := filepath.Join(root, m.Point)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(line, "cgroup2") {
+		if m.Type == "cgroup2" {
 			put(t, filepath.Join(dir, "cgroup.controllers"), v2)
 		}
 	}
-	tree, err := find(strings.NewReader(info), root)
+	tree, err := find(mounts, root)
 	return tree, root, err
 }
 

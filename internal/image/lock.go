@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 // lock waits until no other process changes the store, says so if it has to
@@ -106,29 +106,11 @@ func mountsBelow(path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
 		return nil, err
 	}
-	return mountPoints(info, filepath.Join(dir, filepath.Base(path))), nil
-}
-
-// mountPoints reads the fifth field of each line; see proc(5), which also says
-// what is escaped.
-func mountPoints(info []byte, path string) []string {
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	var points []string
-	for line := range bytes.Lines(info) {
-		fields := strings.Fields(string(line))
-		if len(fields) < 5 {
-			continue
-		}
-		if p := unescape.Replace(fields[4]); p == path || strings.HasPrefix(p, path+"/") {
-			points = append(points, p)
-		}
-	}
-	slices.SortFunc(points, func(a, b string) int { return len(b) - len(a) })
-	return points
+	return mountinfo.Below(mounts, filepath.Join(dir, filepath.Base(path))), nil
 }
 
 func newReader(b []byte) io.Reader { return bytes.NewReader(b) }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 // A process is one of the sandbox's on the host.
@@ -54,11 +55,11 @@ func OnHost(id backend.ID, rootfs string) (Facts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
 	}
-	v.roots = []string{rootfs, inFileSystem(string(mounts), rootfs)}
+	v.roots = []string{rootfs, inFileSystem(mounts, rootfs)}
 	if v.self, err = namespaces("/proc/self"); err != nil {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
 	}
@@ -230,27 +231,11 @@ func (v *view) limits() error {
 	if err != nil {
 		return err
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
 		return err
 	}
-	// Where each hierarchy is mounted: by controller, or "" for version 2.
-	at := map[string]string{}
-	for line := range strings.Lines(string(mounts)) {
-		before, after, ok := strings.Cut(line, " - ")
-		head, tail := strings.Fields(before), strings.Fields(after)
-		if !ok || len(head) < 5 || len(tail) < 3 {
-			continue
-		}
-		switch tail[0] {
-		case "cgroup":
-			for _, c := range strings.Split(tail[2], ",") {
-				at[c] = head[4]
-			}
-		case "cgroup2":
-			at[""] = head[4]
-		}
-	}
+	at := mountinfo.Cgroups(mounts)
 	// The files of either version that say the same.
 	for _, l := range []struct{ name, controller, v1, v2 string }{
 		{"processes and threads", "pids", "pids.max", "pids.max"},

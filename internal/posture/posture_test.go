@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 func TestEveryDifferenceIsSeen(t *testing.T) {
@@ -68,11 +70,14 @@ func TestPathsAreNamedByWhatTheyStandFor(t *testing.T) {
 }
 
 func TestAPathIsKnownByItsNameInItsFileSystem(t *testing.T) {
-	const mounts = `27 1 254:0 / / rw - ext4 /dev/vda rw
+	mounts, err := mountinfo.Parse(`27 1 254:0 / / rw - ext4 /dev/vda rw
 28 27 254:1 / /var/lib rw - ext4 /dev/vdb rw
 29 28 254:2 /@state /var/lib/enclave rw - btrfs /dev/vdc rw
 30 28 254:3 / /var/lib/enclave2 rw - ext4 /dev/vdd rw
-`
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for path, want := range map[string]string{
 		"/srv/x": "/srv/x", "/var/lib/other/x": "/other/x", "/var/lib/enclave/images": "/@state/images",
 		"/var/lib/enclave2/images": "/images", "/var/lib/enclave3": "/enclave3",

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 // describe adds every fact of a process and its threads.
@@ -184,31 +186,24 @@ func (v *view) rlimits(p *process, _ string) error {
 
 // mounts describes every mount that a process can reach.
 func (v *view) mounts(p *process, dir string) error {
-	b, err := os.ReadFile(dir + "/mountinfo")
+	table, err := mountinfo.TableOf(p.pid)
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(b)) {
-		before, after, ok := strings.Cut(strings.TrimSpace(line), " - ")
-		head, tail := strings.Fields(before), strings.Fields(after)
-		if !ok || len(head) < 6 || len(tail) < 2 {
-			return fmt.Errorf("mountinfo has the line %q", line)
-		}
-		options := slices.DeleteFunc(strings.Split(head[5], ","), func(o string) bool {
+	for _, m := range table {
+		options := slices.DeleteFunc(m.Options, func(o string) bool {
 			return strings.HasSuffix(o, "atime") // the host's habit
 		})
 		shared := ""
-		for _, o := range head[6:] {
-			if strings.HasPrefix(o, "shared:") {
-				shared = " SHARED with the host"
-			}
+		if m.Shared {
+			shared = " SHARED with the host"
 		}
-		fstype := tail[0]
-		root := v.path(head[3])
+		fstype := m.Type
+		root := v.path(m.Root)
 		if root == "ROOTFS" || strings.HasPrefix(root, "SANDBOX") {
 			fstype = "host directory"
 		}
-		v.facts.add("%s: mount %s at %s %s %s%s", p.role, root, v.path(head[4]), strings.Join(options, ","), fstype, shared)
+		v.facts.add("%s: mount %s at %s %s %s%s", p.role, root, v.path(m.Point), strings.Join(options, ","), fstype, shared)
 	}
 	for _, name := range []string{"root", "cwd"} {
 		link, err := os.Readlink(dir + "/" + name)
@@ -339,16 +334,12 @@ func (v *view) path(s string) string {
 // inFileSystem is the name that path has in the file system that it is on, which
 // is what the mounts of others are told by: another than path if that is not the
 // host's first (proc_pid_mountinfo(5)).
-func inFileSystem(mountinfo, path string) string {
+func inFileSystem(mounts []mountinfo.Entry, path string) string {
 	name, deepest := path, -1
-	for line := range strings.Lines(mountinfo) {
-		f := strings.Fields(line)
-		if len(f) < 5 {
-			continue
-		}
-		rest, ok := strings.CutPrefix(path, strings.TrimSuffix(f[4], "/"))
-		if ok && (rest == "" || rest[0] == '/') && len(f[4]) >= deepest { // a later mount covers an earlier one
-			deepest, name = len(f[4]), filepath.Join(f[3], rest)
+	for _, m := range mounts {
+		rest, ok := strings.CutPrefix(path, strings.TrimSuffix(m.Point, "/"))
+		if ok && (rest == "" || rest[0] == '/') && len(m.Point) >= deepest { // a later mount covers an earlier one
+			deepest, name = len(m.Point), filepath.Join(m.Root, rest)
 		}
 	}
 	return name

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 func middle(fs []float64) float64 {
@@ -127,18 +127,11 @@ func pss(pids []int) (int64, error) {
 
 // unmountBelow unmounts what is mounted under dir, last first.
 func unmountBelow(dir string) {
-	f, err := os.Open("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
 		return
 	}
-	defer f.Close()
-	var points []string
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if fields := strings.Fields(sc.Text()); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
-			points = append(points, fields[4])
-		}
-	}
-	for _, p := range slices.Backward(points) {
-		_ = unix.Unmount(p, unix.MNT_DETACH) // what stays is reported by RemoveAll
+	for _, at := range mountinfo.Below(mounts, dir) {
+		_ = unix.Unmount(at, unix.MNT_DETACH) // what stays is reported by RemoveAll
 	}
 }

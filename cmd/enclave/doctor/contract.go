@@ -15,6 +15,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/conform"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 	"github.com/enclave-run/enclave/internal/posture"
 )
 
@@ -203,17 +204,17 @@ func residue(c gvisor.Config) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
 		return nil, err
 	}
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, c.Dir) {
-			all = append(all, "mount "+strings.TrimSpace(line))
+	for _, m := range mounts {
+		if strings.Contains(m.Line, c.Dir) {
+			all = append(all, "mount "+m.Line)
 		}
 	}
 	var roots []string
-	for _, at := range hierarchies(string(mounts)) {
+	for _, at := range mountinfo.Cgroups(mounts) {
 		if parent := filepath.Join(at, "enclave"); !slices.Contains(roots, parent) {
 			roots = append(roots, parent)
 		}

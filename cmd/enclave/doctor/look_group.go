@@ -11,15 +11,16 @@ import (
 	"strings"
 
 	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 func (h *host) lookAtGroups() {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
 		h.groups = learn(groups{}, err)
 		return
 	}
-	at := hierarchies(string(mounts))
+	at := mountinfo.Cgroups(mounts)
 	g := groups{}
 	_, two := at[""]
 	switch one := len(at) > 1 || !two && len(at) > 0; {
@@ -50,29 +51,6 @@ func (h *host) lookAtGroups() {
 		memory: least(at, string(self), "memory", "memory.limit_in_bytes", "memory.max"),
 		tasks:  least(at, string(self), "pids", "pids.max", "pids.max"),
 	})
-}
-
-// hierarchies are where control groups are mounted, by controller; "" is version 2.
-func hierarchies(mountinfo string) map[string]string {
-	at := map[string]string{}
-	for line := range strings.Lines(mountinfo) {
-		before, after, ok := strings.Cut(line, " - ")
-		head, tail := strings.Fields(before), strings.Fields(after)
-		if !ok || len(head) < 5 || len(tail) < 3 {
-			continue
-		}
-		switch tail[0] {
-		case "cgroup":
-			for _, c := range strings.Split(tail[2], ",") {
-				at[c] = head[4]
-			}
-		case "cgroup2":
-			at[""] = head[4]
-		}
-	}
-	delete(at, "rw")
-	delete(at, "name=systemd") // counts nothing
-	return at
 }
 
 // try makes a group, sets limits, reads them back and removes it.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 // A Server is a running `enclave serve`, a process of its own.
@@ -203,18 +204,18 @@ func (s *Sample) addFiles(dir string) error {
 
 // addHost counts the mounts and the control groups that name the server.
 func (s *Sample) addHost(srv *Server) error {
-	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", srv.PID))
+	mounts, err := mountinfo.TableOf(srv.PID)
 	if err != nil {
 		return err
 	}
-	roots := map[string]bool{}
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, srv.Dir+"/") {
+	for _, m := range mounts {
+		if strings.Contains(m.Line, srv.Dir+"/") {
 			s.Mounts++
 		}
-		if f := strings.Fields(line); len(f) > 4 && strings.Contains(line, " - cgroup") {
-			roots[f[4]] = true
-		}
+	}
+	roots := map[string]bool{}
+	for _, at := range mountinfo.Cgroups(mounts) {
+		roots[at] = true
 	}
 	for root := range roots {
 		// One may go while it is looked at.

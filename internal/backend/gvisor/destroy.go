@@ -7,13 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 // Destroy kills the sandbox's processes and removes its cgroups and its
@@ -139,22 +139,12 @@ func (s *sandbox) removeGroup(ctx context.Context) error {
 // mounted there: nothing of ours is, for what runsc mounts the host does not see,
 // and removing what another file system shows here would remove it there.
 func removeOwn(dir string) error {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Table()
 	if err != nil {
 		return fmt.Errorf("look for mounts in %s: %w", dir, err)
 	}
-	for line := range strings.Lines(string(mounts)) {
-		// The fifth field, in which blanks are octal (proc_pid_mountinfo(5)).
-		f := strings.Fields(line)
-		if len(f) < 5 {
-			continue
-		}
-		at := mountEscapes.Replace(f[4])
-		if at == dir || strings.HasPrefix(at, dir+"/") {
-			return fmt.Errorf("%s is mounted by somebody else: unmount it, and what is left of the sandbox will be removed", at)
-		}
+	if at := mountinfo.Below(mounts, dir); len(at) > 0 {
+		return fmt.Errorf("%s is mounted by somebody else: unmount it, and what is left of the sandbox will be removed", at[0])
 	}
 	return os.RemoveAll(dir)
 }
-
-var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

@@ -25,14 +25,18 @@ type PacketReader struct {
 	done error // what every later read returns
 }
 
-// readBuffer holds four of the largest frames: under load one system call
-// brings several packets.
-const readBuffer = 4 * (FrameHeader + MTU)
+// The buffer of a reader. Under load it holds four of the largest frames, so
+// that one system call brings several packets. Most sandboxes send little or
+// nothing, and until a packet, or one read, fills it the buffer is small.
+const (
+	smallBuffer = 4 << 10
+	readBuffer  = 4 * (FrameHeader + MTU)
+)
 
 // NewPacketReader returns a reader of the packets on r. It reads ahead, so r
 // belongs to it.
 func NewPacketReader(r io.Reader) *PacketReader {
-	return &PacketReader{r: r, buf: make([]byte, readBuffer)}
+	return &PacketReader{r: r, buf: make([]byte, smallBuffer)}
 }
 
 // Next returns the next packet, of 1 to MTU bytes, which is valid until the
@@ -71,9 +75,14 @@ func (p *PacketReader) fill(n int) error {
 	if p.end-p.pos >= n {
 		return nil
 	}
-	if p.pos == p.end {
+	switch {
+	case len(p.buf) < readBuffer && (n > len(p.buf) || p.end == len(p.buf)):
+		grown := make([]byte, readBuffer)
+		p.end = copy(grown, p.buf[p.pos:p.end])
+		p.buf, p.pos = grown, 0
+	case p.pos == p.end:
 		p.pos, p.end = 0, 0
-	} else if p.pos+n > len(p.buf) {
+	case p.pos+n > len(p.buf):
 		p.end = copy(p.buf, p.buf[p.pos:p.end])
 		p.pos = 0
 	}

@@ -120,3 +120,22 @@ func (p *pieces) Read(b []byte) (int, error) {
 	p.b = p.b[n:]
 	return n, nil
 }
+
+// A sandbox that sends little costs little: there may be ten thousand of them.
+func TestPacketReaderIsSmallUntilMuchIsSent(t *testing.T) {
+	var stream bytes.Buffer
+	w := NewPacketWriter(&stream)
+	small, large := make([]byte, 60), make([]byte, smallBuffer)
+	if err := errors.Join(w.Write(small, small), w.Write(large)); err != nil {
+		t.Fatal(err)
+	}
+	p := NewPacketReader(&pieces{stream.Bytes(), FrameHeader + len(small)})
+	for i, want := range []int{smallBuffer, smallBuffer, readBuffer} {
+		if _, err := p.Next(); err != nil {
+			t.Fatal(err)
+		}
+		if len(p.buf) != want {
+			t.Errorf("after packet %d it holds %d bytes, want %d", i+1, len(p.buf), want)
+		}
+	}
+}

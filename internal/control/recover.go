@@ -141,19 +141,20 @@ func (p *Plane) reconcile(ctx context.Context) {
 // set that should exist is read before the set that does: a session is led before
 // it is durable, and until its end is.
 func (p *Plane) takeUpLeft(ctx context.Context) error {
-	unended, err := p.store.Unended(ctx)
+	unended, err := p.store.UnendedNames(ctx)
 	if err != nil {
 		return fmt.Errorf("read unended sessions: %w", err)
 	}
-	for _, s := range unended {
+	for _, name := range unended {
 		p.mu.Lock()
-		led, closing := p.live[s.ID] != nil, p.closing
+		led, closing := p.live[name.ID] != nil, p.closing
 		p.mu.Unlock()
 		if led || closing {
 			continue
 		}
-		// It may have ended since it was read.
-		if s, err = p.store.Session(ctx, s.Org, s.ID); err != nil {
+		// It may have ended since it was named.
+		s, err := p.store.Session(ctx, name.Org, name.ID)
+		if err != nil {
 			return fmt.Errorf("take up a session: %w", err)
 		}
 		if s.Outcome != "" {

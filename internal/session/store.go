@@ -18,7 +18,8 @@ type Store interface {
 	audit.Recorder
 
 	// NextNumber returns the number of the next session of this control plane:
-	// one more than the greatest ever returned, across restarts.
+	// greater than any ever returned, across restarts. It is one more, unless a
+	// process was killed since: some numbers may then be nobody's.
 	NextNumber(ctx context.Context) (uint64, error)
 
 	// Create saves a new session, what it is to do and its first event, in one
@@ -62,6 +63,9 @@ type Store interface {
 	// Unended returns the sessions of all organisations that are pending or
 	// running. Only recovery uses it, when the control plane starts.
 	Unended(ctx context.Context) ([]Session, error)
+	// UnendedNames returns their names, and reads nothing else of them: it is asked
+	// every few seconds, however many there are.
+	UnendedNames(ctx context.Context) ([]Name, error)
 
 	// Usage returns what org used on the days whose midnight UTC is at from or
 	// later and before to, oldest first. A day without an end of a session is absent.
@@ -86,6 +90,9 @@ type Store interface {
 	// succeeds.
 	Delivered(ctx context.Context, id int64) error
 }
+
+// A Name says which session is meant.
+type Name struct{ Org, ID string }
 
 var (
 	ErrNotFound  = errors.New("session not found")

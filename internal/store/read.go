@@ -62,6 +62,27 @@ func (s *Store) Unended(ctx context.Context) ([]session.Session, error) {
 	return s.list(ctx, "SELECT "+columns+" FROM sessions WHERE phase IN ('pending', 'running') ORDER BY n")
 }
 
+// UnendedNames returns the names of what Unended returns.
+func (s *Store) UnendedNames(ctx context.Context) ([]session.Name, error) {
+	rows, err := s.reads.QueryContext(ctx, "SELECT org, id FROM sessions WHERE phase IN ('pending', 'running') ORDER BY n")
+	if err != nil {
+		return nil, fmt.Errorf("name unended sessions: %w", err)
+	}
+	defer rows.Close()
+	var out []session.Name
+	for rows.Next() {
+		var n session.Name
+		if err := rows.Scan(&n.Org, &n.ID); err != nil {
+			return nil, fmt.Errorf("name unended sessions: %w", err)
+		}
+		out = append(out, n)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("name unended sessions: %w", err)
+	}
+	return out, nil
+}
+
 // Work returns what the session was asked to do.
 func (s *Store) Work(ctx context.Context, org, id string) (session.Work, error) {
 	var body []byte

@@ -15,17 +15,6 @@ import (
 
 var _ session.Store = (*Store)(nil)
 
-// NextNumber returns the number of the next session.
-func (s *Store) NextNumber(ctx context.Context) (n uint64, err error) {
-	err = s.do(ctx, func(ctx context.Context, t *tx) error {
-		return t.row(ctx, "UPDATE counter SET last = last + 1 RETURNING last").Scan(&n)
-	})
-	if err != nil {
-		return 0, fmt.Errorf("number a session: %w", err)
-	}
-	return n, nil
-}
-
 // Create saves a new session. Its Version is 1 then. If the Idempotency is
 // taken, the Session returned with ErrExists is the whole of the one that has
 // it, for comparing RequestHash.

@@ -68,7 +68,7 @@ type Store struct {
 	committed func(int, time.Duration) // never nil
 
 	db    *sql.DB // the writer's one connection
-	reads *sql.DB
+	reads *readers
 
 	mu     sync.RWMutex // held for reading while sending on ops
 	closed bool
@@ -77,6 +77,8 @@ type Store struct {
 
 	broken    chan struct{} // closed by the writer, after brokenErr was set
 	brokenErr error
+
+	numbers numbers
 
 	unsequenced atomic.Int64 // events committed since the sequencer last looked
 	wake        chan struct{}
@@ -145,11 +147,13 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if err := failpoint.Hit("store.open.prepared"); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
-	if s.reads, err = sql.Open("sqlite", dsn(path, "busy_timeout(5000)", "query_only(1)")); err != nil {
+	reads, err := sql.Open("sqlite", dsn(path, "busy_timeout(5000)", "query_only(1)"))
+	if err != nil {
 		return nil, fmt.Errorf("open database %s for reading: %w", path, err)
 	}
-	s.reads.SetMaxOpenConns(4)
-	s.reads.SetMaxIdleConns(4)
+	reads.SetMaxOpenConns(4)
+	reads.SetMaxIdleConns(4)
+	s.reads = &readers{DB: reads}
 	if err := s.checkLog(ctx); errors.Is(err, ErrTampered) {
 		s.logErr = err
 	} else if err != nil {
@@ -163,6 +167,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 // Close waits for the writes that were begun and closes the file. Who runs
 // Sequence ends it first.
 func (s *Store) Close() error {
+	s.returnNumbers(context.Background())
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

@@ -158,6 +158,9 @@ func TestIOErrorBreaksTheStore(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "enclave.db")
 	s := open(t, path, Options{})
 	newSession(t, s, "s-1")
+	if _, err := s.NextNumber(t.Context()); err != nil { // and more, that are held ready
+		t.Fatal(err)
+	}
 	info, err := os.Stat(path + "-wal")
 	if err != nil {
 		t.Fatal(err)

@@ -194,6 +194,13 @@ func unended(t *testing.T, s Store) {
 		if d := cmp.Diff(want, got); d != "" {
 			t.Error(d)
 		}
+		names, err := s.UnendedNames(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff([]session.Name{{Org: "acme", ID: "s-000000-1"}, {Org: "other", ID: "s-000000-2"}}, names); d != "" {
+			t.Error(d)
+		}
 		s = s.Restart(t)
 	}
 }

@@ -25,16 +25,21 @@ type live struct {
 	stderr    []byte
 	truncated bool
 	changed   chan struct{} // closed and replaced whenever there is something new to see
+	told      uint64        // how often it was so because the store has something new
+	view      *view         // what was last read of the store; nil if nobody watched yet
+
+	reading chan struct{} // has room for the one who reads the store
 }
 
 func newLive(s session.Session, cancel context.CancelCauseFunc, k *ticket) *live {
-	return &live{org: s.Org, sandbox: s.Sandbox, ticket: k, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{})}
+	return &live{org: s.Org, sandbox: s.Sandbox, ticket: k, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{}), reading: make(chan struct{}, 1)}
 }
 
-// notify wakes those who watch.
+// notify tells those who watch that the store has something new of the session.
 func (l *live) notify() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.told++
 	l.notifyLocked()
 }
 

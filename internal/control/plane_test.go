@@ -57,6 +57,7 @@ type lab struct {
 	gateway Gateway
 	plane   *Plane
 	stop    context.CancelFunc
+	wrap    func(session.Store) session.Store // if not nil, what the plane has instead of store
 }
 
 func newPlane(t *testing.T) (*Plane, *lab) {
@@ -127,6 +128,9 @@ func (l *lab) open(c Config) {
 	wg.Go(func() { _ = s.Sequence(ctx, signer) })
 	l.store, l.stop = s, func() { stop(); wg.Wait() }
 	c.Store, c.Keys, c.Log = s, s, s
+	if l.wrap != nil {
+		c.Store = l.wrap(s)
+	}
 	if l.plane, err = New(c); err != nil {
 		l.t.Fatal(err)
 	}

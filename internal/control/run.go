@@ -114,10 +114,10 @@ func (r *run) abandon() {
 	p := r.plane
 	r.course.finish()
 	r.live.cancel(nil)
-	close(r.live.done)
 	p.mu.Lock()
 	delete(p.live, r.id)
 	p.mu.Unlock()
+	close(r.live.done) // who waited for it and looks again does not find it
 	for _, k := range p.queue.release(r.live.ticket) {
 		go k.lead()
 	}
@@ -239,6 +239,7 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 		if err := r.plane.store.Record(stopping, s.ID, audit.LimitExceeded, *end.limit); err != nil {
 			end = lost("record the limit: %v", err)
 		}
+		r.live.notify()
 		_ = failpoint.Hit("control.limit.recorded") // what follows can only be delayed
 	}
 	exit, ended := box.exit(stopping, end)

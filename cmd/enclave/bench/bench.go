@@ -71,6 +71,7 @@ var measures = []measure{
 	{"plane_live", planeAlone},
 	{"api_overhead", apiOverhead},
 	{"stream_fan_out", fanOut},
+	{"restart_10k_sessions", restart},
 	{"verify_log_1m_events", verifyLog},
 }
 
@@ -164,8 +165,8 @@ func median(ds []time.Duration) float64 {
 
 const hello = "print('hello')"
 
-// session runs req to its end and wants it to succeed.
-func session(ctx context.Context, p *demo.Plane, req enclave.SessionRequest) (enclave.Result, error) {
+// runOne runs req to its end and wants it to succeed.
+func runOne(ctx context.Context, p *demo.Plane, req enclave.SessionRequest) (enclave.Result, error) {
 	h, err := p.Client.Run(ctx, req)
 	if err != nil {
 		return enclave.Result{}, err
@@ -217,7 +218,7 @@ func coldRun(ctx context.Context, c Config) ([]Result, error) {
 	}
 	defer raw.close()
 	as, bs, err := pair(c.Runs, func() error {
-		_, err := session(ctx, p, enclave.SessionRequest{Code: hello})
+		_, err := runOne(ctx, p, enclave.SessionRequest{Code: hello})
 		return err
 	}, func() error { return raw.run(ctx) })
 	if err != nil {
@@ -244,7 +245,7 @@ func coldDocker(ctx context.Context, c Config) ([]Result, error) {
 	}
 	defer p.Close(context.WithoutCancel(ctx))
 	as, bs, err := pair(c.Runs, func() error {
-		_, err := session(ctx, p, enclave.SessionRequest{Code: hello})
+		_, err := runOne(ctx, p, enclave.SessionRequest{Code: hello})
 		return err
 	}, func() error {
 		out, err := exec.CommandContext(ctx, "docker", "run", "--rm", "--network", "none", ref, "python3", "-c", hello).CombinedOutput()
@@ -270,7 +271,7 @@ func burst(ctx context.Context, c Config) ([]Result, error) {
 	var one []time.Duration
 	for range single {
 		start := time.Now()
-		if _, err := session(ctx, p, enclave.SessionRequest{Code: hello}); err != nil {
+		if _, err := runOne(ctx, p, enclave.SessionRequest{Code: hello}); err != nil {
 			return nil, err
 		}
 		one = append(one, time.Since(start))
@@ -279,7 +280,7 @@ func burst(ctx context.Context, c Config) ([]Result, error) {
 	start := time.Now()
 	for range n {
 		go func() {
-			_, err := session(ctx, p, enclave.SessionRequest{Code: hello})
+			_, err := runOne(ctx, p, enclave.SessionRequest{Code: hello})
 			errs <- err
 		}()
 	}

@@ -205,7 +205,7 @@ func throughSink(ctx context.Context, c Config, code string,
 	defer func() { err = errors.Join(err, p.Close(context.WithoutCancel(ctx))) }()
 	var ins, hosts []float64
 	for range 3 {
-		r, err := session(ctx, p, s.request(code))
+		r, err := runOne(ctx, p, s.request(code))
 		if err != nil {
 			return 0, 0, err
 		}

@@ -53,7 +53,7 @@ func amongLive(ctx context.Context, c Config, live, clients, each int) (rate flo
 	start := time.Now()
 	err = atOnce(clients, func(int) error {
 		for range each {
-			if _, err := session(ctx, p, enclave.SessionRequest{Code: hello}); err != nil {
+			if _, err := runOne(ctx, p, enclave.SessionRequest{Code: hello}); err != nil {
 				return err
 			}
 		}

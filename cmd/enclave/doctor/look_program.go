@@ -187,6 +187,10 @@ func (h *host) lookAtServices(ctx context.Context, c Config) {
 		return
 	}
 	body, err := get(ctx, c, "/v1/audit/checkpoint")
+	if err != nil && left(ctx, c, s.pid) {
+		h.audit = known(record{})
+		return
+	}
 	if err == nil && !bytes.Contains(body, []byte("—")) && !bytes.Contains(body, []byte(`\u2014`)) {
 		// A signed note has its signatures on lines that begin with an em dash
 		// (golang.org/x/mod/sumdb/note).

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -148,10 +149,15 @@ func askServer(ctx context.Context, c Config) (s server, err error) {
 	if s.held, s.pid, s.mode, s.listen, err = c.Holder(); err != nil || !s.held {
 		return s, err
 	}
-	if _, s.alive = get(ctx, c, "/healthz"); s.alive != nil {
+	if _, s.alive = get(ctx, c, "/healthz"); s.alive == nil {
+		_, s.ready = get(ctx, c, "/readyz")
+	}
+	if (s.alive != nil || s.ready != nil) && left(ctx, c, s.pid) {
+		return server{}, nil
+	}
+	if s.alive != nil {
 		return s, nil
 	}
-	_, s.ready = get(ctx, c, "/readyz")
 	if s.listen != "" && !loopback(s.listen) {
 		s.tls = speaksTLS(ctx, s.listen)
 	}
@@ -159,6 +165,30 @@ func askServer(ctx context.Context, c Config) (s server, err error) {
 }
 
 const askTime = 5 * time.Second
+
+// left reports whether the server that is process pid has ended, or does while
+// left waits. A background one ends with its last client, at any time, and that
+// it then gives no answer is no flaw.
+func left(ctx context.Context, c Config, pid int) bool {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		held, now, _, _, err := c.Holder()
+		if err != nil {
+			return false
+		}
+		if !held || now != pid {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
 
 // get asks the server over its socket.
 func get(ctx context.Context, c Config, path string) ([]byte, error) {
@@ -187,22 +217,19 @@ func get(ctx context.Context, c Config, path string) ([]byte, error) {
 	return body, nil
 }
 
-// speaksTLS reports whether what listens answers the first bytes of a TLS
-// handshake with those of one.
+// speaksTLS reports whether what listens takes a TLS handshake. Whose certificate
+// it shows is for its clients to judge.
 func speaksTLS(ctx context.Context, address string) bool {
-	d := net.Dialer{Timeout: askTime}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
 	conn, err := d.DialContext(ctx, "tcp", address)
-	if err != nil {
-		return false
+	if err == nil {
+		conn.Close()
+		return true
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(askTime))
-	// An alert that closes: a server of TLS answers with a record of TLS, one of
-	// plain HTTP with text (RFC 8446, section 6).
-	if _, err := conn.Write([]byte{22, 3, 1, 0, 1, 1, '\r', '\n', '\r', '\n'}); err != nil {
-		return false
-	}
-	var first [2]byte
-	_, err = io.ReadFull(conn, first[:])
-	return err == nil && first[0] >= 20 && first[0] <= 23 && first[1] == 3
+	// A server that wants another client refuses this one in TLS (RFC 8446,
+	// section 6).
+	var refused *net.OpError
+	return errors.As(err, &refused) && refused.Op == "remote error"
 }

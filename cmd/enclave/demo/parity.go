@@ -91,8 +91,10 @@ func Parity(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	r := parityReport{Summary: paritySummary{Mode: mode, Failures: []string{}, BackendCount: len(planes)}, Backends: []target{}}
+	req := request(parityCode)
+	req.IdempotencyKey = random() // else each target is given one of its own
 	for _, p := range planes {
-		t, err := judgeTarget(ctx, p, secrets)
+		t, err := judgeTarget(ctx, p, req, secrets)
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return errInterrupted
 		}
@@ -148,13 +150,13 @@ func (c *Config) targets(ctx context.Context) (mode string, planes []*Plane, err
 }
 
 // judgeTarget runs the workload on p.
-func judgeTarget(ctx context.Context, p *Plane, secrets brokered) (target, error) {
+func judgeTarget(ctx context.Context, p *Plane, req enclave.SessionRequest, secrets brokered) (target, error) {
 	if p.Inside != nil {
 		if err := secrets.plant(p.Inside.Vault); err != nil {
 			return target{}, err
 		}
 	}
-	s, err := watch(ctx, p, request(parityCode))
+	s, err := watch(ctx, p, req)
 	if err != nil {
 		return target{}, err
 	}

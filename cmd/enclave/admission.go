@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
 )
 
@@ -77,17 +78,16 @@ func (o *admissionOptions) parse() (admission, error) {
 	}
 	seen := map[string]bool{}
 	for _, text := range o.Quotas {
-		// An organisation's name may have a colon, and what follows it has none.
-		at := strings.LastIndexByte(text, ':')
-		if at <= 0 {
+		org, bounds, ok := strings.Cut(text, ":")
+		// Of a name that nobody can have the bounds would bind nobody.
+		if !ok || !auth.ValidOrg(org) {
 			return admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60, or the same of default", text)
 		}
-		org := text[:at]
 		if seen[org] {
 			return admission{}, fmt.Errorf("--quota names %q twice", org)
 		}
 		seen[org] = true
-		q, err := parseQuotas(text[at+1:])
+		q, err := parseQuotas(bounds)
 		if err != nil {
 			return admission{}, fmt.Errorf("--quota %q: %w", text, err)
 		}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
+)
+
+func TestQuotasMeanWhatTheySay(t *testing.T) {
+	o := admissionOptions{MaxRunning: "7", MaxWaiting: "70", Drain: "2m", Quotas: []string{
+		"default:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100", "acme:perMinute=unlimited", "b.c-d_e:waiting=1",
+	}}
+	got, err := o.parse()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := admission{
+		running: 7, waiting: 70, drain: 2 * time.Minute,
+		usual:   control.Quotas{Concurrent: 4, PerMinute: 60, CPUSecondsPerDay: 36000, Waiting: 100},
+		special: map[string]control.Quotas{"acme": {PerMinute: control.Unlimited}, "b.c-d_e": {Waiting: 1}},
+	}
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(admission{})); d != "" {
+		t.Error(d)
+	}
+	var c control.Config
+	got.configure(&c)
+	if c.MaxRunning != 7 || c.MaxWaiting != 70 || c.Quotas != want.usual || !maps.Equal(c.QuotasOf, want.special) {
+		t.Errorf("a control plane is given %d, %d, %+v, %+v", c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf)
+	}
+	if got, err := new(admissionOptions).parse(); err != nil || got.drain != 30*time.Second || got.usual != (control.Quotas{}) {
+		t.Errorf("nothing said is %+v, %v", got, err)
+	}
+}
+
+// A quota that is not understood is one that would not bind.
+func TestQuotasThatWouldNotBindAreRefused(t *testing.T) {
+	for _, text := range []string{
+		"", ":", "acme", "acme:", ":concurrent=1", "acme:concurrent", "acme:concurrent=", "acme:concurrent=0", "acme:concurrent=-1",
+		"acme:concurrent=1.5", "acme:concurrent=+ 1", "acme:concurrent=1000000001", "acme:concurrent=99999999999999999999",
+		"acme:concurrent=unlimited", "acme:Concurrent=1", "acme:concurent=1", "acme:concurrent=1,concurrent=2", "acme:concurrent=1,",
+		"acme: concurrent=1", "ac me:concurrent=1", "a:b:concurrent=1", "../x:concurrent=1", "*:concurrent=1", "-:concurrent=1",
+		"acme:perMinute=unlimited,perMinute=1",
+	} {
+		o := admissionOptions{Quotas: []string{text}}
+		if _, err := o.parse(); err == nil || !strings.Contains(err.Error(), "--quota") {
+			t.Errorf("--quota %q: %v", text, err)
+		}
+	}
+	for name, o := range map[string]admissionOptions{
+		"an organisation twice": {Quotas: []string{"acme:waiting=1", "acme:perMinute=1"}},
+		"no place":              {MaxRunning: "0"},
+		"a word":                {MaxWaiting: "many"},
+		"no unit":               {Drain: "30"},
+		"before now":            {Drain: "-1s"},
+		"days":                  {Drain: "25h"},
+	} {
+		if err := o.validate(); err == nil || !strings.Contains(err.Error(), "--") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What is accepted is what a reader who splits the text by hand finds in it.
+func FuzzQuotas(f *testing.F) {
+	for _, s := range []string{"default:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100", "acme:perMinute=unlimited", "a:b:waiting=1", ":", "acme:waiting=1,waiting=2"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		o := admissionOptions{Quotas: []string{text}}
+		a, err := o.parse()
+		if err != nil {
+			return
+		}
+		org, rest, _ := strings.Cut(text, ":")
+		q, others := a.special[org], len(a.special)
+		if org == usualQuota {
+			q, others = a.usual, len(a.special)+1
+		}
+		if !auth.ValidOrg(org) || others != 1 {
+			t.Fatalf("%q bounds %q, and %d in all", text, org, others)
+		}
+		var said []string
+		for name, n := range map[string]int64{"concurrent": int64(q.Concurrent), "perMinute": int64(q.PerMinute), "cpuSecondsPerDay": q.CPUSecondsPerDay, "waiting": int64(q.Waiting)} {
+			if n != 0 {
+				said = append(said, name+"="+strconv.FormatInt(n, 10))
+			}
+		}
+		var parts []string
+		for part := range strings.SplitSeq(strings.ReplaceAll(rest, "=unlimited", "="+strconv.Itoa(control.Unlimited)), ",") {
+			name, digits, _ := strings.Cut(part, "=")
+			if trimmed := strings.TrimLeft(strings.TrimPrefix(digits, "+"), "0"); digits != strconv.Itoa(control.Unlimited) {
+				digits = trimmed
+			}
+			parts = append(parts, name+"="+digits)
+		}
+		slices.Sort(said)
+		slices.Sort(parts)
+		if !slices.Equal(said, parts) {
+			t.Errorf("%q is read as %q", text, said)
+		}
+	})
+}

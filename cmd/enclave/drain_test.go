@@ -82,3 +82,29 @@ func TestServeDrainsAndLeavesWhatWaits(t *testing.T) {
 	}
 	waitGone(t, s)
 }
+
+// Told to end once, serve lets what runs come to its own end, and has succeeded.
+func TestServeThatHasDrainedEndsWithZero(t *testing.T) {
+	t.Parallel()
+	env, s := simulated(t)
+	v := startServe(t, append(env, "ENCLAVE_DRAIN=1h"))
+	c := &enclave.Client{BaseURL: v.url, APIKey: v.key}
+	h, err := c.Run(t.Context(), enclave.SessionRequest{Code: "import time\ntime.sleep(2)\nenclave.result(7)\n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for e, err := range h.Stream(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Phase == enclave.Running {
+			break
+		}
+	}
+	v.stop(t) // which fails for any other status than 0
+	out, err := enclaveCommand(t, env, "session", "result", h.ID(), "--json").Output()
+	if err != nil || !strings.Contains(string(out), `"json":7`) && !strings.Contains(string(out), `"json": 7`) {
+		t.Errorf("the session that was let run on: %q, %v", out, err)
+	}
+	waitGone(t, s)
+}

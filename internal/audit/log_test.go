@@ -406,3 +406,51 @@ func BenchmarkVerifyLog(b *testing.B) {
 	b.ReportMetric(float64(len(data))/1e6, "MB")
 	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
+
+// What is read of a checkpoint file stands in it, in order, and never shrinks;
+// and whatever a crash left of it, the next record is found behind that.
+func FuzzCheckpointFile(f *testing.F) {
+	s := newSigner(f, "log.example/a")
+	note := func(n int64) []byte {
+		c, err := s.Checkpoint(tlog.Tree{N: n, Hash: tlog.RecordHash([]byte{byte(n)})})
+		if err != nil {
+			f.Fatal(err)
+		}
+		return c
+	}
+	one, two := PublishedRecord(note(1)), PublishedRecord(note(2))
+	for _, b := range [][]byte{nil, one, append(bytes.Clone(one), two...), one[:50], append(bytes.Clone(one[:50]), tornEnd...), one[:len(one)-1], []byte(recordEnd), []byte(tornEnd)} {
+		f.Add(b)
+	}
+	last := note(1 << 62)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		rest, size := b, int64(0)
+		for c, err := range Published(bytes.NewReader(b)) {
+			if err != nil {
+				return
+			}
+			at := bytes.Index(rest, append(bytes.Clone(c.Note), "---\n"...))
+			if at < 0 || c.Tree.N < size {
+				t.Fatalf("%q has no %q behind %d", b, c.Note, size)
+			}
+			rest, size = rest[at+len(c.Note):], c.Tree.N
+			if again, err := ParseCheckpoint(c.Note); err != nil || again != c.Tree {
+				t.Fatalf("%q: %v", c.Note, err)
+			}
+		}
+		// A record that is cut off has a note before its end mark.
+		if size > 1<<62 || len(b) > maxCheckpoint || bytes.HasSuffix(b, []byte("---")) {
+			return
+		}
+		var got Checkpoint
+		for c, err := range Published(bytes.NewReader(slices.Concat(b, MendPublished(b), PublishedRecord(last)))) {
+			if err != nil {
+				t.Fatalf("a record behind %q: %v", b, err)
+			}
+			got = c
+		}
+		if !bytes.Equal(got.Note, last) {
+			t.Errorf("a record behind %q is not found", b)
+		}
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend"
@@ -163,5 +164,36 @@ func TestAnUnreadableSetOfSandboxesIsNotAnEmptyOne(t *testing.T) {
 	}
 	if n := u.destroyed.Load(); n != 0 {
 		t.Errorf("%d sandboxes were destroyed on half of a list", n)
+	}
+}
+
+// A stream of a session that has not ended, and that this control plane does not
+// lead, has what there is and then says that it is worth asking again: nothing
+// would wake it.
+func TestAStreamOfASessionThatNobodyLeadsDoesNotWait(t *testing.T) {
+	p, l := newPlane(t)
+	f := &forgetful{Store: l.store}
+	f.refuse.Store(1)
+	p.store = f
+	s, err := p.Create(t.Context(), caller, Request{Code: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leadsNone(t, p)
+	u, err := p.Watch(t.Context(), caller, s.ID, Cursor{})
+	if err != nil || u.End || len(u.Phases) != 2 || len(u.Audit) != 2 {
+		t.Fatalf("it begins with %+v, error %v", u, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // else it waits for ever
+	defer cancel()
+	if u, err := p.Watch(ctx, caller, s.ID, u.Cursor); !errors.Is(err, ErrAway) {
+		t.Errorf("then it has %+v, error %v", u, err)
+	}
+	// Once it is taken up there is more.
+	if err := p.takeUpLeft(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if u, err = p.Watch(t.Context(), caller, s.ID, u.Cursor); err != nil || len(u.Phases) != 1 || u.Phases[0] != session.Killed {
+		t.Errorf("and then %+v, error %v", u, err)
 	}
 }

@@ -204,3 +204,25 @@ func TestEveryAnswerNamesItsRequest(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// What a client names its request reaches the log and the answer only if every
+// byte of it is one that no log, shell or terminal gives a meaning to.
+func FuzzRequestID(f *testing.F) {
+	for _, s := range []string{"", "abc-1.2_Z", strings.Repeat("x", 64), strings.Repeat("x", 65), "a b", "a\n", "\u00fc", "a\x00"} {
+		f.Add(s, s)
+	}
+	const plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+	f.Fuzz(func(t *testing.T, given, second string) {
+		id := requestID(&http.Request{Header: http.Header{"X-Request-Id": {given}}})
+		good := len(given) >= 1 && len(given) <= 64 && strings.Trim(given, plain) == "" && !strings.ContainsFunc(given, func(r rune) bool { return !strings.ContainsRune(plain, r) })
+		if good != (id == given) {
+			t.Errorf("%q becomes %q", given, id)
+		}
+		if !good && (len(id) != 16 || strings.Trim(id, "0123456789abcdef") != "") {
+			t.Errorf("%q is replaced by %q", given, id)
+		}
+		if two := requestID(&http.Request{Header: http.Header{"X-Request-Id": {given, second}}}); len(two) != 16 {
+			t.Errorf("%q and %q become %q", given, second, two)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/auth"
 )
@@ -28,13 +30,22 @@ func slowly(t *testing.T, r *rig, key string, part int) net.Conn {
 		r.key[key], maxBody, body); err != nil {
 		t.Fatal(err)
 	}
-	for r.held() < before+int64(len(body)) {
-		if t.Context().Err() != nil {
-			t.Fatal("the server does not read")
+	r.await(t, "the server holds what it was sent", func() bool { return r.held() >= before+int64(len(body)) })
+	return conn
+}
+
+// await looks until what is true is, and fails t if it has not become so in a
+// time that nothing here needs.
+func (r *rig) await(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for !is() {
+		if ctx.Err() != nil {
+			t.Fatalf("it never came that %s", what)
 		}
 		runtime.Gosched()
 	}
-	return conn
 }
 
 func (r *rig) held() int64 {
@@ -62,15 +73,15 @@ func TestSlowBodiesHoldNoMoreThanTheirShare(t *testing.T) {
 		t.Errorf("a body for which there is no room: %s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
 	}
 	conn.Close()
-	for r.held() != 0 && t.Context().Err() == nil {
-		runtime.Gosched()
-	}
+	r.await(t, "the bodies of who has gone are given back", func() bool { return r.held() == 0 })
 	if resp := request(50_000); resp.StatusCode != http.StatusCreated {
 		t.Errorf("after the slow one has gone: %s", resp.Status)
 	}
-	if n := len(r.pressure.byOrg); n != 0 {
-		t.Errorf("%d organisations are remembered", n)
-	}
+	r.await(t, "no organisation without bodies is remembered", func() bool {
+		r.pressure.mu.Lock()
+		defer r.pressure.mu.Unlock()
+		return len(r.pressure.byOrg) == 0
+	})
 }
 
 func TestBodiesOfOneOrganisationLeaveRoomForOthers(t *testing.T) {
@@ -123,12 +134,11 @@ func TestStreamsAreBoundedForACallerAndInTotal(t *testing.T) {
 		t.Errorf("another caller's: %s", other.Status)
 	}
 	first.Body.Close()
-	for open := 3; open > 2 && t.Context().Err() == nil; {
+	r.await(t, "a stream that was closed is given back", func() bool {
 		r.pressure.mu.Lock()
-		open = r.pressure.open
-		r.pressure.mu.Unlock()
-		runtime.Gosched()
-	}
+		defer r.pressure.mu.Unlock()
+		return r.pressure.open == 2
+	})
 	if again := open("DEV"); again.StatusCode != http.StatusOK {
 		t.Errorf("after one was closed: %s", again.Status)
 	}

@@ -42,18 +42,11 @@ func (s *Server) listKeys(w http.ResponseWriter, r *http.Request, c auth.Caller)
 	if after := r.URL.Query().Get("cursor"); after != "" {
 		i := slices.IndexFunc(keys, func(k auth.Key) bool { return k.ID == after })
 		if i < 0 {
-			return refuse("invalid_request", "cursor", "is not a nextCursor of this list")
+			return errNextCursor
 		}
 		keys = keys[i+1:]
 	}
-	p := enclave.Page[enclave.Key]{Items: []enclave.Key{}}
-	for _, k := range keys[:min(limit, len(keys))] {
-		p.Items = append(p.Items, publicKey(k))
-	}
-	if len(keys) > limit {
-		p.NextCursor = keys[limit-1].ID
-	}
-	s.write(w, r, http.StatusOK, "application/json", p)
+	s.write(w, r, http.StatusOK, "application/json", pageOf(keys, limit, publicKey, func(k auth.Key) string { return k.ID }))
 	return nil
 }
 

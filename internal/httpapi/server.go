@@ -31,8 +31,8 @@ import (
 //
 // It judges the Caller itself: the API's own check of scopes comes before it
 // and does not replace it. A session of another organisation is
-// session.ErrNotFound, a key auth.ErrNoKey. Watch returns control.ErrClosing or control.ErrAway, or
-// any error, to end a stream that the client may resume.
+// session.ErrNotFound, a key auth.ErrNoKey. Watch returns control.ErrClosing or
+// control.ErrAway, or any error, to end a stream that the client may resume.
 type Plane interface {
 	Create(ctx context.Context, c auth.Caller, r control.Request) (session.Session, error)
 	Session(ctx context.Context, c auth.Caller, id string) (session.Session, error)

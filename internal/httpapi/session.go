@@ -107,24 +107,16 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, c auth.Caller) err
 	}
 	before := r.URL.Query().Get("cursor")
 	if before != "" && !sessionID(before) {
-		return refuse("invalid_request", "cursor", "is not a nextCursor of this list")
+		return errNextCursor
 	}
-	// One more than is shown tells whether there is a next page.
 	found, err := s.plane.Sessions(r.Context(), c, before, limit+1)
 	if errors.Is(err, session.ErrNotFound) && before != "" {
-		return refuse("invalid_request", "cursor", "is not a nextCursor of this list")
+		return errNextCursor
 	}
 	if err != nil {
 		return err
 	}
-	p := enclave.Page[enclave.Session]{Items: []enclave.Session{}}
-	for _, f := range found[:min(limit, len(found))] {
-		p.Items = append(p.Items, publicSession(f))
-	}
-	if len(found) > limit {
-		p.NextCursor = found[limit-1].ID
-	}
-	s.write(w, r, http.StatusOK, "application/json", p)
+	s.write(w, r, http.StatusOK, "application/json", pageOf(found, limit, publicSession, func(f session.Session) string { return f.ID }))
 	return nil
 }
 
@@ -146,19 +138,16 @@ func (s *Server) audit(w http.ResponseWriter, r *http.Request, c auth.Caller) er
 	var after uint64
 	if q := r.URL.Query().Get("cursor"); q != "" {
 		if after, err = strconv.ParseUint(q, 10, 63); err != nil || strconv.FormatUint(after, 10) != q {
-			return refuse("invalid_request", "cursor", "is not a nextCursor of this list")
+			return errNextCursor
 		}
 	}
 	events, err := s.plane.Events(r.Context(), c, r.PathValue("id"), after, limit+1)
 	if err != nil {
 		return err
 	}
-	p := enclave.Page[audit.Event]{Items: []audit.Event{}}
-	p.Items = append(p.Items, events[:min(limit, len(events))]...)
-	if len(events) > limit {
-		p.NextCursor = strconv.FormatUint(events[limit-1].Seq, 10)
-	}
-	s.write(w, r, http.StatusOK, "application/json", p)
+	s.write(w, r, http.StatusOK, "application/json", pageOf(events, limit,
+		func(e audit.Event) audit.Event { return e },
+		func(e audit.Event) string { return strconv.FormatUint(e.Seq, 10) }))
 	return nil
 }
 
@@ -229,18 +218,6 @@ func (s *Server) showWebhookKey(w http.ResponseWriter, r *http.Request, _ auth.C
 func (s *Server) showMetrics(w http.ResponseWriter, r *http.Request, _ auth.Caller) error {
 	s.metrics.ServeHTTP(w, r)
 	return nil
-}
-
-func pageLimit(r *http.Request, usual, most int) (int, error) {
-	q := r.URL.Query()
-	if !q.Has("limit") {
-		return usual, nil
-	}
-	n, err := strconv.Atoi(q.Get("limit"))
-	if err != nil || n < 1 || n > most || strconv.Itoa(n) != q.Get("limit") {
-		return 0, refuse("invalid_request", "limit", "must be from 1 to %d", most)
-	}
-	return n, nil
 }
 
 // publicSession returns what the world may see of s. It names each field, so

@@ -13,12 +13,8 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// ProveConsistency returns the proof that the log of size from is the
-// beginning of the log of size to, as audit.VerifyConsistency wants it.
-func (s *Store) ProveConsistency(ctx context.Context, from, to int64) (tlog.TreeProof, error) {
-	return proveTree(ctx, s.reads, from, to)
-}
-
+// proveTree returns the proof that the log of size from is the beginning of the
+// log of size to, as audit.VerifyConsistency wants it.
 func proveTree(ctx context.Context, r reader, from, to int64) (tlog.TreeProof, error) {
 	if from < 0 || from > to {
 		return nil, fmt.Errorf("prove consistency: there is no log that grew from %d to %d", from, to)
@@ -174,7 +170,7 @@ func (s *Store) Bundle(ctx context.Context, org, id string) (json.RawMessage, er
 			return nil, err
 		}
 		if whole {
-			return encodeBundle(b)
+			return b.Encode()
 		}
 		if err := s.Flush(ctx); err != nil {
 			return nil, fmt.Errorf("bundle of session %s: %w", id, err)
@@ -184,12 +180,7 @@ func (s *Store) Bundle(ctx context.Context, org, id string) (json.RawMessage, er
 	if err != nil {
 		return nil, err
 	}
-	return encodeBundle(b)
-}
-
-func encodeBundle(b audit.Bundle) (json.RawMessage, error) {
-	data, err := b.Encode()
-	return data, err
+	return b.Encode()
 }
 
 // bundle returns the bundle of the session's events that are in the log, and
@@ -209,14 +200,10 @@ func (s *Store) bundle(ctx context.Context, org, id string) (b audit.Bundle, who
 	if err != nil {
 		return b, false, err
 	}
-	note, err := newest(t.QueryRowContext(ctx, newestCheckpoint))
+	note, tree, err := checkpointAt(ctx, t, 0)
 	if errors.Is(err, ErrNoCheckpoint) {
 		return b, false, nil // Flush makes one, or says why not
 	} else if err != nil {
-		return b, false, err
-	}
-	tree, err := audit.ParseCheckpoint(note)
-	if err != nil {
 		return b, false, err
 	}
 	events, positions, err := readEvents(ctx, t, id, "session = ? ORDER BY seq", row)

@@ -43,8 +43,8 @@ func (o *admissionOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.MaxRunning, "max-running", o.MaxRunning, "run so `MANY` sessions at once; others wait (ENCLAVE_MAX_RUNNING; default 128)")
 	f.StringVar(&o.MaxWaiting, "max-waiting", o.MaxWaiting, "let so `MANY` sessions wait; more are refused (ENCLAVE_MAX_WAITING; default 10000)")
-	f.StringArrayVar(&o.Quotas, "quota", o.Quotas, "bound an organisation, or all others: `ORG:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100`\n"+
-		"or default:...; perMinute=unlimited is no bound (repeatable; ENCLAVE_QUOTA, separated by spaces)")
+	f.StringArrayVar(&o.Quotas, "quota", o.Quotas, "`QUOTA` of an organisation, ORG:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100, or of all others, default:...; "+
+		"perMinute=unlimited is no bound; repeatable (ENCLAVE_QUOTA, separated by spaces)")
 	f.StringVar(&o.Drain, "drain", o.Drain, "when told to end, let sessions run on for this `DURATION` (ENCLAVE_DRAIN; default 30s)")
 }
 

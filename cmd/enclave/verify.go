@@ -26,10 +26,11 @@ func (p *program) auditVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify FILE",
 		Short: "Check an exported record, or the whole log, against the log's public key",
-		Long: `Verify checks an exported record, or an exported log, against the public key of the log it is from,
-and against nothing else: no server, no database. The key must come from where
-you trust it, not from the file: ` + "`enclave audit key`" + ` prints it on the server. A
-key that was replaced since is as good: the rotations are in the file.
+		Long: `Verify checks an exported record, or an exported log, against the public key of
+the log it is from, and against nothing else: no server, no database. The key
+must come from where you trust it, not from the file: ` + "`enclave audit key`" + `
+prints it on the server. A key that was replaced since is as good: the rotations
+are in the file.
 
 With --checkpoints the log must also have had every checkpoint of that file, which
 ` + "`enclave serve --checkpoint-file`" + ` wrote where the log's server can't change it: so a
@@ -189,8 +190,8 @@ func readKey(key string) (string, error) {
 	return strings.TrimSpace(string(raw)), nil
 }
 
-// openLog returns a reader of a file that is an exported log, or nil if it is
-// not one; rest reads the file from its beginning either way.
+// openLog reports whether f is an exported log, and not a record; rest reads f
+// from its beginning either way.
 func openLog(f io.Reader) (isLog bool, rest io.Reader) {
 	const long = len(`{"checkpoint":`)
 	head := make([]byte, long)

@@ -85,9 +85,9 @@ func (p *Plane) withinDay(ctx context.Context, org string) error {
 		return nil
 	}
 	now := p.now().UTC()
-	day := now.Truncate(24 * time.Hour) // since the zero time, which is a midnight in UTC
-	next := day.AddDate(0, 0, 1)
-	days, err := p.store.Usage(ctx, org, day, next)
+	today := now.Truncate(day) // since the zero time, which is a midnight in UTC
+	next := today.Add(day)
+	days, err := p.store.Usage(ctx, org, today, next)
 	if err != nil {
 		return fmt.Errorf("read the usage of the day: %w", err)
 	}

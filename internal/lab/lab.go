@@ -39,6 +39,8 @@ type Config struct {
 	Log slog.Handler
 	// Tracer is told of each session; nil is nobody.
 	Tracer trace.Tracer
+	// Now is the time of day of all its parts; nil is this host's.
+	Now func() time.Time
 }
 
 // A Plane is a control plane that runs.
@@ -65,11 +67,14 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	if c.Tracer == nil {
 		c.Tracer = noop.NewTracerProvider().Tracer("")
 	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	logger := slog.New(c.Log)
 	ctx, stop := context.WithCancel(context.Background())
 	p.undo = append(p.undo, func() error { stop(); return nil })
 
-	if p.store, err = store.Open(ctx, filepath.Join(dir, "enclave.db"), store.Options{Every: 10 * time.Millisecond}); err != nil {
+	if p.store, err = store.Open(ctx, filepath.Join(dir, "enclave.db"), store.Options{Every: 10 * time.Millisecond, Now: c.Now}); err != nil {
 		return nil, err
 	}
 	p.undo = append(p.undo, p.store.Close)
@@ -101,7 +106,7 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 		Backend: simulator.New(), Store: p.store, Keys: p.store, Log: p.store, Gateway: g, Table: table,
 		Image:    func(context.Context) (string, error) { return "sha256:" + strings.Repeat("0", 64), nil },
 		Logger:   logger,
-		Observer: metrics, Tracer: c.Tracer,
+		Observer: metrics, Tracer: c.Tracer, Now: c.Now,
 	})
 	if err != nil {
 		return nil, err
@@ -110,7 +115,7 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	if err := plane.Start(ctx); err != nil {
 		return nil, err
 	}
-	tokens, err := auth.NewVerifier(auth.VerifierConfig{Secret: []byte(rand.Text() + rand.Text()), Now: time.Now})
+	tokens, err := auth.NewVerifier(auth.VerifierConfig{Secret: []byte(rand.Text() + rand.Text()), Now: c.Now})
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/enclave-run/enclave/internal/backend"
@@ -181,45 +182,71 @@ func (c *countedConn) await(n int64) {
 func (g *guest) server() *http.Server {
 	p := new(http.Protocols)
 	p.SetUnencryptedHTTP2(true)
-	mux := http.NewServeMux()
-	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) error{
-		"GET " + wire.PathHello:      g.hello,
-		"POST " + wire.PathShutdown:  g.shutdown,
-		"GET " + wire.PathProcesses:  g.list,
-		"POST " + wire.PathProcesses: g.start,
-		"GET " + wire.PathOutput:     g.output,
-		"POST " + wire.PathStdin:     g.stdin,
-		"DELETE " + wire.PathStdin:   g.stdin,
-		"POST " + wire.PathSignal:    g.signal,
-		"POST " + wire.PathSize:      g.resize,
-		"GET " + wire.PathStat:       g.files.stat,
-		"GET " + wire.PathList:       g.files.list,
-		"POST " + wire.PathMakeDir:   g.files.makeDir,
-		"POST " + wire.PathMove:      g.files.move,
-		"POST " + wire.PathRemove:    g.files.remove,
-		"GET " + wire.PathContent:    g.files.get,
-		"PUT " + wire.PathContent:    g.files.put,
-	} {
-		mux.HandleFunc(pattern, g.call(h))
-	}
-	return &http.Server{Protocols: p, Handler: mux, ErrorLog: nil}
+	return &http.Server{Protocols: p, Handler: g, ErrorLog: nil}
 }
 
-// call adapts a handler: it is counted, and what it returns is the refusal.
-func (g *guest) call(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		g.mu.Lock()
-		if g.closing {
-			g.mu.Unlock()
-			refuse(w, &wire.CallError{Code: wire.CodeClosing, Detail: "the sandbox is shutting down"})
-			return
-		}
-		g.calls.Add(1)
+// route returns what answers r, or nil. A ServeMux of its own would be a large
+// part of what a guest costs.
+func (g *guest) route(r *http.Request) func(http.ResponseWriter, *http.Request) error {
+	path := r.URL.Path
+	if rest, ok := strings.CutPrefix(path, wire.PathProcesses+"/"); ok {
+		id, call, _ := strings.Cut(rest, "/")
+		r.SetPathValue("id", id)
+		path = wire.PathProcesses + "/{id}/" + call
+	}
+	switch r.Method + " " + path {
+	case "GET " + wire.PathHello:
+		return g.hello
+	case "POST " + wire.PathShutdown:
+		return g.shutdown
+	case "GET " + wire.PathProcesses:
+		return g.list
+	case "POST " + wire.PathProcesses:
+		return g.start
+	case "GET " + wire.PathOutput:
+		return g.output
+	case "POST " + wire.PathStdin, "DELETE " + wire.PathStdin:
+		return g.stdin
+	case "POST " + wire.PathSignal:
+		return g.signal
+	case "POST " + wire.PathSize:
+		return g.resize
+	case "GET " + wire.PathStat:
+		return g.files.stat
+	case "GET " + wire.PathList:
+		return g.files.list
+	case "POST " + wire.PathMakeDir:
+		return g.files.makeDir
+	case "POST " + wire.PathMove:
+		return g.files.move
+	case "POST " + wire.PathRemove:
+		return g.files.remove
+	case "GET " + wire.PathContent:
+		return g.files.get
+	case "PUT " + wire.PathContent:
+		return g.files.put
+	}
+	return nil
+}
+
+// ServeHTTP answers a call. It is counted, and an error is the refusal.
+func (g *guest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := g.route(r)
+	if h == nil {
+		http.NotFound(w, r)
+		return
+	}
+	g.mu.Lock()
+	if g.closing {
 		g.mu.Unlock()
-		defer g.calls.Done()
-		if err := h(w, r); err != nil {
-			refuse(w, err)
-		}
+		refuse(w, &wire.CallError{Code: wire.CodeClosing, Detail: "the sandbox is shutting down"})
+		return
+	}
+	g.calls.Add(1)
+	g.mu.Unlock()
+	defer g.calls.Done()
+	if err := h(w, r); err != nil {
+		refuse(w, err)
 	}
 }
 

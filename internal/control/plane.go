@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
@@ -74,6 +75,7 @@ type Plane struct {
 	now       func() time.Time
 	retention Retention
 
+	results  singleflight.Group // by session
 	queue    *queue
 	starting chan struct{} // a token for each sandbox being created; nil if as many as like may be
 
@@ -280,21 +282,34 @@ func (p *Plane) Result(ctx context.Context, c auth.Caller, id string) (session.R
 	if s.Outcome == "" {
 		return session.Result{}, nil, ErrNotEnded
 	}
-	r, err := p.store.Result(ctx, c.Org, id)
+	got, err, _ := p.results.Do(id, func() (any, error) { return p.given(context.WithoutCancel(ctx), c.Org, id) })
 	if err != nil {
-		return session.Result{}, nil, fmt.Errorf("result of %s: %w", id, err)
+		return session.Result{}, nil, err
 	}
-	events, err := p.store.Events(ctx, c.Org, id, 0, maxEvents)
+	g := got.(given)
+	return g.result, g.denials, nil
+}
+
+// given is what Result returns. Those who ask at the same time share it.
+type given struct {
+	result  session.Result
+	denials []audit.Event
+}
+
+func (p *Plane) given(ctx context.Context, org, id string) (g given, err error) {
+	if g.result, err = p.store.Result(ctx, org, id); err != nil {
+		return given{}, fmt.Errorf("result of %s: %w", id, err)
+	}
+	events, err := p.store.Events(ctx, org, id, 0, maxEvents)
 	if err != nil {
-		return session.Result{}, nil, fmt.Errorf("denials of %s: %w", id, err)
+		return given{}, fmt.Errorf("denials of %s: %w", id, err)
 	}
-	var denials []audit.Event
 	for _, e := range events {
 		if e.Type == audit.EgressDenied {
-			denials = append(denials, e)
+			g.denials = append(g.denials, e)
 		}
 	}
-	return r, denials, nil
+	return g, nil
 }
 
 // maxEvents bounds one read of a session's record, and is more than any has: the

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
@@ -149,4 +150,52 @@ func TestWatchResumesAnywhereInALongRecord(t *testing.T) {
 			t.Errorf("another organisation's reader got %v after event %d", err, after)
 		}
 	}
+}
+
+// A held store has one session that has ended, and hands out its result only
+// once it is let go.
+type held struct {
+	session.Store
+	release chan struct{}
+	results atomic.Int64
+}
+
+func (h *held) Session(context.Context, string, string) (session.Session, error) {
+	return session.Session{ID: "s-0a1b2c-1", Phase: session.Succeeded, Outcome: session.Succeeded}, nil
+}
+
+func (h *held) Result(ctx context.Context, _, _ string) (session.Result, error) {
+	h.results.Add(1)
+	<-h.release
+	return session.Result{Stdout: []byte("hello\n")}, ctx.Err()
+}
+
+func (h *held) Events(context.Context, string, string, uint64, int) ([]audit.Event, error) {
+	return []audit.Event{{Type: audit.SessionCreated}, {Type: audit.EgressDenied}}, nil
+}
+
+// The readers of a stream all ask for the result at its end: it is read once for
+// them, and whoever asked first may go away meanwhile.
+func TestResultIsReadOnceForAllWhoAskTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &held{release: make(chan struct{})}
+		p := &Plane{store: store}
+		ctx, cancel := context.WithCancel(t.Context())
+		var readers sync.WaitGroup
+		for range 100 {
+			readers.Go(func() {
+				r, denials, err := p.Result(ctx, caller, "s-0a1b2c-1")
+				if err != nil || string(r.Stdout) != "hello\n" || len(denials) != 1 {
+					t.Errorf("%q, %d denials, %v", r.Stdout, len(denials), err)
+				}
+			})
+		}
+		synctest.Wait()
+		cancel()
+		close(store.release)
+		readers.Wait()
+		if n := store.results.Load(); n != 1 {
+			t.Errorf("the result was read %d times", n)
+		}
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/webhook"
 )
 
 // accessOptions is how clients reach a control plane and who they may be.
@@ -68,12 +69,17 @@ func (o *accessOptions) validate() error {
 	case o.encrypted() && o.InsecurePlain:
 		return errors.New("--insecure-plain-http contradicts TLS: leave one out")
 	}
+	for _, h := range o.Hosts {
+		if h == "" || strings.Trim(strings.ToLower(h), "abcdefghijklmnopqrstuvwxyz0123456789.-_") != "" {
+			return fmt.Errorf("--host %q is not a name such as enclave.internal, without port or path", h)
+		}
+	}
 	issuers, err := o.issuers()
 	if err != nil {
 		return err
 	}
-	if _, err = o.oidcReach().reach(nil); err != nil {
-		return fmt.Errorf("--oidc-allow: %w", err)
+	if _, err = o.oidcReach(nil); err != nil {
+		return err
 	}
 	// What a Verifier refuses is refused before anything is opened.
 	_, err = auth.NewVerifier(auth.VerifierConfig{Secret: make([]byte, auth.SecretLen), Now: time.Now, Issuers: issuers, Client: &http.Client{}})
@@ -110,7 +116,9 @@ func (o *accessOptions) issuers() ([]auth.Issuer, error) {
 }
 
 // oidcReach is where issuers may be: as webhooks, but with ranges of their own.
-func (o *accessOptions) oidcReach() *webhookOptions { return &webhookOptions{Allow: o.OIDCAllow} }
+func (o *accessOptions) oidcReach(own []netip.Prefix) (webhook.Reach, error) {
+	return reachOf("--oidc-allow", o.OIDCAllow, own)
+}
 
 // oidcTimeout is how long one document of an issuer may take.
 const oidcTimeout = 5 * time.Second
@@ -126,7 +134,7 @@ func (o *accessOptions) verifier(s *stateDir, own []netip.Prefix, now func() tim
 	if err != nil {
 		return nil, err
 	}
-	reach, err := o.oidcReach().reach(own)
+	reach, err := o.oidcReach(own)
 	if err != nil {
 		return nil, err
 	}

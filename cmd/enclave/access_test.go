@@ -74,7 +74,7 @@ func TestServeOverTLSIsPinnedByItsFingerprint(t *testing.T) {
 		"another's":       {"ENCLAVE_TLS_FINGERPRINT=" + strings.Repeat("0", 64), "refused: .*not the one of TLSFingerprint"},
 		"half of one":     {"ENCLAVE_TLS_FINGERPRINT=" + print[1][:32], "refused: .*64 hex digits"},
 		"nothing":         {"X=", "refused: .*certificate"},
-		"in the clear":    {"ENCLAVE_BASE_URL=http" + strings.TrimPrefix(v.url, "https"), "refused"},
+		"in the clear":    {"ENCLAVE_BASE_URL=http" + strings.TrimPrefix(v.url, "https"), "refused: .*if the server speaks TLS, ENCLAVE_BASE_URL begins with https://\n$"},
 	} {
 		if got := run(tc.set); !regexp.MustCompile(`(?s)^` + tc.want).MatchString(got) {
 			t.Errorf("%s: %s", name, got)
@@ -95,6 +95,20 @@ func TestServeOverTLSIsPinnedByItsFingerprint(t *testing.T) {
 	again, err := (&accessOptions{TLS: selfSigned}).openCertificate(s, "127.0.0.1:1", time.Now, slog.New(slog.DiscardHandler))
 	if err != nil || again.fingerprint() != print[1] {
 		t.Errorf("the next certificate: %v", err)
+	}
+}
+
+func TestWhoIsOnThisHostIsToldAnAddressToGoTo(t *testing.T) {
+	for listens, goes := range map[string]string{
+		"https://[::]:8090":      "https://127.0.0.1:8090",
+		"https://0.0.0.0:443":    "https://127.0.0.1:443",
+		"http://127.0.0.1:8090":  "http://127.0.0.1:8090",
+		"https://192.0.2.1:8090": "https://192.0.2.1:8090",
+		"http://[::1]:8090":      "http://[::1]:8090",
+	} {
+		if got := (&place{url: listens}).here(); got != goes {
+			t.Errorf("listening on %s: %s, want %s", listens, got, goes)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -62,6 +63,9 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	defer in.stop()
 	err = bench.Run(ctx, c)
 	if code := in.status(); code != 0 {
+		if errors.Is(err, context.Canceled) {
+			err = errors.New("interrupted: what was measured is incomplete, and no report was written")
+		}
 		return &exit{code, err}
 	}
 	return err

@@ -167,4 +167,7 @@ func TestServerEndsWhenItsCheckpointFileIsFull(t *testing.T) {
 	if err := v.cmd.Wait(); err == nil || !strings.Contains(said, "publish checkpoint") || !strings.Contains(said, "no space left") {
 		t.Errorf("the server ended with %v: %s", err, said)
 	}
+	if _, last, _ := strings.Cut(said, "\nenclave: "); strings.Count(last, "no space left") != 1 {
+		t.Errorf("why it ended is not said once: %s", last)
+	}
 }

@@ -33,10 +33,14 @@ type link struct {
 	close  func()
 }
 
-// explain adds to err what is known of a control plane that went away.
+// explain adds to err what is known of a control plane that refused or went
+// away.
 func (k *link) explain(err error) error {
-	if err == nil || k.lost == nil {
-		return err
+	if err == nil {
+		return nil
+	}
+	if k.lost == nil {
+		return advise(err, k.client)
 	}
 	select {
 	case <-k.lost:
@@ -47,6 +51,25 @@ func (k *link) explain(err error) error {
 	default:
 		return err
 	}
+}
+
+// advise adds to what a remote control plane answered which variable of the
+// environment leads to another answer.
+func advise(err error, c *enclave.Client) error {
+	var refused *enclave.Error
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("%w: nothing listens where ENCLAVE_BASE_URL points", err)
+	case errors.Is(err, enclave.ErrUnauthorized) && c.APIKey != "":
+		return fmt.Errorf("%w: ENCLAVE_API_KEY is none of this server's, or was revoked", err)
+	case errors.Is(err, enclave.ErrUnauthorized) && c.Token != "":
+		return fmt.Errorf("%w: ENCLAVE_TOKEN is none for this server, or has expired", err)
+	case errors.Is(err, enclave.ErrUnauthorized):
+		return fmt.Errorf("%w: set ENCLAVE_API_KEY or ENCLAVE_TOKEN", err)
+	case errors.As(err, &refused) && refused.Code == "http_400" && strings.HasPrefix(c.BaseURL, "http://"):
+		return fmt.Errorf("%w: that is no answer of Enclave's: if the server speaks TLS, ENCLAVE_BASE_URL begins with https://", err)
+	}
+	return err
 }
 
 // connect returns the control plane to drive: the one that ENCLAVE_BASE_URL

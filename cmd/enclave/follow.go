@@ -62,7 +62,9 @@ bytes are not UTF-8, base64.`,
 					return fmt.Errorf("session %s is %s: follow it with `enclave session logs --follow %s`", s.ID, s.Phase, s.ID)
 				}
 				show := runView{out: p.out, err: p.err, live: true}
+				whole := false
 				for e, err := range h.Stream(ctx) {
+					whole = whole || e.Result != nil
 					if err == nil && asJSON {
 						err = p.logLine(e)
 					} else if err == nil {
@@ -72,7 +74,13 @@ bytes are not UTF-8, base64.`,
 						return err
 					}
 				}
-				return nil
+				if whole {
+					return nil
+				}
+				// Retention dropped what the code wrote: that is not to have written
+				// nothing, and the server says so when it is asked for the result.
+				_, err = cl.Result(ctx, s.ID)
+				return err
 			})
 		},
 	}

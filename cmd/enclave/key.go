@@ -53,10 +53,14 @@ func (p *program) keyCreate() *cobra.Command {
 					return err
 				}
 				if asJSON {
-					return printJSON(p.out, k)
+					err = printJSON(p.out, k)
+				} else {
+					_, err = fmt.Fprintln(p.out, visible(k.Plaintext))
 				}
-				_, err = fmt.Fprintln(p.out, visible(k.Plaintext))
-				return err
+				if err != nil {
+					return fmt.Errorf("show the key, which is made: %w: nobody knows it now: `enclave key revoke %s`", err, visible(k.ID))
+				}
+				return nil
 			})
 		},
 	}
@@ -64,6 +68,7 @@ func (p *program) keyCreate() *cobra.Command {
 	c.Flags().StringVar(&r.User, "user", "operator", "who it is for")
 	c.Flags().StringVar(&r.Role, "role", auth.Developer, "owner, admin, developer or viewer")
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	_ = c.RegisterFlagCompletionFunc("role", completeWords(auth.Owner, auth.Admin, auth.Developer, auth.Viewer)) // fails for a flag that is not there
 	return c
 }
 

@@ -129,7 +129,35 @@ log that can be checked offline.`,
 	add("host", p.serveCommand(), p.doctorCommand(), p.imageCommand(), p.keyCommand(), p.tokenCommand(), p.benchCommand(), p.soakCommand(), p.uninstallCommand())
 	root.AddCommand(p.gatewayCommand())
 	root.AddCommand(topics()...)
+	for _, c := range root.Commands() {
+		refuseWords(c)
+	}
 	return root
+}
+
+// refuseWords has c and the commands below it say how they are used to who gives
+// them other words than they take. Cobra shows help for a word that is no command
+// of a group, and ends with 0: a script would take that for success.
+func refuseWords(c *cobra.Command) {
+	for _, child := range c.Commands() {
+		refuseWords(child)
+	}
+	how := fmt.Sprintf("see `%s --help`", c.CommandPath())
+	switch {
+	case c.HasSubCommands() && !c.Runnable():
+		c.Args = cobra.NoArgs
+		c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	case c.Runnable():
+		how = "usage: " + c.UseLine()
+	}
+	if takes := c.Args; takes != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := takes(c, args); err != nil {
+				return fmt.Errorf("%w: %s", err, how)
+			}
+			return nil
+		}
+	}
 }
 
 // message returns err as it is shown: what a workload, a server or a file

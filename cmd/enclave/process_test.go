@@ -223,8 +223,14 @@ func TestServeIsDrivenBySocketAndByKey(t *testing.T) {
 	}
 	wrong := append(remote, "ENCLAVE_API_KEY=ek_0000000000000000_"+strings.Repeat("0", 64))
 	out, err = enclaveCommand(t, wrong, "run", "-c", "1").CombinedOutput()
-	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "unauthorized") {
+	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "unauthorized") || !strings.Contains(string(out), "ENCLAVE_API_KEY is none of this server's") {
 		t.Errorf("by a wrong key: %v, %s", err, out)
+	}
+	for set, want := range map[string]string{"ENCLAVE_TOKEN=": "set ENCLAVE_API_KEY or ENCLAVE_TOKEN", "ENCLAVE_TOKEN=a.b.c": "ENCLAVE_TOKEN is none for this server"} {
+		out, err = enclaveCommand(t, append(remote, "ENCLAVE_API_KEY=", set), "session", "list").CombinedOutput()
+		if ended(t, err) != statusFailed || !strings.Contains(string(out), want) {
+			t.Errorf("with %q: %v, %s", set, err, out)
+		}
 	}
 
 	// A second server is refused, and told who has the directory.

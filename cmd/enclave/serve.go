@@ -148,10 +148,19 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	if err != nil {
 		return err
 	}
+	// What can't go on can't be ended in order either: that is not said twice.
+	failed := false
+	ending := func(more error) {
+		if more != nil && failed {
+			logger.Warn("ending out of order", "err", more)
+			return
+		}
+		err = errors.Join(err, more)
+	}
 	defer func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 		defer cancel()
-		err = errors.Join(err, n.close(stop))
+		ending(n.close(stop))
 	}()
 	mode := modeServe
 	if tcp == nil {
@@ -212,6 +221,7 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	case err = <-ended:
 	case err = <-n.failed:
 		err = fmt.Errorf("the control plane can't go on: %w", broken(err, s.path))
+		failed = true
 		logger.Error("ending at once", "err", err, "sessions", n.plane.Active())
 		patience = 0 // nothing that sessions still do would be kept
 	case sig := <-signals:
@@ -226,7 +236,7 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	// clients can still follow them; then streams and leases, then requests.
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer done()
-	err = errors.Join(err, n.stopPlane(stop))
+	ending(n.stopPlane(stop))
 	holders.end()
 	last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()

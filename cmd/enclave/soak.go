@@ -80,6 +80,9 @@ func (p *program) soak(ctx context.Context, c soak.Config) error {
 	c.Start = func(ctx context.Context, backend string) (*soak.Server, error) { return p.startSoaked(ctx, s, backend) }
 	err = soak.Run(ctx, c)
 	if code := in.status(); code != 0 {
+		if errors.Is(err, context.Canceled) {
+			err = errors.New("interrupted: what was measured is incomplete, and no report was written")
+		}
 		return &exit{code, err}
 	}
 	return err

@@ -102,6 +102,7 @@ func (p *program) tokenCreate() *cobra.Command {
 	c.Flags().StringVar(&g.Org, "org", auth.Local().Org, "organisation")
 	c.Flags().StringVar(&g.User, "user", "operator", "who it is for")
 	c.Flags().StringVar(&g.Role, "role", auth.Developer, "owner, admin, developer or viewer")
+	_ = c.RegisterFlagCompletionFunc("role", completeWords(auth.Owner, auth.Admin, auth.Developer, auth.Viewer)) // fails for a flag that is not there
 	c.Flags().DurationVar(&g.TTL, "ttl", g.TTL, "how long it is good, at most 720h (30 days)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c

@@ -22,6 +22,7 @@ func topics() []*cobra.Command {
   every other command
       0  done
     %3d  not done, or a check failed; stderr says why and what to do
+      2  of audit witness alone: it could not ask, and nothing is known
     128+ a signal interrupted enclave`, statusKilled, statusPlatform, statusFailed),
 	}, {
 		Use:   "environment",
@@ -32,6 +33,9 @@ func topics() []*cobra.Command {
                      one on this host's state directory, which is started if needed
   ENCLAVE_API_KEY    the credential for it, or else
   ENCLAVE_TOKEN      a JSON web token
+  ENCLAVE_TLS_FINGERPRINT
+                     of its certificate, if that is the server's own: serve prints it
+  ENCLAVE_CA_FILE    the authority of its certificate, if the host does not trust it
   ENCLAVE_STATE      --state
   ENCLAVE_BACKEND    --backend
   NO_COLOR           no colours, also on a terminal

@@ -29,7 +29,7 @@ func leaves(c *cobra.Command, f func(*cobra.Command)) {
 	for _, sub := range c.Commands() {
 		leaves(sub, f)
 	}
-	if c.Runnable() && !c.Hidden {
+	if c.Runnable() && !c.HasSubCommands() && !c.Hidden {
 		f(c)
 	}
 }

@@ -46,17 +46,23 @@ func (o *webhookOptions) validate() error {
 
 // reach returns where webhooks may go from a host with these addresses.
 func (o *webhookOptions) reach(own []netip.Prefix) (webhook.Reach, error) {
+	return reachOf("--webhook-allow", o.Allow, own)
+}
+
+// reachOf returns where the control plane's own fetches may go when a flag lists
+// ranges besides the public internet.
+func reachOf(flag string, ranges []string, own []netip.Prefix) (webhook.Reach, error) {
 	var allow []netip.Prefix
-	for _, text := range o.Allow {
+	for _, text := range ranges {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
-			return webhook.Reach{}, fmt.Errorf("--webhook-allow %q is not a range such as 10.20.0.0/16", text)
+			return webhook.Reach{}, fmt.Errorf("%s %q is not a range such as 10.20.0.0/16", flag, text)
 		}
 		allow = append(allow, p)
 	}
 	r, err := webhook.NewReach(allow, own)
 	if err != nil {
-		return webhook.Reach{}, fmt.Errorf("--webhook-allow: %w", err)
+		return webhook.Reach{}, fmt.Errorf("%s: %w", flag, err)
 	}
 	return r, nil
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -63,8 +66,24 @@ Run the first session:
   export ENCLAVE_BASE_URL=%s ENCLAVE_API_KEY=%s%s
   enclave run -c 'enclave.result(sum(range(10)))'
   enclave session list
-`, shown, at.url, use, pin)
-	return err
+`, shown, at.here(), use, pin)
+	if err != nil {
+		return fmt.Errorf("show the root API key, which is made: %w: start the server again, `enclave key revoke %s --state %s`, and make another with `enclave key create --user root --role owner --state %s`", err, k.ID, at.state, at.state)
+	}
+	return nil
+}
+
+// here returns the URL for who is on this host: an address that stands for all
+// of the host's is one to listen on, not one to go to.
+func (at *place) here() string {
+	u, err := url.Parse(at.url)
+	if err != nil {
+		return at.url
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.IsUnspecified() {
+		u.Host = net.JoinHostPort("127.0.0.1", u.Port())
+	}
+	return u.String()
 }
 
 // writeRootKey writes a new file for root alone.

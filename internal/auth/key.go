@@ -58,7 +58,7 @@ func Generate(now time.Time, org, user, role string) (k Key, plaintext string, e
 	id, secret := hex.EncodeToString(b[:idLen/2]), hex.EncodeToString(b[idLen/2:])
 	return Key{
 		ID: id, Org: org, User: user, Role: role, Scopes: scopes,
-		Hash: sha256.Sum256([]byte(secret)), Created: now,
+		Hash: sha256.Sum256([]byte(secret)), Created: now.Truncate(time.Microsecond), // what stores keep of it
 	}, prefix + id + "_" + secret, nil
 }
 

@@ -143,3 +143,12 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// A key reads the same from who made it and from a store, which keeps
+// microseconds.
+func TestGeneratedKeyHasATimeThatStoresKeep(t *testing.T) {
+	k, _, err := Generate(now.Add(1234567), "acme", "ada", Owner)
+	if want := now.Add(1234 * time.Microsecond); err != nil || !k.Created.Equal(want) {
+		t.Errorf("created at %v, want %v: %v", k.Created, want, err)
+	}
+}

@@ -1,6 +1,9 @@
 package backend
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Isolation is the boundary between a workload and its host. A greater value
 // is a stronger boundary; the zero value is none at all.
@@ -30,5 +33,5 @@ func ParseIsolation(s string) (Isolation, error) {
 			return Isolation(i), nil
 		}
 	}
-	return 0, fmt.Errorf("isolation %q is not one of %q", s, isolations)
+	return 0, fmt.Errorf("isolation %q is not one of %s", s, strings.Join(isolations[:], ", "))
 }

@@ -132,7 +132,7 @@ func (p *program) exportLog(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	t := p.tally("exported")
-	x, err := store.Export(ctx, s.file("db", "enclave.db"), w, t.show)
+	x, err := store.Export(ctx, s.file("db", databaseFile), w, t.show)
 	if err != nil {
 		return err
 	}

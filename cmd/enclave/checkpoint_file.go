@@ -132,7 +132,10 @@ func openStore(ctx context.Context, s *stateDir, file string, o store.Options) (
 		}()
 		o.Publish = second.publish
 	}
-	st, err := store.Open(ctx, s.file("db", "enclave.db"), o)
+	if err := s.keepsItsLog(); err != nil {
+		return nil, nil, err
+	}
+	st, err := store.Open(ctx, s.file("db", databaseFile), o)
 	if err != nil {
 		return nil, nil, newerStore(err, s.path)
 	}
@@ -152,6 +155,25 @@ func openStore(ctx context.Context, s *stateDir, file string, o store.Options) (
 		}
 	}
 	return st, func() error { return errors.Join(st.Close(), second.f.Close()) }, nil
+}
+
+// databaseFile holds sessions, their records and the log, in db.
+const databaseFile = "enclave.db"
+
+// keepsItsLog refuses a state directory whose database was lost while the key of
+// its log was not: a new log under the old key would look like a fork of it.
+func (s *stateDir) keepsItsLog() error {
+	_, err := os.Lstat(s.file("db", auditKey))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was signed yet
+	}
+	if err == nil {
+		_, err = os.Lstat(s.file("db", databaseFile))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is gone, and the log's key is there: put the database back, or, if it is lost for good, begin anew with another state directory (--state)", s.file("db", databaseFile))
+	}
+	return err
 }
 
 // syncDir makes the names in a directory durable.

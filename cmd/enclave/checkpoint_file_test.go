@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -116,6 +117,20 @@ func TestStoreDoesNotOpenOnACheckpointFileOfAnother(t *testing.T) {
 	}
 	if err := closeStore(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestLogThatIsGoneIsNotBegunAnew(t *testing.T) {
+	s := state(t)
+	if _, err := makeSignerKey(s); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := openStore(t.Context(), s, "", store.Options{})
+	if err == nil || !strings.Contains(err.Error(), "put the database back") {
+		t.Errorf("a key without its database: %v", err)
+	}
+	if _, err := os.Lstat(s.file("db", databaseFile)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a new database was made all the same: %v", err)
 	}
 }
 

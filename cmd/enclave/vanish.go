@@ -17,7 +17,7 @@ const vanishEvery = time.Second
 
 // vanished are the files without which nothing that a server writes is found by
 // the next one.
-var vanished = [][]string{{markName}, {"lock"}, {"db", "enclave.db"}}
+var vanished = [][]string{{markName}, {"lock"}, {"db", databaseFile}}
 
 // watch returns an error once a file of the state directory that the server
 // depends on has gone or was replaced, and nil when ctx ends.

@@ -180,6 +180,9 @@ func TestEveryMethodAsksWhoCalls(t *testing.T) {
 		if _, err := p.Consistency(t.Context(), c, 0, 0); !errors.Is(err, ErrForbidden) {
 			t.Errorf("Consistency without the scope: %v", err)
 		}
+		if _, err := p.Checkpoint(t.Context(), c); !errors.Is(err, ErrForbidden) {
+			t.Errorf("Checkpoint without the scope: %v", err)
+		}
 	}
 	for name, call := range map[string]func() error{
 		"a log that has not grown so far": func() error { _, err := p.Consistency(t.Context(), caller, 99, 0); return err },

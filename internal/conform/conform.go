@@ -109,7 +109,7 @@ func Checks() []Check {
 		{"SealedUnheard", "A sandbox that nobody listens for reaches nothing.", 0, sealedUnheard},
 		{"Apart", "No sandbox is on another's way out, or sees its files.", 0, apart},
 		{"NoHostFiles", "A workload sees no file of the host.", needsCode, noHostFiles},
-		{"ReadOnlyRoot", "A workload can change nothing but /work and /tmp.", needsCode, readOnlyRoot},
+		{"ReadOnlyRoot", "A workload can change nothing but /work, /tmp and its shared memory.", needsCode, readOnlyRoot},
 		{"NoHostEnv", "A workload sees nothing of the host's environment.", needsCode, noHostEnv},
 		{"Unprivileged", "A workload has no privilege and can gain none.", needsCode, unprivileged},
 		{"Pids", "A workload that forks without end is stopped by its limit, and for that reason.", 0, pids},

@@ -42,7 +42,12 @@ var table = map[string][]string{
 	"internal/httpapi":           {".", "api", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
-	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo"},
+	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
+	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
+	// What the backends that run sandboxes on this host share: the enforcement of
+	// limits by the host's counters, and the files of a sandbox.
+	"internal/watch": {"internal/backend", "internal/cgroup"},
+	"internal/keep":  {"internal/backend", "internal/mountinfo"},
 	"internal/conform":           {"internal/backend", "internal/wire"},
 	// Describes a live sandbox of gVisor from outside and, over the guest, inside.
 	"internal/posture": {"internal/backend", "internal/wire", "internal/mountinfo"},

@@ -46,9 +46,9 @@ var table = map[string][]string{
 	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
 	// What the backends that run sandboxes on this host share: the enforcement of
 	// limits by the host's counters, and the files of a sandbox.
-	"internal/watch": {"internal/backend", "internal/cgroup"},
-	"internal/keep":  {"internal/backend", "internal/mountinfo"},
-	"internal/conform":           {"internal/backend", "internal/wire"},
+	"internal/watch":   {"internal/backend", "internal/cgroup"},
+	"internal/keep":    {"internal/backend", "internal/mountinfo"},
+	"internal/conform": {"internal/backend", "internal/wire"},
 	// Describes a live sandbox of gVisor from outside and, over the guest, inside.
 	"internal/posture": {"internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control

@@ -1,37 +1,44 @@
-package gvisor
+package watch
 
 import (
 	"sync"
 	"time"
 )
 
-// idlers are the watchers of sandboxes that use no CPU time. One goroutine looks
+// Idlers are the watchers of sandboxes that use no CPU time. One goroutine looks
 // after all of them: a timer and a goroutine to wake for each sandbox would cost
 // ten times as much as reading its counter.
-type idlers struct {
+type Idlers struct {
 	mu  sync.Mutex // guards set, and the counters of the watchers in it
-	set map[*watcher]struct{}
+	set map[*Watcher]struct{}
+}
+
+// Len is how many sandboxes idle.
+func (i *Idlers) Len() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.set)
 }
 
 // add leaves w to beat until its sandbox stirs.
-func (i *idlers) add(w *watcher) {
+func (i *Idlers) add(w *Watcher) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.set == nil {
-		i.set = map[*watcher]struct{}{}
+		i.set = map[*Watcher]struct{}{}
 	}
 	i.set[w] = struct{}{}
 }
 
 // remove takes w back.
-func (i *idlers) remove(w *watcher) {
+func (i *Idlers) remove(w *Watcher) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	delete(i.set, w)
 }
 
-// beat wakes those whose sandboxes have stirred, until closing is closed.
-func (i *idlers) beat(closing <-chan struct{}) {
+// Beat wakes those whose sandboxes have stirred, until closing is closed.
+func (i *Idlers) Beat(closing <-chan struct{}) {
 	ticker := time.NewTicker(idleTick)
 	defer ticker.Stop()
 	for {

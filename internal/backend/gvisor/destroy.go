@@ -13,7 +13,8 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/failpoint"
-	"github.com/enclave-run/enclave/internal/mountinfo"
+	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // Destroy kills the sandbox's processes and removes its cgroups and its
@@ -79,7 +80,7 @@ func (b *Backend) remove(ctx context.Context, s *sandbox) error {
 	if err := failpoint.Hit("gvisor.destroy.ungrouped"); err != nil {
 		return err
 	}
-	if err := removeOwn(s.dir); err != nil {
+	if err := keep.Remove(s.dir); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("gvisor.destroy.removed"); err != nil {
@@ -92,13 +93,13 @@ func (b *Backend) remove(ctx context.Context, s *sandbox) error {
 // killStray kills the sentry if it is not in its cgroup any more: somebody with
 // root has moved it, and the group's being empty means nothing.
 func (s *sandbox) killStray() error {
-	var st started
-	if err := readJSON(filepath.Join(s.dir, startedFile), &st); errors.Is(err, fs.ErrNotExist) {
+	var st watch.Process
+	if err := keep.Read(filepath.Join(s.dir, startedFile), &st); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	process, err := openProcess(st)
+	process, err := st.Open()
 	if err != nil || process == nil {
 		return err
 	}
@@ -114,8 +115,8 @@ func (s *sandbox) killStray() error {
 	if kerr != nil && !errors.Is(kerr, unix.ESRCH) {
 		return kerr
 	}
-	process.SetReadDeadline(time.Now().Add(reaped))
-	waitProcess(process)
+	process.SetReadDeadline(time.Now().Add(watch.Reaped))
+	watch.Await(process)
 	return nil
 }
 
@@ -133,18 +134,4 @@ func (s *sandbox) removeGroup(ctx context.Context) error {
 			return errors.Join(err, ctx.Err())
 		}
 	}
-}
-
-// removeOwn removes a sandbox's directory with what is in it, unless something is
-// mounted there: nothing of ours is, for what runsc mounts the host does not see,
-// and removing what another file system shows here would remove it there.
-func removeOwn(dir string) error {
-	mounts, err := mountinfo.Table()
-	if err != nil {
-		return fmt.Errorf("look for mounts in %s: %w", dir, err)
-	}
-	if at := mountinfo.Below(mounts, dir); len(at) > 0 {
-		return fmt.Errorf("%s is mounted by somebody else: unmount it, and what is left of the sandbox will be removed", at[0])
-	}
-	return os.RemoveAll(dir)
 }

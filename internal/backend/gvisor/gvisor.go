@@ -6,8 +6,6 @@ package gvisor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +18,8 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // Config is what a Backend needs. Every field is required.
@@ -55,7 +55,7 @@ type Backend struct {
 
 	closing  chan struct{} // closed by Close
 	watchers sync.WaitGroup
-	idlers   idlers
+	idlers   watch.Idlers
 
 	mu        sync.Mutex // guards what follows
 	closed    bool
@@ -84,7 +84,7 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}
-	dir, err := openDir(c.Dir)
+	dir, err := keep.Dir(c.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open gvisor state: %w", err)
 	}
@@ -95,7 +95,7 @@ func New(c Config) (*Backend, error) {
 	if err := unix.Access(runsc, unix.X_OK); err != nil {
 		return nil, fmt.Errorf("%w: enclave-runsc at %s: %w", backend.ErrUnavailable, runsc, err)
 	}
-	guest, err := keepGuest(dir, c.Guest)
+	guest, err := keep.Guest(dir, c.Guest)
 	if err != nil {
 		return nil, fmt.Errorf("keep a copy of the guest: %w", err)
 	}
@@ -107,7 +107,7 @@ func New(c Config) (*Backend, error) {
 		netns: netns, dir: dir, instance: c.Instance, runsc: runsc, guest: guest, rootfs: c.Rootfs, tree: tree,
 		closing: make(chan struct{}), sandboxes: map[backend.ID]*sandbox{},
 	}
-	b.watchers.Go(func() { b.idlers.beat(b.closing) })
+	b.watchers.Go(func() { b.idlers.Beat(b.closing) })
 	ids, err := b.List(context.Background())
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -124,7 +124,7 @@ func (c Config) validate() error {
 	switch {
 	case c.Dir == "":
 		return errors.New("gvisor: no state directory")
-	case !validInstance(c.Instance):
+	case !keep.ValidInstance(c.Instance):
 		return fmt.Errorf("gvisor: instance %q is not 1 to 40 of [a-z0-9-]", c.Instance)
 	case c.Runsc == "":
 		return errors.New("gvisor: no path of enclave-runsc")
@@ -158,50 +158,6 @@ func (b *Backend) Close() error {
 	// Directories that still have a group, of whatever instance, stay.
 	b.tree.RemoveParent(cgroupParent)
 	return b.netns.Close()
-}
-
-// keepGuest copies the guest program into the state directory, unless the same
-// is there, so that each sandbox can link it: one file in the page cache for
-// all of them, and an upgrade changes none that runs.
-func keepGuest(dir, path string) (string, error) {
-	src, err := os.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(src)
-	name := filepath.Join(dir, "guest-"+hex.EncodeToString(sum[:12]))
-	if old, err := os.ReadFile(name); err == nil && sha256.Sum256(old) == sum {
-		return name, nil
-	}
-	tmp, err := os.CreateTemp(dir, "guest-*.tmp")
-	if err != nil {
-		return "", err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(src)
-	if err := errors.Join(err, tmp.Chmod(0o755), tmp.Close()); err != nil {
-		return "", err
-	}
-	return name, os.Rename(tmp.Name(), name)
-}
-
-// openDir makes the state directory and returns its path, without links.
-func openDir(path string) (string, error) {
-	if err := os.MkdirAll(path, 0o711); err != nil {
-		return "", err
-	}
-	dir, err := filepath.Abs(path)
-	if err != nil {
-		return "", err
-	}
-	if dir, err = filepath.EvalSymlinks(dir); err != nil {
-		return "", err
-	}
-	if dir == "/" {
-		return "", errors.New("the state directory is the root directory")
-	}
-	// The umask may have taken what sandboxes need.
-	return dir, os.Chmod(dir, 0o711)
 }
 
 // emptyNetwork makes a network namespace in which nothing is, not even a

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // exit tells the guest to exit.
@@ -111,8 +113,8 @@ func TestARestartedBackendGoesOn(t *testing.T) {
 func TestASentryKilledFromOutsideIsNoSuccess(t *testing.T) {
 	b := open(t, t.TempDir())
 	x := start(t, b, limits())
-	var st started
-	if err := readJSON(filepath.Join(b.dir, b.name(x.id), startedFile), &st); err != nil {
+	var st watch.Process
+	if err := keep.Read(filepath.Join(b.dir, b.name(x.id), startedFile), &st); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Kill(st.PID, unix.SIGKILL); err != nil {
@@ -312,7 +314,7 @@ func TestHalfMadeSandboxesAreListedAndDestroyed(t *testing.T) {
 	for name, make := range map[string]func(b *Backend, s *sandbox) error{
 		"listened for": func(b *Backend, s *sandbox) error { return s.makeDir() },
 		"announced": func(b *Backend, s *sandbox) error {
-			return errors.Join(s.makeDir(), writeNew(filepath.Join(s.dir, factsFile), facts{ID: s.id, Limits: limits()}))
+			return errors.Join(s.makeDir(), keep.New(filepath.Join(s.dir, factsFile), facts{ID: s.id, Limits: limits()}))
 		},
 		"a cgroup only": func(b *Backend, s *sandbox) error {
 			return s.group.Make(cgroupLimits(limits()))

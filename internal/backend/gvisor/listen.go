@@ -10,6 +10,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/keep"
 )
 
 // Listen opens the socket /.enclave/sock of the sandbox. Only root of that
@@ -38,30 +39,15 @@ func (s *sandbox) listen(ctx context.Context) (net.Listener, error) {
 	if err := failpoint.Hit("gvisor.listen.made"); err != nil {
 		return nil, err
 	}
-	dir, err := os.Open(filepath.Join(s.dir, mountDir))
+	l, err := keep.Socket(ctx, filepath.Join(s.dir, mountDir), socketFile)
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	// A socket's address has at most 107 bytes; the state directory may have
-	// more.
-	path := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketFile)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	// Its address is a path through a descriptor that is closed now.
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	if err := failpoint.Hit("gvisor.listen.bound"); err != nil {
 		l.Close()
 		return nil, err
 	}
-	owner := firstUser(s.id)
-	if err := errors.Join(os.Chown(path, owner, owner), os.Chmod(path, 0o600)); err != nil {
+	if err := keep.Own(filepath.Join(s.dir, mountDir, socketFile), firstUser(s.id)); err != nil {
 		l.Close()
 		return nil, err
 	}

@@ -20,6 +20,8 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // undoTime bounds the clean-up after a start that failed.
@@ -88,8 +90,8 @@ func (b *Backend) start(ctx context.Context, s *sandbox, spec backend.Spec) erro
 
 // hold starts the watcher of a sandbox that has just been made.
 func (b *Backend) hold(ctx context.Context, s *sandbox) error {
-	var st started
-	if err := readJSON(filepath.Join(s.dir, startedFile), &st); err != nil {
+	var st watch.Process
+	if err := keep.Read(filepath.Join(s.dir, startedFile), &st); err != nil {
 		return err
 	}
 	// A guest that has ended already can't be asked; its watcher sees that.
@@ -112,7 +114,7 @@ func (s *sandbox) announce(spec backend.Spec) error {
 	if err := s.makeDir(); err != nil {
 		return err
 	}
-	return writeNew(filepath.Join(s.dir, factsFile), facts{ID: s.id, Image: spec.Image, Limits: spec.Limits})
+	return keep.New(filepath.Join(s.dir, factsFile), facts{ID: s.id, Image: spec.Image, Limits: spec.Limits})
 }
 
 // make makes everything of an announced sandbox and returns when its first
@@ -184,7 +186,7 @@ func (b *Backend) make(ctx context.Context, s *sandbox, spec backend.Spec) error
 	if err := failpoint.Hit("gvisor.start.limited"); err != nil {
 		return err
 	}
-	if err := writeNew(filepath.Join(s.dir, startedFile), st); err != nil {
+	if err := keep.New(filepath.Join(s.dir, startedFile), st); err != nil {
 		return err
 	}
 	return failpoint.Hit("gvisor.start.recorded")
@@ -233,14 +235,14 @@ func (b *Backend) run(ctx context.Context, s *sandbox, rootfs string) error {
 
 // sentry reads which process runsc started and makes sure that it is one of the
 // sandbox's cgroup.
-func (s *sandbox) sentry() (started, error) {
+func (s *sandbox) sentry() (watch.Process, error) {
 	b, err := os.ReadFile(filepath.Join(s.dir, pidFile))
 	if err != nil {
-		return started{}, fmt.Errorf("find the sandbox's process: %w", err)
+		return watch.Process{}, fmt.Errorf("find the sandbox's process: %w", err)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil {
-		return started{}, fmt.Errorf("find the sandbox's process: %w", err)
+		return watch.Process{}, fmt.Errorf("find the sandbox's process: %w", err)
 	}
 	// One reading can miss a process: the kernel counts the tasks of a group of
 	// version 1 before it lists them, and leaves out as many as came between
@@ -249,20 +251,20 @@ func (s *sandbox) sentry() (started, error) {
 	for patience := time.Now().Add(time.Second); ; time.Sleep(2 * time.Millisecond) {
 		procs, err := s.group.Procs()
 		if err != nil {
-			return started{}, err
+			return watch.Process{}, err
 		}
-		at, err := startTime(pid)
+		at, err := watch.StartTime(pid)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
 			// A guest that ended at once is a sandbox that was started: its StartTime
 			// is 0, which no process has that is in a cgroup of ours.
-			return started{PID: pid}, nil
+			return watch.Process{PID: pid}, nil
 		case err != nil:
-			return started{}, fmt.Errorf("find the sandbox's process: %w", err)
+			return watch.Process{}, fmt.Errorf("find the sandbox's process: %w", err)
 		case slices.Contains(procs, pid):
-			return started{PID: pid, StartTime: at}, nil
+			return watch.Process{PID: pid, StartTime: at}, nil
 		case time.Now().After(patience):
-			return started{}, fmt.Errorf("the sandbox's process %d is outside its cgroup", pid)
+			return watch.Process{}, fmt.Errorf("the sandbox's process %d is outside its cgroup", pid)
 		}
 	}
 }

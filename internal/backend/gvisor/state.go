@@ -2,24 +2,23 @@ package gvisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/watch"
 )
 
 const (
-	idLen        = 20
 	cgroupParent = "enclave"
 )
 
@@ -28,7 +27,7 @@ const (
 const (
 	factsFile   = "facts.json"   // it is being made
 	pidFile     = "pid"          // runsc's word of the sentry's pid
-	startedFile = "started.json" // it runs
+	startedFile = "started.json" // it runs: the sentry, as a watch.Process
 	destroyFile = "destroying"   // Destroy has been called
 	exitFile    = "exit.json"    // it has ended
 	bundleFile  = "config.json"
@@ -47,13 +46,6 @@ type facts struct {
 	ID     backend.ID
 	Image  string
 	Limits backend.Limits
-}
-
-// started names the sentry. A pid alone would name another process after a
-// while.
-type started struct {
-	PID       int
-	StartTime uint64 // proc_pid_stat(5), starttime
 }
 
 // A phase is how far a sandbox has come.
@@ -86,25 +78,6 @@ type sandbox struct {
 	limits   backend.Limits
 	exit     backend.Exit
 	listener interface{ Close() error }
-}
-
-func validID(id backend.ID) bool {
-	if len(id) != idLen {
-		return false
-	}
-	for _, c := range []byte(id) {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
-			return false
-		}
-	}
-	return true
-}
-
-func validInstance(s string) bool {
-	if s == "" || len(s) > 40 {
-		return false
-	}
-	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
 // name is the sandbox's directory: "instance-id". The id has no dash and a fixed
@@ -149,8 +122,8 @@ func (s *sandbox) release() { <-s.op }
 
 // lookup returns the entry of id and makes one if there is none.
 func (b *Backend) lookup(id backend.ID) (*sandbox, error) {
-	if !validID(id) {
-		return nil, fmt.Errorf("sandbox id %q is not %d of [a-z0-9]", id, idLen)
+	if !keep.ValidID(id) {
+		return nil, fmt.Errorf("sandbox id %q is not %d of [a-z0-9]", id, keep.IDLen)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -193,9 +166,9 @@ func (s *sandbox) settle(e backend.Exit) {
 	// Another process may have watched it as well; the first word stands. A full
 	// disk must not keep Wait from returning: the record is for the next process.
 	_ = failpoint.Hit("gvisor.exit.settled") // an exit that can't be recorded is known all the same
-	if err := writeNew(filepath.Join(s.dir, exitFile), e); errors.Is(err, fs.ErrExist) {
+	if err := keep.New(filepath.Join(s.dir, exitFile), e); errors.Is(err, fs.ErrExist) {
 		var first backend.Exit
-		if readJSON(filepath.Join(s.dir, exitFile), &first) == nil {
+		if keep.Read(filepath.Join(s.dir, exitFile), &first) == nil {
 			e = first
 		}
 	}
@@ -221,20 +194,20 @@ func (b *Backend) resume(id backend.ID) (*sandbox, error) {
 		return s, nil
 	}
 	var f facts
-	if err := readJSON(filepath.Join(s.dir, factsFile), &f); errors.Is(err, fs.ErrNotExist) {
+	if err := keep.Read(filepath.Join(s.dir, factsFile), &f); errors.Is(err, fs.ErrNotExist) {
 		return s, nil // at most listened for
 	} else if err != nil {
 		return nil, fmt.Errorf("resume sandbox %s: %w", id, err)
 	}
 	s.limits = f.Limits
 	var e backend.Exit
-	if err := readJSON(filepath.Join(s.dir, exitFile), &e); err == nil {
+	if err := keep.Read(filepath.Join(s.dir, exitFile), &e); err == nil {
 		s.phase, s.exit = over, e
 		close(s.settled)
 		return s, nil
 	}
-	var st started
-	if err := readJSON(filepath.Join(s.dir, startedFile), &st); errors.Is(err, fs.ErrNotExist) {
+	var st watch.Process
+	if err := keep.Read(filepath.Join(s.dir, startedFile), &st); errors.Is(err, fs.ErrNotExist) {
 		// Its start was cut short, or another process is at it: say nothing yet.
 		return s, nil
 	} else if err != nil {
@@ -263,7 +236,7 @@ func (b *Backend) List(ctx context.Context) ([]backend.ID, error) {
 	var ids []backend.ID
 	add := func(name, prefix string) {
 		rest, ok := strings.CutPrefix(name, prefix)
-		if id := backend.ID(rest); ok && validID(id) && !seen[id] {
+		if id := backend.ID(rest); ok && keep.ValidID(id) && !seen[id] {
 			seen[id] = true
 			ids = append(ids, id)
 		}
@@ -277,61 +250,4 @@ func (b *Backend) List(ctx context.Context) ([]backend.ID, error) {
 		add(l, b.leafPrefix())
 	}
 	return ids, nil
-}
-
-// writeNew writes v to a file that must not exist, whole or not at all.
-func writeNew(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(b)
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	// link fails if the name exists, which rename does not.
-	return os.Link(tmp.Name(), path)
-}
-
-func readJSON(path string, v any) error {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("read %s: %w", filepath.Base(path), err)
-	}
-	return nil
-}
-
-// startTime is when a process started, in clock ticks since boot. One that has
-// ended, and that nobody has reaped yet, does not exist.
-func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	return parseStartTime(string(b))
-}
-
-// parseStartTime reads field 22 of proc_pid_stat(5). The second field, the
-// program's name, may hold spaces and parentheses.
-func parseStartTime(stat string) (uint64, error) {
-	i := strings.LastIndexByte(stat, ')')
-	if i < 0 {
-		return 0, errors.New("malformed process status")
-	}
-	fields := strings.Fields(stat[i+1:])
-	if len(fields) < 20 {
-		return 0, errors.New("malformed process status")
-	}
-	if fields[0] == "Z" || fields[0] == "X" {
-		return 0, fs.ErrNotExist
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
 }

@@ -13,29 +13,13 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
-)
-
-const (
-	busyTick = 20 * time.Millisecond
-	idleTick = 100 * time.Millisecond
-
-	// busyShare is the part of a CPU, as a divisor, above which a sandbox is busy.
-	// Waiting takes next to nothing; being asked for its tasks at each tick less
-	// than one percent, which must not make it busy.
-	busyShare = 50
-
-	// idleWork is how much CPU time a sandbox that is not busy may use before it
-	// is looked at all the same: less than it takes to make as many tasks as the
-	// wall leaves room for.
-	idleWork = 8 * time.Millisecond
-
-	// reaped is how long a watcher tries to kill a sandbox.
-	reaped = 2 * time.Second
+	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // Wait returns how the sandbox ended, from this value or the one before it.
 func (b *Backend) Wait(ctx context.Context, id backend.ID) (backend.Exit, error) {
-	if !validID(id) {
+	if !keep.ValidID(id) {
 		return backend.Exit{}, backend.ErrNotFound
 	}
 	s, err := b.resume(id)
@@ -93,10 +77,10 @@ func (b *Backend) forgetIdle(s *sandbox) {
 
 // watchLocked starts the watcher of a sandbox whose mu is held. The connection,
 // which may be nil, is one that waits for the guest's exit; the watcher closes it.
-func (b *Backend) watchLocked(s *sandbox, st started, conn *sentryConn) (err error) {
+func (b *Backend) watchLocked(s *sandbox, st watch.Process, conn *sentryConn) (err error) {
 	w := &watcher{
 		sandbox: s, limits: s.limits, conn: conn, idlers: &b.idlers,
-		status: make(chan status, 1), ask: make(chan struct{}, 1), tasks: make(chan int64, 1), wake: make(chan struct{}, 1),
+		status: make(chan watch.Status, 1), ask: make(chan struct{}, 1), tasks: make(chan int64, 1),
 	}
 	defer func() {
 		if err != nil {
@@ -108,7 +92,7 @@ func (b *Backend) watchLocked(s *sandbox, st started, conn *sentryConn) (err err
 	} else if err != nil {
 		return err
 	}
-	if w.process, err = openProcess(st); err != nil {
+	if w.process, err = st.Open(); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -117,76 +101,22 @@ func (b *Backend) watchLocked(s *sandbox, st started, conn *sentryConn) (err err
 		return errors.New("gvisor backend is closed")
 	}
 	s.phase = live
-	b.watchers.Go(func() { w.watch(b.closing) })
+	b.watchers.Go(func() { w.run(b.closing) })
 	return nil
 }
 
-// openProcess returns a pollable handle of a process, or nil if it is gone.
-func openProcess(st started) (*os.File, error) {
-	fd, err := unix.PidfdOpen(st.PID, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.ESRCH) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), "sandbox process")
-	// The handle is of whoever has the pid now.
-	if at, err := startTime(st.PID); err != nil || at != st.StartTime {
-		f.Close()
-		return nil, nil
-	}
-	return f, nil
-}
-
-// waitProcess returns when the process has ended, or at the file's deadline.
-func waitProcess(process *os.File) {
-	raw, err := process.SyscallConn()
-	if err != nil {
-		return
-	}
-	raw.Read(func(fd uintptr) bool {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, 0)
-		return err == nil && n > 0
-	})
-}
-
-// killed is the status of a guest that SIGKILL ended.
-const killed = 128 + int(unix.SIGKILL)
-
-// A status is what the guest's end was, if its kernel could say.
-type status struct {
-	code int
-	err  error
-}
-
-// A watcher enforces the limits of one sandbox, from outside, until it ends. One
-// goroutine owns it.
+// A watcher is what a watch.Watcher needs of one sandbox. Its goroutine owns it.
 type watcher struct {
 	*sandbox
 	limits  backend.Limits
 	cpu     *cgroup.CPUReader // nil if the cgroup is gone
 	process *os.File          // nil if the sandbox has ended
 	conn    *sentryConn       // waits for the guest's exit, unless nil
-	idlers  *idlers
-	status  chan status
+	idlers  *watch.Idlers
+	status  chan watch.Status
 	ask     chan struct{}
 	tasks   chan int64
-	wake    chan struct{} // from idlers
-	running int64         // tasks of the workload when they were last counted
-
-	// While the watcher is among idlers, its mutex guards these.
-	used     time.Duration // CPU time at the last tick
-	looked   time.Duration // CPU time when it was last looked at
-	lastTick time.Time
-}
-
-// A breach is a limit that was passed.
-type breach struct {
-	cause    backend.Cause
-	observed int64
-	evidence string
+	running int64 // tasks of the workload when they were last counted
 }
 
 // close closes what the watcher owns.
@@ -202,7 +132,7 @@ func (w *watcher) close() {
 	}
 }
 
-func (w *watcher) watch(closing <-chan struct{}) {
+func (w *watcher) run(closing <-chan struct{}) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var helpers sync.WaitGroup
 	helpers.Go(func() { w.awaitEnd(ctx) })
@@ -216,103 +146,50 @@ func (w *watcher) watch(closing <-chan struct{}) {
 		w.close()
 	}()
 
-	w.lastTick = time.Now()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	defer w.idlers.remove(w)
-	for {
-		select {
-		case <-closing:
-			return
-		case st := <-w.status:
-			w.idlers.remove(w)
-			w.end(st)
-			return
-		case n := <-w.tasks:
-			w.running = n
-			if n > w.limits.Pids {
-				w.idlers.remove(w)
-				w.kill(breach{backend.PidsLimit, n, "gvisor task list"})
-				return
-			}
-			continue
-		case done := <-w.checks:
-			w.idlers.remove(w)
-			w.used, _ = w.group.CPU()
-			found := w.breached()
-			if found != nil {
-				w.kill(*found)
-			}
-			close(done)
-			if found != nil {
-				return
-			}
-			timer.Reset(busyTick)
-			continue
-		case <-w.wake:
-		case <-timer.C:
-		}
-		busy, found := w.look()
-		switch {
-		case found != nil:
-			w.kill(*found)
-			return
-		case busy:
-			timer.Reset(busyTick)
-		case w.cpu != nil:
-			// What it used CPU time for has just been looked at.
-			w.idlers.add(w)
-		}
+	(&watch.Watcher{
+		Subject: w, Group: w.group, CPU: w.cpu, Idlers: w.idlers, Dir: w.dir, Mark: destroyFile,
+		Ended: w.status, Tasks: w.tasks, Checks: w.checks,
+	}).Run(closing)
+}
+
+// Look asks for the number of tasks.
+func (w *watcher) Look() {
+	if w.process == nil {
+		return
+	}
+	select {
+	case w.ask <- struct{}{}:
+	default: // still asking
 	}
 }
 
-// stirred reads the CPU counter and reports whether the sandbox is busy. A
-// sandbox can't breach a limit without using CPU time.
-func (w *watcher) stirred() bool {
-	used, err := w.cpu.Read()
-	if err != nil {
-		return false // Destroy is removing the group
+// Counted judges the number of tasks that the sandbox's kernel has reported.
+func (w *watcher) Counted(n int64) *watch.Breach {
+	w.running = n
+	if n > w.limits.Pids {
+		return &watch.Breach{Cause: backend.PidsLimit, Observed: n, Evidence: "gvisor task list"}
 	}
-	now := time.Now()
-	busy := used-w.used > now.Sub(w.lastTick)/busyShare
-	w.used, w.lastTick = used, now
-	return busy
+	return nil
 }
 
-// look reads every counter and asks for the number of tasks.
-func (w *watcher) look() (busy bool, found *breach) {
-	if w.cpu == nil {
-		return false, nil
-	}
-	busy = w.stirred()
-	w.looked = w.used
-	if w.process != nil {
-		select {
-		case w.ask <- struct{}{}:
-		default: // still asking
-		}
-	}
-	return busy, w.breached()
-}
-
-// breached returns the first limit, in order of precedence, that the host's
+// Breached returns the first limit, in order of precedence, that the host's
 // counters say was passed.
-func (w *watcher) breached() *breach {
+func (w *watcher) Breached(used time.Duration) *watch.Breach {
 	if n, err := w.group.ForksRefused(); err == nil && n > 0 {
-		return &breach{backend.PidsLimit, hostTasks(w.limits), "cgroup pids.events max"}
+		return &watch.Breach{Cause: backend.PidsLimit, Observed: hostTasks(w.limits), Evidence: "cgroup pids.events max"}
 	}
 	if n, err := w.group.OOMKills(); err == nil && n > 0 {
 		peak, _ := w.group.PeakMemory()
-		return &breach{backend.MemoryLimit, peak, w.group.MemoryEvidence()}
+		return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: w.group.MemoryEvidence()}
 	}
 	if n, err := w.group.Memory(); err == nil && n > memoryAllowed(w.limits, min(w.running, maxTasks)) {
-		return &breach{backend.MemoryLimit, n, w.group.UsageEvidence()}
+		return &watch.Breach{Cause: backend.MemoryLimit, Observed: n, Evidence: w.group.UsageEvidence()}
 	}
 	if n := w.disk(); n > w.limits.Disk {
-		return &breach{backend.DiskLimit, n, "blocks of the sandbox's files on the host"}
+		return &watch.Breach{Cause: backend.DiskLimit, Observed: n, Evidence: "blocks of the sandbox's files on the host"}
 	}
-	if w.used > w.limits.CPU {
-		return &breach{backend.CPULimit, int64(w.used), w.group.CPUEvidence()}
+	if used > w.limits.CPU {
+		return &watch.Breach{Cause: backend.CPULimit, Observed: int64(used), Evidence: w.group.CPUEvidence()}
 	}
 	return nil
 }
@@ -333,7 +210,7 @@ func (w *watcher) disk() int64 {
 // kernel says, which is killed then; or its kernel is gone.
 func (w *watcher) awaitEnd(ctx context.Context) {
 	if w.process == nil {
-		w.status <- status{err: errNoStatus}
+		w.status <- watch.Status{Err: errNoStatus}
 		return
 	}
 	if w.conn == nil {
@@ -342,13 +219,13 @@ func (w *watcher) awaitEnd(ctx context.Context) {
 	}
 	if w.conn != nil {
 		if code, err := w.conn.readStatus(ctx); err == nil {
-			w.status <- status{code: code}
+			w.status <- watch.Status{Code: code}
 			return
 		}
 	}
-	waitProcess(w.process)
+	watch.Await(w.process)
 	if ctx.Err() == nil {
-		w.status <- status{err: errNoStatus}
+		w.status <- watch.Status{Err: errNoStatus}
 	}
 }
 
@@ -389,85 +266,8 @@ func (w *watcher) countTasks(ctx context.Context) {
 	}
 }
 
-// kill ends the sandbox for a breach.
-func (w *watcher) kill(found breach) {
-	w.empty()
-	// More than one limit may have been passed at once: the first of the order
-	// is the reason, whichever was seen first.
-	w.used, _ = w.group.CPU()
-	if other := w.breached(); other != nil && precedence(other.cause) < precedence(found.cause) {
-		found = *other
-	}
-	w.settle(w.exitFor(found))
-}
+// Kill kills the sandbox's processes.
+func (w *watcher) Kill(ctx context.Context) { w.group.Kill(ctx) }
 
-// precedence orders the limits: a bomb that runs out of memory is a bomb.
-func precedence(c backend.Cause) int {
-	switch c {
-	case backend.PidsLimit:
-		return 0
-	case backend.MemoryLimit:
-		return 1
-	case backend.DiskLimit:
-		return 2
-	default:
-		return 3
-	}
-}
-
-// empty kills what is left of the sandbox's processes. If that takes too long
-// Destroy tries again, and reports it.
-func (w *watcher) empty() {
-	ctx, cancel := context.WithTimeout(context.Background(), reaped)
-	defer cancel()
-	w.group.Kill(ctx)
-}
-
-func (w *watcher) exitFor(found breach) backend.Exit {
-	return backend.Exit{Cause: found.cause, Observed: found.observed, Evidence: found.evidence, Usage: w.usage()}
-}
-
-func (w *watcher) usage() backend.Usage {
-	cpu, err := w.group.CPU()
-	if err != nil {
-		cpu = w.used
-	}
-	peak, _ := w.group.PeakMemory()
-	return backend.Usage{CPU: cpu, PeakMemory: peak}
-}
-
-// end settles the end of a sandbox that was not killed by its watcher.
-func (w *watcher) end(st status) {
-	if st.err == nil {
-		// The guest has ended by itself, and its kernel is about to: there is
-		// nothing to wait for before the account is given.
-		defer w.empty()
-	} else {
-		w.empty()
-	}
-	if n, err := w.group.CPU(); err == nil {
-		w.used = n
-	}
-	// The counters come first: the kernel's killing the sandbox for its memory
-	// looks like anyone's.
-	if found := w.breached(); found != nil {
-		w.settle(w.exitFor(*found))
-		return
-	}
-	e := backend.Exit{Usage: w.usage()}
-	_, err := os.Lstat(filepath.Join(w.dir, destroyFile))
-	_, derr := os.Lstat(w.dir)
-	switch {
-	case err == nil && st.code == killed:
-		// Destroy killed the guest's process on the host before the kernel that
-		// runs it, and that kernel had the time to say so.
-		e.Cause = backend.Destroyed
-	case st.err == nil:
-		e.Cause, e.Code = backend.Exited, st.code
-	case err == nil || errors.Is(derr, fs.ErrNotExist):
-		e.Cause = backend.Destroyed
-	default:
-		e.Cause, e.Evidence = backend.Unknown, st.err.Error()
-	}
-	w.settle(e)
-}
+// Settle records how the sandbox ended.
+func (w *watcher) Settle(e backend.Exit) { w.settle(e) }

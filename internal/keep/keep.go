@@ -1,0 +1,163 @@
+// Package keep is what a backend on this host keeps of its sandboxes in a
+// directory of its own: records written whole, the guest, and the way out. It
+// refuses to remove what somebody has mounted there. What the records say is
+// each backend's.
+package keep
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/mountinfo"
+)
+
+// IDLen is the width of a sandbox's id.
+const IDLen = 20
+
+// ValidID reports whether id is IDLen of [a-z0-9].
+func ValidID(id backend.ID) bool {
+	if len(id) != IDLen {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return true
+}
+
+// ValidInstance reports whether s is 1 to 40 of [a-z0-9-].
+func ValidInstance(s string) bool {
+	if s == "" || len(s) > 40 {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+// Socket opens the socket name in a directory; one that is there from before
+// goes. Closing the listener leaves the file.
+func Socket(ctx context.Context, in, name string) (net.Listener, error) {
+	dir, err := os.Open(in)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	// A socket's address has at most 107 bytes; the state directory may have
+	// more.
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	// Its address is a path through a descriptor that is closed now.
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return l, nil
+}
+
+// Own gives a socket to one user of the host, who alone may connect to it.
+func Own(path string, user int) error {
+	return errors.Join(os.Chown(path, user, user), os.Chmod(path, 0o600))
+}
+
+// Guest copies the guest program into the state directory, unless the same
+// is there, so that each sandbox can link it: one file in the page cache for
+// all of them, and an upgrade changes none that runs.
+func Guest(dir, path string) (string, error) {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(src)
+	name := filepath.Join(dir, "guest-"+hex.EncodeToString(sum[:12]))
+	if old, err := os.ReadFile(name); err == nil && sha256.Sum256(old) == sum {
+		return name, nil
+	}
+	tmp, err := os.CreateTemp(dir, "guest-*.tmp")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(src)
+	if err := errors.Join(err, tmp.Chmod(0o755), tmp.Close()); err != nil {
+		return "", err
+	}
+	return name, os.Rename(tmp.Name(), name)
+}
+
+// Dir makes the state directory and returns its path, without links.
+func Dir(path string) (string, error) {
+	if err := os.MkdirAll(path, 0o711); err != nil {
+		return "", err
+	}
+	dir, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", err
+	}
+	if dir == "/" {
+		return "", errors.New("the state directory is the root directory")
+	}
+	// The umask may have taken what sandboxes need.
+	return dir, os.Chmod(dir, 0o711)
+}
+
+// New writes v to a file that must not exist, whole or not at all.
+func New(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(b)
+	if err := errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	// link fails if the name exists, which rename does not.
+	return os.Link(tmp.Name(), path)
+}
+
+// Read decodes the record in a file.
+func Read(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("read %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+// Remove removes a sandbox's directory with what is in it, unless something is
+// mounted there: nothing of ours is by then, and removing what another file
+// system shows here would remove it there.
+func Remove(dir string) error {
+	mounts, err := mountinfo.Table()
+	if err != nil {
+		return fmt.Errorf("look for mounts in %s: %w", dir, err)
+	}
+	if at := mountinfo.Below(mounts, dir); len(at) > 0 {
+		return fmt.Errorf("%s is mounted by somebody else: unmount it, and what is left of the sandbox will be removed", at[0])
+	}
+	return os.RemoveAll(dir)
+}

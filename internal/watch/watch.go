@@ -1,0 +1,254 @@
+// Package watch ends a sandbox at its first breach of a limit, by what the
+// host's counters say while it runs and at its end. It refuses a workload's own
+// word: whatever it reads lies outside the sandbox. How a counter is read is its
+// backend's.
+package watch
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
+)
+
+const (
+	busyTick = 20 * time.Millisecond
+	idleTick = 100 * time.Millisecond
+
+	// busyShare is the part of a CPU, as a divisor, above which a sandbox is busy.
+	// Waiting takes next to nothing; being asked for its tasks at each tick less
+	// than one percent, which must not make it busy.
+	busyShare = 50
+
+	// idleWork is how much CPU time a sandbox that is not busy may use before it
+	// is looked at all the same: less than it takes to make as many tasks as the
+	// wall leaves room for.
+	idleWork = 8 * time.Millisecond
+
+	// Reaped is how long a watcher tries to kill a sandbox.
+	Reaped = 2 * time.Second
+)
+
+// Killed is the status of a program that SIGKILL ended.
+const Killed = 128 + int(unix.SIGKILL)
+
+// A Breach is a limit that was passed.
+type Breach struct {
+	Cause    backend.Cause
+	Observed int64
+	Evidence string
+}
+
+// A Status is what the guest's end was, if anyone could say.
+type Status struct {
+	Code int
+	Err  error
+}
+
+// A Subject is a sandbox as its backend sees it. Only the watcher's goroutine
+// calls it.
+type Subject interface {
+	// Look begins a look at the counters. It may ask for the number of tasks,
+	// which comes over Watcher.Tasks; it does not wait.
+	Look()
+
+	// Counted judges a number of tasks.
+	Counted(tasks int64) *Breach
+
+	// Breached reads every counter and returns the first limit, in order of
+	// precedence, that was passed. used is the CPU time.
+	Breached(used time.Duration) *Breach
+
+	// Kill ends what is left of the sandbox's processes, within Reaped. If that
+	// takes too long Destroy tries again, and reports it.
+	Kill(ctx context.Context)
+
+	// Settle records how the sandbox ended.
+	Settle(backend.Exit)
+}
+
+// A Watcher enforces the limits of one sandbox, from outside, until it ends. One
+// goroutine owns it.
+type Watcher struct {
+	Subject Subject
+	Group   *cgroup.Group     // its CPU time and its peak of memory are the sandbox's
+	CPU     *cgroup.CPUReader // nil if the cgroup is gone
+	Idlers  *Idlers
+	Dir     string               // of the sandbox
+	Mark    string               // the file in Dir that says that Destroy has been called
+	Ended   <-chan Status        // one message, when the sandbox has ended
+	Tasks   <-chan int64         // of the workload, as they are counted
+	Checks  <-chan chan struct{} // look now, and close this when you have
+
+	wake chan struct{} // from Idlers
+
+	// While the watcher is among Idlers, their mutex guards these.
+	used     time.Duration // CPU time at the last tick
+	looked   time.Duration // CPU time when it was last looked at
+	lastTick time.Time
+}
+
+// Run watches until the sandbox has ended and its end is settled, or until
+// closing is closed.
+func (w *Watcher) Run(closing <-chan struct{}) {
+	w.wake = make(chan struct{}, 1)
+	w.lastTick = time.Now()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	defer w.Idlers.remove(w)
+	for {
+		select {
+		case <-closing:
+			return
+		case st := <-w.Ended:
+			w.Idlers.remove(w)
+			w.end(st)
+			return
+		case n := <-w.Tasks:
+			if found := w.Subject.Counted(n); found != nil {
+				w.Idlers.remove(w)
+				w.kill(*found)
+				return
+			}
+			continue
+		case done := <-w.Checks:
+			w.Idlers.remove(w)
+			w.used, _ = w.Group.CPU()
+			found := w.Subject.Breached(w.used)
+			if found != nil {
+				w.kill(*found)
+			}
+			close(done)
+			if found != nil {
+				return
+			}
+			timer.Reset(busyTick)
+			continue
+		case <-w.wake:
+		case <-timer.C:
+		}
+		busy, found := w.look()
+		switch {
+		case found != nil:
+			w.kill(*found)
+			return
+		case busy:
+			timer.Reset(busyTick)
+		case w.CPU != nil:
+			// What it used CPU time for has just been looked at.
+			w.Idlers.add(w)
+		}
+	}
+}
+
+// stirred reads the CPU counter and reports whether the sandbox is busy. A
+// sandbox can't breach a limit without using CPU time.
+func (w *Watcher) stirred() bool {
+	used, err := w.CPU.Read()
+	if err != nil {
+		return false // Destroy is removing the group
+	}
+	now := time.Now()
+	busy := used-w.used > now.Sub(w.lastTick)/busyShare
+	w.used, w.lastTick = used, now
+	return busy
+}
+
+// look reads every counter and asks for the number of tasks.
+func (w *Watcher) look() (busy bool, found *Breach) {
+	if w.CPU == nil {
+		return false, nil
+	}
+	busy = w.stirred()
+	w.looked = w.used
+	w.Subject.Look()
+	return busy, w.Subject.Breached(w.used)
+}
+
+// kill ends the sandbox for a breach.
+func (w *Watcher) kill(found Breach) {
+	w.empty()
+	// More than one limit may have been passed at once: the first of the order
+	// is the reason, whichever was seen first.
+	w.used, _ = w.Group.CPU()
+	if other := w.Subject.Breached(w.used); other != nil && Precedence(other.Cause) < Precedence(found.Cause) {
+		found = *other
+	}
+	w.Subject.Settle(w.exitFor(found))
+}
+
+// Precedence orders the limits: a bomb that runs out of memory is a bomb.
+func Precedence(c backend.Cause) int {
+	switch c {
+	case backend.PidsLimit:
+		return 0
+	case backend.MemoryLimit:
+		return 1
+	case backend.DiskLimit:
+		return 2
+	default:
+		return 3
+	}
+}
+
+func (w *Watcher) empty() {
+	ctx, cancel := context.WithTimeout(context.Background(), Reaped)
+	defer cancel()
+	w.Subject.Kill(ctx)
+}
+
+func (w *Watcher) exitFor(found Breach) backend.Exit {
+	return backend.Exit{Cause: found.Cause, Observed: found.Observed, Evidence: found.Evidence, Usage: w.usage()}
+}
+
+func (w *Watcher) usage() backend.Usage {
+	cpu, err := w.Group.CPU()
+	if err != nil {
+		cpu = w.used
+	}
+	peak, _ := w.Group.PeakMemory()
+	return backend.Usage{CPU: cpu, PeakMemory: peak}
+}
+
+// end settles the end of a sandbox that was not killed by its watcher.
+func (w *Watcher) end(st Status) {
+	if st.Err == nil {
+		// The guest has ended by itself, and its kernel is about to: there is
+		// nothing to wait for before the account is given.
+		defer w.empty()
+	} else {
+		w.empty()
+	}
+	if n, err := w.Group.CPU(); err == nil {
+		w.used = n
+	}
+	// The counters come first: the kernel's killing the sandbox for its memory
+	// looks like anyone's.
+	if found := w.Subject.Breached(w.used); found != nil {
+		w.Subject.Settle(w.exitFor(*found))
+		return
+	}
+	e := backend.Exit{Usage: w.usage()}
+	_, err := os.Lstat(filepath.Join(w.Dir, w.Mark))
+	_, derr := os.Lstat(w.Dir)
+	switch {
+	case err == nil && st.Code == Killed:
+		// Destroy killed the guest's process on the host before the kernel that
+		// runs it, and that kernel had the time to say so.
+		e.Cause = backend.Destroyed
+	case st.Err == nil:
+		e.Cause, e.Code = backend.Exited, st.Code
+	case err == nil || errors.Is(derr, fs.ErrNotExist):
+		e.Cause = backend.Destroyed
+	default:
+		e.Cause, e.Evidence = backend.Unknown, st.Err.Error()
+	}
+	w.Subject.Settle(e)
+}

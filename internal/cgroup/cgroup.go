@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,6 +36,7 @@ type Tree struct {
 	v1      map[string]string // controller → mount point
 	unified string            // mount point of version 2, or empty
 	v2      map[string]bool   // controllers that are version 2's
+	others  []string          // mount points of version 1 without a needed controller, named ones too
 }
 
 // Host returns the tree of this process's mount namespace.
@@ -71,6 +73,11 @@ func find(mounts []mountinfo.Entry, root string) (*Tree, error) {
 			return nil, fmt.Errorf("%w: %s", ErrMissing, c)
 		}
 	}
+	for _, m := range mounts {
+		if at := filepath.Join(root, m.Point); m.Type == "cgroup" && !slices.Contains(slices.Collect(maps.Values(t.v1)), at) {
+			t.others = append(t.others, at)
+		}
+	}
 	return t, nil
 }
 
@@ -92,7 +99,7 @@ type Group struct {
 // chosen by the caller; anything else is refused.
 func (t *Tree) Group(parent, leaf string) (*Group, error) {
 	for _, s := range []string{parent, leaf} {
-		if s == "" || s == "." || s == ".." || strings.ContainsAny(s, "/\x00\n") {
+		if !isName(s) {
 			return nil, fmt.Errorf("cgroup name %q is no file name", s)
 		}
 	}
@@ -102,6 +109,10 @@ func (t *Tree) Group(parent, leaf string) (*Group, error) {
 		}
 	}
 	return &Group{tree: t, name: filepath.Join(parent, leaf)}, nil
+}
+
+func isName(s string) bool {
+	return s != "" && s != "." && s != ".." && !strings.ContainsAny(s, "/\x00\n")
 }
 
 // dir is the group's directory in the hierarchy of a controller.
@@ -361,6 +372,14 @@ func (g *Group) CPUEvidence() string {
 	}
 	return "cgroup cpu.stat usage_usec"
 }
+
+// Tasks is how many processes and threads the group has, those of the groups
+// below it included.
+func (g *Group) Tasks() (int64, error) { return g.number("pids", "pids.current") }
+
+// PeakTasks is the most that Tasks has been. Kernels before 6.1 do not count it,
+// which is an error that wraps fs.ErrNotExist.
+func (g *Group) PeakTasks() (int64, error) { return g.number("pids", "pids.peak") }
 
 // ForksRefused is how many forks the group's limit of tasks has refused.
 func (g *Group) ForksRefused() (int64, error) { return g.field("pids", "pids.events", "max") }

@@ -45,7 +45,7 @@ func TestGVisor(t *testing.T) {
 	lab := conform.Lab{
 		Backend: open(), Image: digest, Executes: true,
 		Reopen:  func() (backend.Backend, error) { return open(), nil },
-		Residue: func(context.Context) ([]string, error) { return residue(config) },
+		Residue: func(context.Context) ([]string, error) { return residue(config.Dir, config.Instance) },
 	}
 	for _, c := range conform.Checks() {
 		t.Run(c.Name, func(t *testing.T) {
@@ -56,12 +56,12 @@ func TestGVisor(t *testing.T) {
 	}
 }
 
-// residue is what the host has of the sandboxes of c, by the marks that they
+// residue is what the host has of the sandboxes of an instance, by the marks that they
 // bear: the files of its directory, and the mounts, control groups and
 // processes that name the directory or the instance.
-func residue(c gvisor.Config) ([]string, error) {
+func residue(dir, instance string) ([]string, error) {
 	var all []string
-	err := filepath.WalkDir(c.Dir, func(p string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
 		all = append(all, "file "+p)
 		return err
 	})
@@ -74,7 +74,7 @@ func residue(c gvisor.Config) ([]string, error) {
 	}
 	roots := map[string]bool{}
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, c.Dir) {
+		if strings.Contains(line, dir) {
 			all = append(all, "mount "+strings.TrimSpace(line))
 		}
 		if f := strings.Fields(line); len(f) > 4 && strings.Contains(line, " - cgroup") {
@@ -84,7 +84,7 @@ func residue(c gvisor.Config) ([]string, error) {
 	for root := range roots {
 		// A control group may go while it is looked at.
 		filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() && strings.Contains(p, "/"+c.Instance+"-") {
+			if err == nil && d.IsDir() && strings.Contains(p, "/"+instance+"-") {
 				all = append(all, "cgroup "+p)
 			}
 			return nil
@@ -95,7 +95,7 @@ func residue(c gvisor.Config) ([]string, error) {
 		return nil, err
 	}
 	for _, p := range procs {
-		if cmd, err := os.ReadFile(p); err == nil && strings.Contains(string(cmd), c.Dir) {
+		if cmd, err := os.ReadFile(p); err == nil && strings.Contains(string(cmd), dir) {
 			all = append(all, "process "+p)
 		}
 	}

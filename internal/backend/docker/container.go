@@ -1,0 +1,153 @@
+package docker
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/client"
+
+	"github.com/enclave-run/enclave/internal/backend"
+)
+
+const (
+	// guestMemory is what a container may use beyond Limits.Memory: the guest,
+	// and /run/enclave, which is memory.
+	guestMemory = 64 << 20
+
+	// taskMemory is what it may use more for each task of the workload: the kernel
+	// keeps that much for a process, so that a fork bomb is found by its number
+	// before its weight.
+	taskMemory = 2 << 20
+
+	// maxTasks bounds the head room that a high limit of tasks gives.
+	maxTasks = 512
+
+	// guestTasks is how many threads the guest has at most, and what makes the
+	// container before it: a few for each CPU and call, far below this.
+	guestTasks = 64
+
+	// taskWall is how many tasks beyond Limits.Pids a workload gets before the
+	// kernel refuses more. Between the limit and the wall lies the evidence.
+	taskWall = 32
+
+	// diskWall is how many bytes beyond Limits.Disk each of /work and /tmp takes
+	// before it is full, for the same reason.
+	diskWall = 8 << 20
+
+	// runSize bounds /run/enclave: the largest code, of 10 MiB, and what the guest
+	// keeps beside it.
+	runSize = "12m"
+
+	// shmSize bounds /dev/shm, which is memory of the sandbox.
+	shmSize = 64 << 20
+)
+
+// memoryAllowed is what a container with so many tasks may use, beside the files
+// in /work and /tmp, which are limited as disk.
+func memoryAllowed(l backend.Limits, tasks int64) int64 {
+	return l.Memory + guestMemory + min(max(tasks, 0), maxTasks)*taskMemory
+}
+
+// memoryWall is where the kernel kills. It is head room: the files of /work and
+// /tmp are memory of the container's group.
+func memoryWall(l backend.Limits) int64 {
+	return memoryAllowed(l, l.Pids) + 2*(l.Disk+diskWall)
+}
+
+// tasksWall is how many tasks the group has at most, the guest's included.
+func tasksWall(l backend.Limits) int64 { return l.Pids + taskWall + guestTasks }
+
+// hidden are paths of which a sandbox sees nothing: those that Docker hides by
+// itself, which it does not once it is given a list, and what else would tell of
+// the host, its kernel and its hardware.
+var hidden = []string{
+	"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+	"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+	"/proc/cmdline", "/proc/config.gz", "/proc/kallsyms", "/proc/modules", "/proc/iomem", "/proc/ioports",
+	"/sys", "/dev/mqueue",
+}
+
+// guestCapabilities are the guest's: to make its network, to start workloads as
+// another user, to kill them, and to drop all of these for ever. It gives a
+// workload none.
+var guestCapabilities = []string{"NET_ADMIN", "SETUID", "SETGID", "KILL", "SETPCAP"}
+
+// newContainer describes the sandbox to Docker. What it does not name, and what
+// Docker does not give to every container, the sandbox does not have.
+func newContainer(s *sandbox, mark, image string, f facts) client.ContainerCreateOptions {
+	no := false
+	pids := tasksWall(f.Limits)
+	disk := fmt.Sprintf("rw,exec,nosuid,nodev,size=%d,mode=1777", f.Limits.Disk+diskWall)
+	h := &container.HostConfig{
+		NetworkMode:    "none",
+		IpcMode:        "private",
+		ShmSize:        shmSize,
+		CgroupnsMode:   "private",
+		Runtime:        "runc",
+		Init:           &no, // the guest is PID 1
+		RestartPolicy:  container.RestartPolicy{Name: "no"},
+		LogConfig:      container.LogConfig{Type: "none"}, // a workload writes to the guest alone
+		CapDrop:        []string{"ALL"},
+		CapAdd:         guestCapabilities,
+		SecurityOpt:    []string{"no-new-privileges"}, // and the daemon's seccomp profile, which Dial has seen
+		ReadonlyRootfs: true,
+		MaskedPaths:    hidden,
+		Tmpfs: map[string]string{
+			"/work": disk, "/tmp": disk,
+			"/run/enclave": "rw,noexec,nosuid,nodev,size=" + runSize + ",mode=0755",
+		},
+		Sysctls: map[string]string{
+			// Docker turns IPv6 off in a container without a network; here attempts
+			// over it become packets, which are refused and recorded.
+			"net.ipv6.conf.all.disable_ipv6":     "0",
+			"net.ipv6.conf.default.disable_ipv6": "0",
+			// Pings of a program without privileges are attempts too.
+			"net.ipv4.ping_group_range": "0 2147483647",
+			// As everywhere else, and unlike Docker's own.
+			"net.ipv4.ip_unprivileged_port_start": "1024",
+		},
+		Resources: container.Resources{
+			CgroupParent: s.group.Path(),
+			Memory:       memoryWall(f.Limits),
+			MemorySwap:   memoryWall(f.Limits), // no swap
+			PidsLimit:    &pids,
+			Devices:      []container.DeviceMapping{{PathOnHost: "/dev/net/tun", PathInContainer: "/dev/net/tun", CgroupPermissions: "rw"}},
+			Ulimits:      []*container.Ulimit{{Name: "core"}}, // open files the guest limits
+		},
+	}
+	// Not read-only as Docker has it: it would then give the mount flags of its
+	// own, and take those that it has.
+	h.Mounts = append(h.Mounts, bind(filepath.Join(s.dir, sealDir), "/.enclave", false))
+	for _, n := range etcFiles {
+		h.Mounts = append(h.Mounts, bind(filepath.Join(s.dir, etcDir, n), "/etc/"+n, true))
+	}
+	return client.ContainerCreateOptions{
+		Name: "enclave-" + s.name,
+		Config: &container.Config{
+			Image:      image,
+			Hostname:   "sandbox",
+			User:       "0:0",
+			WorkingDir: "/",
+			Entrypoint: []string{"/.enclave/" + guestFile},
+			Env: []string{
+				"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+				fmt.Sprintf("ENCLAVE_GUEST_UID=%d", f.User), fmt.Sprintf("ENCLAVE_GUEST_GID=%d", f.User),
+			},
+			Labels: map[string]string{markLabel: mark, sandboxLabel: string(s.id)},
+		},
+		HostConfig: h,
+	}
+}
+
+// etcFiles are those files of the image that Docker replaces with its own unless
+// something is mounted there.
+var etcFiles = []string{"resolv.conf", "hosts", "hostname"}
+
+func bind(from, to string, readOnly bool) mount.Mount {
+	return mount.Mount{
+		Type: mount.TypeBind, Source: from, Target: to, ReadOnly: readOnly,
+		BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
+	}
+}

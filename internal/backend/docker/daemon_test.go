@@ -1,0 +1,47 @@
+package docker
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/testenv"
+)
+
+// A daemon that dies takes its sandboxes with it, and nothing of them is left
+// once it is back.
+func TestASandboxEndsWithItsDaemonAndLeavesNothing(t *testing.T) {
+	host, restart, kill := testenv.DockerApart(t)
+	b := open(t, config(t, host))
+	id := newID()
+	x := start(t, b, id)
+	s, err := b.lookup(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill()
+	e, err := b.Wait(deadline(t), id)
+	if err != nil || e.Cause != backend.Unknown || !strings.Contains(e.Evidence, "daemon") {
+		t.Fatalf("it ended with %+v, %v", e, err)
+	}
+	if e.Usage.CPU <= 0 || e.Usage.PeakMemory <= 0 {
+		t.Errorf("its usage was not measured: %+v", e.Usage)
+	}
+	if _, err := x.guest.Hello(deadline(t)); err == nil {
+		t.Error("it goes on without its daemon")
+	}
+	// Nobody can say what there is, or remove it.
+	if ids, err := b.List(deadline(t)); err == nil {
+		t.Errorf("without a daemon List says %v", ids)
+	}
+	if err := b.Destroy(deadline(t), id); err == nil {
+		t.Error("without a daemon the container is said to be gone")
+	}
+	restart()
+	if err := b.Destroy(deadline(t), id); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, b, s)
+	// And the next one runs.
+	start(t, b, newID())
+}

@@ -1,0 +1,259 @@
+package docker
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+func limits() backend.Limits {
+	return backend.Limits{MilliCPU: 1000, CPU: time.Minute, Memory: 256 << 20, Pids: 64, Disk: 64 << 20}
+}
+
+func newID() backend.ID {
+	return backend.ID(strings.ToLower(rand.Text()[:20]))
+}
+
+// images are those of this host's tests, and the digest of the default one.
+func images(t *testing.T) (*image.Store, string) {
+	t.Helper()
+	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := store.Resolve(image.Default)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store, digest
+}
+
+func config(t *testing.T, host string) Config {
+	t.Helper()
+	store, _ := images(t)
+	return Config{Dir: t.TempDir(), Instance: "test", Host: host, Guest: testenv.Binaries(t).Guest, Images: store}
+}
+
+func open(t *testing.T, c Config) *Backend {
+	t.Helper()
+	b, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// deadline bounds what must end, far above what it takes.
+func deadline(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// A box is a sandbox that has said hello.
+type box struct {
+	id      backend.ID
+	packets net.Conn
+	guest   *wire.Client
+	hello   wire.Hello
+}
+
+// start starts a sandbox, which t destroys unless it is gone.
+func start(t *testing.T, b *Backend, id backend.ID) box {
+	t.Helper()
+	_, digest := images(t)
+	l, err := b.Listen(deadline(t), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Start(deadline(t), id, backend.Spec{Image: digest, Limits: limits()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Destroy(deadline(t), id); err != nil {
+			t.Error(err)
+		}
+	})
+	packets, control, err := wire.Accept(deadline(t), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := box{id: id, packets: packets, guest: wire.NewClient(control)}
+	t.Cleanup(func() { packets.Close(); x.guest.Close() })
+	if x.hello, err = x.guest.Hello(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+func TestAHostWithoutADaemonIsToldInWords(t *testing.T) {
+	testenv.Need(t, "docker")
+	for host, want := range map[string]string{
+		"unix://" + filepath.Join(t.TempDir(), "none.sock"): "no Docker daemon answers at unix:///",
+		"tcp://127.0.0.1:2375":                              "is not a socket of this host",
+		"unix://relative":                                   "is not a socket of this host",
+	} {
+		_, err := New(config(t, host))
+		if !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+}
+
+func TestADaemonThatCantConfineOrCountIsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		os, cgroups string
+		security    []string
+		want        string // "" is accepted
+	}{
+		"an older daemon":        {"linux", "cgroupfs", []string{"name=seccomp,profile=default"}, ""},
+		"a newer daemon":         {"linux", "cgroupfs", []string{"name=apparmor", "name=seccomp,profile=builtin", "name=cgroupns"}, ""},
+		"no filter":              {"linux", "cgroupfs", nil, "system calls"},
+		"a filter switched off":  {"linux", "cgroupfs", []string{"name=seccomp,profile=unconfined"}, "system calls"},
+		"a filter of one's own":  {"linux", "cgroupfs", []string{"name=seccomp,profile=/etc/loose.json"}, "system calls"},
+		"groups that go":         {"linux", "systemd", []string{"name=seccomp,profile=default"}, "cgroupfs"},
+		"rootless":               {"linux", "cgroupfs", []string{"name=seccomp,profile=default", "name=rootless"}, "rootless"},
+		"users that are others":  {"linux", "cgroupfs", []string{"name=seccomp,profile=default", "name=userns"}, "remaps"},
+		"another kind of kernel": {"windows", "cgroupfs", []string{"name=seccomp,profile=default"}, "windows"},
+	} {
+		err := suits(tc.os, tc.cgroups, tc.security)
+		if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestEachSandboxHasAUserOfItsOwn(t *testing.T) {
+	b := &Backend{dir: t.TempDir()}
+	seen := map[uint32]bool{}
+	for range 3 {
+		u, err := b.user()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[u] || u < firstUser || u >= firstUser+blocks*usersPerDir {
+			t.Errorf("user %d, after %v", u, seen)
+		}
+		seen[u] = true
+	}
+	// The last of the block is followed by the first.
+	if err := os.WriteFile(filepath.Join(b.dir, userFile), []byte("65535\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	last, err := b.user()
+	first, ferr := b.user()
+	if err != nil || ferr != nil || last-first != usersPerDir-1 {
+		t.Errorf("user %d is followed by %d: %v, %v", last, first, err, ferr)
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, userFile), []byte("many"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := b.user(); err == nil {
+		t.Errorf("a file that says nothing gave user %d", u)
+	}
+}
+
+func TestAnImageThatTheDaemonLostIsLoadedAgain(t *testing.T) {
+	host := testenv.Docker(t)
+	b := open(t, config(t, host))
+	store, digest := images(t)
+	d, err := store.Docker(deadline(t), digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := start(t, b, newID())
+	if err := b.Destroy(deadline(t), x.id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.api.ImageRemove(deadline(t), d.Name, client.ImageRemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	start(t, b, newID())
+}
+
+func TestAForeignContainerIsNeitherListedNorRemoved(t *testing.T) {
+	host := testenv.Docker(t)
+	b, other := open(t, config(t, host)), open(t, config(t, host))
+	id := newID()
+	x := start(t, other, id)
+	if ids, err := b.List(deadline(t)); err != nil || len(ids) != 0 {
+		t.Errorf("another directory's sandboxes are listed: %v, %v", ids, err)
+	}
+	if err := b.Destroy(deadline(t), id); err != nil {
+		t.Error(err)
+	}
+	if _, err := x.guest.Hello(deadline(t)); err != nil {
+		t.Errorf("another directory's sandbox was destroyed: %v", err)
+	}
+}
+
+func TestAStartThatWasCutShortLeavesNothing(t *testing.T) {
+	host := testenv.Docker(t)
+	c := config(t, host)
+	b := open(t, c)
+	id := newID()
+	s, err := b.lookup(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, digest := images(t)
+	// As far as a start comes before it says that the sandbox runs.
+	f, err := b.announce(s, backend.Spec{Image: digest, Limits: limits()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.make(deadline(t), s, f); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(s.dir, startedFile)); err != nil {
+		t.Fatal(err)
+	}
+	again := open(t, c)
+	if e, err := again.Wait(deadline(t), id); err != nil || e.Cause != backend.Unknown {
+		t.Errorf("Wait: %+v, %v", e, err)
+	}
+	if err := again.Destroy(deadline(t), id); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, again, s)
+}
+
+// nothingLeft reports what is left of a sandbox on the host and in the daemon.
+func nothingLeft(t *testing.T, b *Backend, s *sandbox) {
+	t.Helper()
+	if ids, err := b.List(deadline(t)); err != nil || len(ids) > 0 {
+		t.Errorf("listed: %v, %v", ids, err)
+	}
+	if there, err := s.group.Exists(); err != nil || there {
+		t.Errorf("the cgroup is there: %t, %v", there, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), s.dir) {
+		t.Errorf("something is mounted in %s (%v)", s.dir, err)
+	}
+	if _, err := os.Lstat(s.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its directory is there: %v", err)
+	}
+	all, err := b.api.ContainerList(deadline(t), client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", sandboxLabel+"="+string(s.id))})
+	if err != nil || len(all.Items) > 0 {
+		t.Errorf("containers %v, %v", all.Items, err)
+	}
+}

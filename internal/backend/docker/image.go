@@ -1,0 +1,104 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/enclave-run/enclave/internal/keep"
+)
+
+// loaded is what an image is called in the daemon, and what it must consist of.
+type loaded struct{ Name, DiffID string }
+
+// image returns the daemon's id of the image with this manifest digest. One that
+// the daemon lacks is loaded, also if it had it before; one of that name with
+// another content is not used.
+func (b *Backend) image(ctx context.Context, digest string) (string, error) {
+	b.load.Lock()
+	defer b.load.Unlock()
+	record := filepath.Join(b.dir, "image-"+strings.TrimPrefix(digest, "sha256:")+".json")
+	var l loaded
+	err := keep.Read(record, &l)
+	if err == nil {
+		id, err := b.find(ctx, l)
+		if err == nil || !errdefs.IsNotFound(err) {
+			return id, err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	d, err := b.images.Docker(ctx, digest)
+	if err != nil {
+		return "", fmt.Errorf("find image %s: %w", digest, err)
+	}
+	l = loaded{d.Name, d.DiffID}
+	id, err := b.find(ctx, l)
+	if errdefs.IsNotFound(err) {
+		pr, pw := io.Pipe()
+		written := make(chan error, 1)
+		go func() {
+			err := d.Write(ctx, pw)
+			written <- errors.Join(err, pw.CloseWithError(err))
+		}()
+		res, lerr := b.api.ImageLoad(ctx, pr)
+		if lerr == nil {
+			// The answer ends when the image is there, and may hold an error.
+			_, lerr = io.Copy(io.Discard, res)
+			lerr = errors.Join(lerr, res.Close())
+		}
+		pr.CloseWithError(io.ErrClosedPipe) // the writer ends if the daemon did
+		if err := errors.Join(lerr, <-written); err != nil {
+			return "", fmt.Errorf("load image %s into Docker: %w", digest, err)
+		}
+		id, err = b.find(ctx, l)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := keep.New(record, l); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	return id, nil
+}
+
+// find asks the daemon for an image by its name, and takes it only if it has the
+// one layer.
+func (b *Backend) find(ctx context.Context, l loaded) (string, error) {
+	have, err := b.api.ImageInspect(ctx, l.Name)
+	if err != nil {
+		return "", fmt.Errorf("look for image %s in Docker: %w", l.Name, err)
+	}
+	if !slices.Equal(have.RootFS.Layers, []string{l.DiffID}) {
+		return "", fmt.Errorf("somebody has given the name %s to another image: docker image rm %s", l.Name, l.Name)
+	}
+	return have.ID, nil
+}
+
+// placeEtc copies those files of the image that Docker would replace.
+func (s *sandbox) placeEtc(rootfs string) error {
+	root, err := os.OpenRoot(rootfs)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, n := range etcFiles {
+		content, err := root.ReadFile("etc/" + n)
+		if err != nil {
+			return fmt.Errorf("copy the image's %s: %w", n, err)
+		}
+		name := filepath.Join(s.dir, etcDir, n)
+		if err := errors.Join(os.WriteFile(name, content, 0o644), os.Chmod(name, 0o644)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,376 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/watch"
+)
+
+// Wait returns how the sandbox ended, from this value or the one before it.
+func (b *Backend) Wait(ctx context.Context, id backend.ID) (backend.Exit, error) {
+	if !keep.ValidID(id) {
+		return backend.Exit{}, backend.ErrNotFound
+	}
+	s, err := b.resume(id)
+	if err != nil {
+		return backend.Exit{}, err
+	}
+	s.mu.Lock()
+	p := s.phase
+	s.mu.Unlock()
+	if p == unmade {
+		return b.unstarted(s)
+	}
+	select {
+	case <-s.settled:
+	case <-ctx.Done():
+		return backend.Exit{}, ctx.Err()
+	case <-b.closing:
+		return backend.Exit{}, errClosed
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase != over {
+		return backend.Exit{}, backend.ErrNotFound
+	}
+	return s.exit, nil
+}
+
+// unstarted answers a Wait for what has not been started: it does not exist, or
+// its start was cut short by the end of another process.
+func (b *Backend) unstarted(s *sandbox) (backend.Exit, error) {
+	if _, err := os.Lstat(filepath.Join(s.dir, factsFile)); err == nil {
+		return backend.Exit{Cause: backend.Unknown, Evidence: "its start was cut short"}, nil
+	}
+	if _, err := os.Lstat(s.dir); errors.Is(err, fs.ErrNotExist) {
+		b.forgetIdle(s)
+	}
+	return backend.Exit{}, backend.ErrNotFound
+}
+
+// forgetIdle drops an entry that was made by asking.
+func (b *Backend) forgetIdle(s *sandbox) {
+	select {
+	case s.op <- struct{}{}:
+		defer s.release()
+	default:
+		return // somebody is making it
+	}
+	s.mu.Lock()
+	p := s.phase
+	s.mu.Unlock()
+	if p == unmade {
+		b.forget(s)
+	}
+}
+
+// Check implements backend.Checker.
+func (b *Backend) Check(ctx context.Context, id backend.ID) error {
+	s, err := b.resume(id)
+	if err != nil {
+		return fmt.Errorf("check sandbox %s: %w", id, err)
+	}
+	s.mu.Lock()
+	watched := s.phase == live
+	s.mu.Unlock()
+	if !watched {
+		return nil
+	}
+	done := make(chan struct{})
+	select {
+	case s.checks <- done:
+	case <-s.settled:
+		return nil
+	case <-b.closing:
+		return errClosed
+	case <-ctx.Done():
+		return fmt.Errorf("check sandbox %s: %w", id, ctx.Err())
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("check sandbox %s: %w", id, ctx.Err())
+	}
+}
+
+// watchLocked starts the watcher of a sandbox whose mu is held.
+func (b *Backend) watchLocked(s *sandbox, st started) (err error) {
+	w := &watcher{sandbox: s, api: b.api, limits: s.limits, started: st, status: make(chan watch.Status, 1)}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if w.cpu, err = s.group.CPUReader(); errors.Is(err, fs.ErrNotExist) {
+		w.cpu = nil // the host has been restarted, or Destroy is at work
+	} else if err != nil {
+		return err
+	}
+	// Where the counters of version 1 are that are not those of the groups above.
+	if w.inner, err = s.group.Below(st.Container); err != nil {
+		return err
+	}
+	if st.Process != (watch.Process{}) {
+		if w.process, err = st.Process.Open(); err != nil {
+			return err
+		}
+	}
+	if w.process != nil {
+		if err = w.openFiles(); err != nil {
+			return err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
+	}
+	s.phase = live
+	b.watchers.Go(func() { w.run(&b.idlers, b.closing) })
+	return nil
+}
+
+// A watcher is what a watch.Watcher needs of one sandbox. Its goroutine owns it.
+type watcher struct {
+	*sandbox
+	api     *client.Client
+	limits  backend.Limits
+	started started
+	inner   *cgroup.Group     // the container's own
+	cpu     *cgroup.CPUReader // nil if the cgroup is gone
+	process *os.File          // nil if the sandbox has ended
+	files   []*os.File        // /work and /tmp
+	status  chan watch.Status
+	threads int64 // of the guest, when they were last counted
+
+	// oomKilled is written before status is sent, and read after.
+	oomKilled bool
+}
+
+// close closes what the watcher owns.
+func (w *watcher) close() {
+	if w.process != nil {
+		w.process.Close()
+	}
+	if w.cpu != nil {
+		w.cpu.Close()
+	}
+	for _, f := range w.files {
+		f.Close()
+	}
+}
+
+// openFiles opens /work and /tmp of the sandbox, to see how full they are. A
+// workload can't exchange them: it can mount nothing, and the root is read-only.
+// What is opened is taken only if the process is still the one it was.
+func (w *watcher) openFiles() error {
+	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", w.started.Process.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EACCES) {
+		return nil // it has ended
+	} else if err != nil {
+		return fmt.Errorf("open the sandbox's files: %w", err)
+	}
+	defer unix.Close(root)
+	for _, name := range []string{"work", "tmp"} {
+		fd, err := unix.Openat(root, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open /%s of the sandbox: %w", name, err)
+		}
+		w.files = append(w.files, os.NewFile(uintptr(fd), name))
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(fd, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+			if at, terr := watch.StartTime(w.started.Process.PID); terr != nil || at != w.started.Process.StartTime {
+				break // another process has its number now
+			}
+			return fmt.Errorf("/%s of the sandbox is not in memory: %w", name, err)
+		}
+	}
+	if at, err := watch.StartTime(w.started.Process.PID); err != nil || at != w.started.Process.StartTime {
+		for _, f := range w.files {
+			f.Close()
+		}
+		w.files = nil
+	}
+	return nil
+}
+
+func (w *watcher) run(idlers *watch.Idlers, closing <-chan struct{}) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var helpers sync.WaitGroup
+	helpers.Go(func() { w.awaitEnd(ctx) })
+	defer func() {
+		cancel()
+		helpers.Wait()
+		w.close()
+	}()
+	(&watch.Watcher{
+		Subject: w, Group: w.group, CPU: w.cpu, Idlers: idlers, Dir: w.dir, Mark: destroyFile,
+		Ended: w.status, Checks: w.checks,
+	}).Run(closing)
+}
+
+// Look has nothing to ask: every counter is read at once.
+func (w *watcher) Look() {}
+
+// Counted is not called: tasks are a counter here.
+func (w *watcher) Counted(int64) *watch.Breach { return nil }
+
+// Breached returns the first limit, in order of precedence, that the host's
+// counters say was passed.
+func (w *watcher) Breached(used time.Duration) *watch.Breach {
+	tasks, err := w.group.Tasks()
+	// The guest's threads come after: one that it starts between makes the
+	// workload's fewer, and never more than they are.
+	if n, ok := w.guestThreads(); ok {
+		w.threads = n
+	}
+	running := tasks - w.threads
+	if err == nil && running > w.limits.Pids {
+		return &watch.Breach{Cause: backend.PidsLimit, Observed: running, Evidence: "cgroup pids.current"}
+	}
+	wall := tasksWall(w.limits) - max(w.threads, 1)
+	if n, err := w.inner.ForksRefused(); err == nil && n > 0 && wall > w.limits.Pids {
+		return &watch.Breach{Cause: backend.PidsLimit, Observed: wall, Evidence: "cgroup pids.events max"}
+	}
+	// What was over between two looks.
+	if peak, err := w.group.PeakTasks(); err == nil && peak > w.limits.Pids+guestTasks {
+		return &watch.Breach{Cause: backend.PidsLimit, Observed: peak - guestTasks, Evidence: "cgroup pids.peak"}
+	}
+	for _, g := range []*cgroup.Group{w.inner, w.group} {
+		if n, err := g.OOMKills(); err == nil && n > 0 {
+			peak, _ := w.group.PeakMemory()
+			return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: g.MemoryEvidence()}
+		}
+	}
+	if w.oomKilled {
+		peak, _ := w.group.PeakMemory()
+		return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: "docker OOMKilled"}
+	}
+	if n := w.memory(); n > memoryAllowed(w.limits, running) {
+		return &watch.Breach{Cause: backend.MemoryLimit, Observed: n, Evidence: w.group.UsageEvidence()}
+	}
+	if n := w.disk(); n > w.limits.Disk {
+		return &watch.Breach{Cause: backend.DiskLimit, Observed: n, Evidence: "blocks of the sandbox's file systems on the host"}
+	}
+	if used > w.limits.CPU {
+		return &watch.Breach{Cause: backend.CPULimit, Observed: int64(used), Evidence: w.group.CPUEvidence()}
+	}
+	return nil
+}
+
+// memory is what the sandbox uses beside the files in /work and /tmp, which its
+// group counts as its memory. They are measured before and after: what is
+// written or removed meanwhile never counts as memory.
+func (w *watcher) memory() int64 {
+	before := w.disk()
+	n, err := w.inner.Memory()
+	if err != nil {
+		return 0 // the container has ended
+	}
+	return n - max(before, w.disk())
+}
+
+// disk is how many bytes /work and /tmp take together.
+func (w *watcher) disk() int64 {
+	var n int64
+	for _, f := range w.files {
+		var st unix.Statfs_t
+		if unix.Fstatfs(int(f.Fd()), &st) == nil {
+			n += int64(st.Blocks-st.Bfree) * st.Bsize
+		}
+	}
+	return n
+}
+
+// guestThreads is how many threads the guest has. It says so only of a process
+// that has not ended.
+func (w *watcher) guestThreads() (int64, bool) {
+	if w.process == nil {
+		return 0, false
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.started.Process.PID))
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(raw)) {
+		var n int64
+		if c, _ := fmt.Sscanf(line, "Threads: %d", &n); c == 1 && n > 0 {
+			at, err := watch.StartTime(w.started.Process.PID)
+			return n, err == nil && at == w.started.Process.StartTime
+		}
+	}
+	return 0, false
+}
+
+// Kill kills the container's processes.
+func (w *watcher) Kill(ctx context.Context) { w.group.KillTree(ctx) }
+
+// Settle records how the sandbox ended.
+func (w *watcher) Settle(e backend.Exit) { w.settle(e) }
+
+// Why nobody knows how a sandbox ended.
+var (
+	errDaemon  = errors.New("the Docker daemon has gone")
+	errRemoved = errors.New("somebody has removed the container")
+)
+
+// awaitEnd reports that the container has ended, as its daemon says, or that it
+// has lost its daemon: who is to be told of its end is then gone, and so may be
+// the container at any time.
+func (w *watcher) awaitEnd(ctx context.Context) {
+	st := w.await(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	ask, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	if seen, err := w.api.ContainerInspect(ask, w.started.Container, client.ContainerInspectOptions{}); err == nil && seen.Container.State != nil {
+		w.oomKilled = seen.Container.State.OOMKilled
+	}
+	w.status <- st
+}
+
+func (w *watcher) await(ctx context.Context) watch.Status {
+	for delay := 10 * time.Millisecond; ; delay = min(2*delay, time.Second) {
+		res := w.api.ContainerWait(ctx, w.started.Container, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
+		var err error
+		select {
+		case r := <-res.Result:
+			return watch.Status{Code: int(r.StatusCode)}
+		case err = <-res.Error:
+		case <-ctx.Done():
+			return watch.Status{}
+		}
+		if errdefs.IsNotFound(err) {
+			return watch.Status{Err: errRemoved}
+		}
+		ask, cancel := context.WithTimeout(ctx, askTime)
+		_, perr := w.api.Ping(ask, client.PingOptions{})
+		cancel()
+		if perr != nil {
+			return watch.Status{Err: fmt.Errorf("%w: %w", errDaemon, err)}
+		}
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return watch.Status{}
+		}
+	}
+}

@@ -1,11 +1,8 @@
 package control
 
 import (
-	"context"
 	"fmt"
-	"net"
-	"net/netip"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,109 +10,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/enclave-run/enclave/internal/audit"
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
-	"github.com/enclave-run/enclave/internal/egress"
-	"github.com/enclave-run/enclave/internal/gateway"
-	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/session"
-	"github.com/enclave-run/enclave/internal/testenv"
 )
-
-// source is a host of the tests' own: it resolves to an address for
-// documentation (RFC 5737), and the dialer leads there and nowhere else.
-const source = "source.example.com"
-
-var sourceAddr = netip.MustParseAddr("192.0.2.1")
-
-// A tap is that host: on each connection it sends zeros without end.
-type tap struct{ addr string }
-
-func newTap(t *testing.T) tap {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				for b := make([]byte, 64<<10); err == nil; {
-					_, err = conn.Write(b)
-				}
-			}()
-		}
-	}()
-	return tap{l.Addr().String()}
-}
-
-func (tap) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
-	if strings.TrimSuffix(host, ".") != source || network == "ip6" {
-		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
-	}
-	return []netip.Addr{sourceAddr}, nil
-}
-
-func (s tap) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if !strings.HasPrefix(address, sourceAddr.String()+":") {
-		return nil, fmt.Errorf("dialled %s, which no test allows", address)
-	}
-	var d net.Dialer
-	return d.DialContext(ctx, network, s.addr)
-}
-
-// onGVisor returns a plane on the real gVisor of this host.
-func onGVisor(t *testing.T) (*Plane, *lab) {
-	t.Helper()
-	testenv.Need(t, "gvisor")
-	images, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := images.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := testenv.Binaries(t)
-	b, err := gvisor.New(gvisor.Config{Dir: t.TempDir(), Instance: "control", Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: images.Rootfs})
-	if err != nil {
-		t.Fatal(err)
-	}
-	table, err := egress.Standard()
-	if err != nil {
-		t.Fatal(err)
-	}
-	table = table.Opened(netip.PrefixFrom(sourceAddr, 32))
-	s := newTap(t)
-	g, err := gateway.New(gateway.Config{Resolver: s, Dialer: s, Table: table})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &lab{t: t, path: filepath.Join(t.TempDir(), "store.db"), backend: b, gateway: g}
-	c := l.config(table)
-	c.Image = func(context.Context) (string, error) { return digest, nil }
-	l.open(c)
-	t.Cleanup(func() {
-		l.close()
-		left, err := b.List(context.WithoutCancel(t.Context()))
-		if err != nil || len(left) > 0 {
-			t.Errorf("sandboxes %v are left, error %v", left, err)
-		}
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return l.plane, l
-}
 
 // Every limit kills, with its own reason and evidence from outside the
 // workload, and the record says so in the literal order.
-func TestEachLimitHasItsKillReasonOnGVisor(t *testing.T) {
-	p, _ := onGVisor(t)
+func eachLimitHasItsKillReason(t *testing.T, on kernel) {
+	p, _ := onKernel(t, on)
 	n := func(v int64) *int64 { return &v }
 	for name, tc := range map[string]struct {
 		code     string
@@ -157,9 +58,15 @@ func TestEachLimitHasItsKillReasonOnGVisor(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, e := range events {
-				if d := e.Data; e.Type == audit.LimitExceeded &&
-					(d.Resource != tc.resource || d.Source != "host" || d.Evidence == "" || d.Observed < d.Limit) {
+				d := e.Data
+				if e.Type != audit.LimitExceeded {
+					continue
+				}
+				if d.Resource != tc.resource || d.Source != "host" || d.Observed < d.Limit {
 					t.Errorf("limit_exceeded says %+v", d)
+				}
+				if may := evidence[on.name][tc.resource]; !slices.ContainsFunc(may, func(e string) bool { return strings.HasPrefix(d.Evidence, e) }) {
+					t.Errorf("the evidence on %s is %q; declared are %q", on.name, d.Evidence, may)
 				}
 			}
 			r, _, err := p.Result(t.Context(), caller, s.ID)
@@ -210,8 +117,8 @@ attempt("again", lambda: tcp("203.0.113.7", 443))
 attempt("and again", lambda: tcp("203.0.113.7", 443))
 `
 
-func TestEveryWayOutIsRefusedAndRecordedOnGVisor(t *testing.T) {
-	p, _ := onGVisor(t)
+func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel) {
+	p, _ := onKernel(t, on)
 	s := runToEnd(t, p, Request{Code: leave})
 	r, denials, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil {
@@ -254,8 +161,8 @@ func TestEveryWayOutIsRefusedAndRecordedOnGVisor(t *testing.T) {
 	}
 }
 
-func TestAnAllowedHostIsReachedByNameOnGVisor(t *testing.T) {
-	p, _ := onGVisor(t)
+func anAllowedHostIsReachedByName(t *testing.T, on kernel) {
+	p, _ := onKernel(t, on)
 	s := runToEnd(t, p, Request{
 		Code:   "import socket\ns = socket.create_connection(('" + source + "', 80))\nn = len(s.recv(1000))\nenclave.result(n > 0)\n",
 		Egress: session.Egress{Mode: "allowlist", Allow: []string{source}},
@@ -267,8 +174,8 @@ func TestAnAllowedHostIsReachedByNameOnGVisor(t *testing.T) {
 	wantTypes(t, p, s.ID, audit.SessionCreated, audit.SandboxStarted, audit.EgressAllowed, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered)
 }
 
-func TestOddResultsAndExitsOnGVisor(t *testing.T) {
-	p, _ := onGVisor(t)
+func oddResultsAndExits(t *testing.T, on kernel) {
+	p, _ := onKernel(t, on)
 	for name, tc := range map[string]struct {
 		code, language string
 		phase          session.Phase
@@ -303,8 +210,8 @@ func TestOddResultsAndExitsOnGVisor(t *testing.T) {
 	}
 }
 
-func TestAProgramThatIsNotInTheImageFailsInWords(t *testing.T) {
-	p, _ := onGVisor(t)
+func aProgramThatIsNotInTheImageFailsInWords(t *testing.T, on kernel) {
+	p, _ := onKernel(t, on)
 	s := runToEnd(t, p, Request{Argv: []string{"no-such-program"}})
 	r, _, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil || s.Outcome != session.Failed || r.ExitCode == nil || *r.ExitCode != 127 || !strings.Contains(string(r.Stderr), "no-such-program") {

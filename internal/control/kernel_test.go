@@ -1,0 +1,141 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/docker"
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/gateway"
+	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/testenv"
+)
+
+// source is a host of the tests' own: it resolves to an address for
+// documentation (RFC 5737), and the dialer leads there and nowhere else.
+const source = "source.example.com"
+
+var sourceAddr = netip.MustParseAddr("192.0.2.1")
+
+// A tap is that host: on each connection it sends zeros without end.
+type tap struct{ addr string }
+
+func newTap(t *testing.T) tap {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				for b := make([]byte, 64<<10); err == nil; {
+					_, err = conn.Write(b)
+				}
+			}()
+		}
+	}()
+	return tap{l.Addr().String()}
+}
+
+func (tap) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+	if strings.TrimSuffix(host, ".") != source || network == "ip6" {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	return []netip.Addr{sourceAddr}, nil
+}
+
+func (s tap) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if !strings.HasPrefix(address, sourceAddr.String()+":") {
+		return nil, fmt.Errorf("dialled %s, which no test allows", address)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, s.addr)
+}
+
+// A kernel is a real backend of this host.
+type kernel struct {
+	name string
+	open func(t *testing.T, images *image.Store) closer
+}
+
+type closer interface {
+	backend.Backend
+	Close() error
+}
+
+// kernels are the backends on which every case below has one verdict: the same
+// outcome, the same events in the same order, with the same data but for what
+// parity_test.go declares.
+var kernels = []kernel{
+	{"gvisor", func(t *testing.T, images *image.Store) closer {
+		bin := testenv.Binaries(t)
+		b, err := gvisor.New(gvisor.Config{Dir: t.TempDir(), Instance: "control", Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: images.Rootfs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}},
+	{"docker", func(t *testing.T, images *image.Store) closer {
+		b, err := docker.New(docker.Config{Dir: t.TempDir(), Instance: "control", Host: testenv.Docker(t), Guest: testenv.Binaries(t).Guest, Images: images})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}},
+}
+
+func gVisor() kernel  { return kernels[0] }
+func dockerd() kernel { return kernels[1] }
+
+// onKernel returns a plane on a real backend of this host.
+func onKernel(t *testing.T, on kernel) (*Plane, *lab) {
+	t.Helper()
+	testenv.Need(t, on.name)
+	images, err := image.Open(filepath.Join(testenv.Image(t), "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := images.Resolve(image.Default)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := on.open(t, images)
+	table, err := egress.Standard()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table = table.Opened(netip.PrefixFrom(sourceAddr, 32))
+	s := newTap(t)
+	g, err := gateway.New(gateway.Config{Resolver: s, Dialer: s, Table: table})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{t: t, path: filepath.Join(t.TempDir(), "store.db"), backend: b, gateway: g}
+	c := l.config(table)
+	c.Image = func(context.Context) (string, error) { return digest, nil }
+	l.open(c)
+	t.Cleanup(func() {
+		l.close()
+		left, err := b.List(context.WithoutCancel(t.Context()))
+		if err != nil || len(left) > 0 {
+			t.Errorf("sandboxes %v are left, error %v", left, err)
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l.plane, l
+}

@@ -151,6 +151,14 @@ func (p *program) parityTargets(c *demo.Config) error {
 		b, err = demo.Modelled, nil // no real backend runs here; the report says so
 	}
 	c.Backends = []string{b}
+	if err == nil && p.opts.Backend == autoBackend && b == gvisorBackend {
+		if why := p.dockerAnswers(); why == nil {
+			c.Backends = append(c.Backends, dockerBackend)
+			p.warnOfDocker()
+		} else {
+			fmt.Fprintf(p.err, "enclave: docker is not compared: %s\n", message(why))
+		}
+	}
 	return err
 }
 

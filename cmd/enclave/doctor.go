@@ -41,7 +41,7 @@ neither way.`,
 
 // doctor exits with 1 if a check failed.
 func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
-	backends := []string{gvisorBackend, simulatorBackend}
+	backends := []string{gvisorBackend, dockerBackend, simulatorBackend}
 	if p.opts.Backend != autoBackend {
 		backends = []string{p.opts.Backend}
 	}
@@ -61,7 +61,7 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	defer in.stop()
 	show := &findings{p: p, json: asJSON, color: !asJSON && terminal(p.out) && p.env("NO_COLOR") == ""}
 	err = doctor.Run(ctx, doctor.Config{
-		State: state.path, Backends: backends, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
+		State: state.path, Backends: backends, Docker: p.opts.DockerHost, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
 		Programs: func(bin string) (string, string, error) {
 			progs, err := p.carrier.unpack(bin)
 			return progs.runsc, progs.guest, err
@@ -142,7 +142,7 @@ func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove 
 		defer locked.unlock()
 		return p.removeState(ctx, locked, own.file("bin"))
 	}
-	return doctor.Room{Sandboxes: own.file("sandboxes"), Programs: own.file("bin"), Instance: own.instance}, remove, nil
+	return doctor.Room{Sandboxes: own.file("sandboxes"), Containers: own.file("containers"), Programs: own.file("bin"), Instance: own.instance}, remove, nil
 }
 
 // findings are told as they come, and summed up.

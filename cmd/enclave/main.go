@@ -30,7 +30,8 @@ type program struct {
 	now      func() time.Time
 	carrier  carrier
 
-	opts options
+	opts   options
+	warned bool // that docker is no boundary
 }
 
 func newProgram() *program {
@@ -111,7 +112,8 @@ log that can be checked offline.`,
 	root.SetErr(p.err)
 	f := root.PersistentFlags()
 	f.StringVar(&p.opts.State, "state", p.opts.State, "state `DIR`ectory (ENCLAVE_STATE)")
-	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "what isolates: auto, gvisor or simulator (ENCLAVE_BACKEND)")
+	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "what isolates: auto, gvisor, docker or simulator (ENCLAVE_BACKEND)")
+	f.StringVar(&p.opts.DockerHost, "docker-host", p.opts.DockerHost, "`SOCKET` of the Docker daemon, for --backend docker (ENCLAVE_DOCKER_HOST, DOCKER_HOST)")
 	_ = root.RegisterFlagCompletionFunc("backend", completeWords(backends[:]...)) // fails for a flag that is not there
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Work:"},

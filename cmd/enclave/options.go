@@ -18,6 +18,10 @@ type options struct {
 	State   string // --state, ENCLAVE_STATE
 	Backend string // --backend, ENCLAVE_BACKEND
 
+	// DockerHost is the daemon of the docker backend: --docker-host,
+	// ENCLAVE_DOCKER_HOST, DOCKER_HOST.
+	DockerHost string
+
 	Serve serveOptions // of serve alone, and of the control plane behind run
 
 	// BaseURL names a control plane to drive instead of one on this host. It and
@@ -39,10 +43,11 @@ const (
 
 	autoBackend      = "auto"
 	gvisorBackend    = "gvisor"
+	dockerBackend    = "docker"
 	simulatorBackend = "simulator"
 )
 
-var backends = [...]string{autoBackend, gvisorBackend, simulatorBackend}
+var backends = [...]string{autoBackend, gvisorBackend, dockerBackend, simulatorBackend}
 
 // defaults returns the options before any flag was read.
 func defaults(env func(string) string) options {
@@ -53,12 +58,13 @@ func defaults(env func(string) string) options {
 		return def
 	}
 	return options{
-		State:   or("ENCLAVE_STATE", defaultState),
-		Backend: or("ENCLAVE_BACKEND", autoBackend),
-		Serve:   serveDefaults(env),
-		BaseURL: env("ENCLAVE_BASE_URL"),
-		APIKey:  env("ENCLAVE_API_KEY"),
-		Token:   env("ENCLAVE_TOKEN"),
+		State:      or("ENCLAVE_STATE", defaultState),
+		Backend:    or("ENCLAVE_BACKEND", autoBackend),
+		Serve:      serveDefaults(env),
+		DockerHost: dockerDefault(env),
+		BaseURL:    env("ENCLAVE_BASE_URL"),
+		APIKey:     env("ENCLAVE_API_KEY"),
+		Token:      env("ENCLAVE_TOKEN"),
 
 		Fingerprint: env("ENCLAVE_TLS_FINGERPRINT"),
 		CAFile:      env("ENCLAVE_CA_FILE"),
@@ -81,6 +87,9 @@ func (o *options) validate() error {
 	}
 	if !slices.Contains(backends[:], o.Backend) {
 		return fmt.Errorf("backend %q is not one of %s", o.Backend, strings.Join(backends[:], ", "))
+	}
+	if err := o.validateDocker(); err != nil {
+		return err
 	}
 	if o.BaseURL != "" {
 		u, err := url.Parse(o.BaseURL)

@@ -15,7 +15,8 @@ import (
 var errNotRoot = errors.New("running code in gVisor needs root: sudo enclave ... (`--backend simulator` models outcomes without root, and runs nothing)")
 
 // chooseBackend returns the backend to boot. A boundary is never exchanged for
-// a weaker one: without the rights for gVisor there is an error, not a simulator.
+// a weaker one without a word: without the rights for gVisor there is an error,
+// not a simulator.
 func (p *program) chooseBackend() (string, error) {
 	if p.opts.Backend == simulatorBackend {
 		return simulatorBackend, nil
@@ -23,7 +24,14 @@ func (p *program) chooseBackend() (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errNotRoot
 	}
-	return gvisorBackend, nil
+	b := p.opts.Backend
+	if b == autoBackend {
+		b = p.chooseReal()
+	}
+	if b == dockerBackend {
+		p.warnOfDocker()
+	}
+	return b, nil
 }
 
 // prepare makes this host ready to run a session, with progress on stderr. It

@@ -128,7 +128,7 @@ func (p *program) showSession(s enclave.Session) error {
 	t.row("outcome", string(s.Outcome))
 	t.row("kill reason", s.KillReason)
 	t.row("language", s.Language)
-	t.row("backend", s.Backend+", isolation "+s.Isolation)
+	t.row("backend", s.Backend+", isolation "+inWords(s.Isolation))
 	t.row("egress", strings.TrimSpace(s.Egress.Mode+" "+strings.Join(s.Egress.Allow, " ")))
 	l := s.Limits
 	t.row("limits", fmt.Sprintf("pids %d, memory %d MiB, cpu %d/1000 for %ds, wall %ds, disk %d MiB, output %d, egress %d bytes",

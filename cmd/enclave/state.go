@@ -46,12 +46,13 @@ var errNoState = errors.New("is not a state directory of Enclave")
 // subdirs are the parts of a state directory. Only images, whose unpacked
 // trees every sandbox shares, and bin can be entered by others than root.
 var subdirs = map[string]fs.FileMode{
-	"run":       0o700,
-	"db":        0o700,
-	"sandboxes": 0o711,
-	"images":    0o755,
-	"bin":       0o755,
-	"tmp":       0o711,
+	"run":        0o700,
+	"db":         0o700,
+	"sandboxes":  0o711,
+	"containers": 0o711,
+	"images":     0o755,
+	"bin":        0o755,
+	"tmp":        0o711,
 }
 
 // checkStatePath refuses the paths that must never be a state directory, since

@@ -104,7 +104,7 @@ func (p *program) uninstall(ctx context.Context, yes bool) error {
 // contents says in words what is in a state directory.
 func (s *stateDir) contents() []string {
 	names := map[string]string{
-		"db": "sessions, audit records and keys", "images": "images", "sandboxes": "sandboxes",
+		"db": "sessions, audit records and keys", "images": "images", "sandboxes": "sandboxes", "containers": "sandboxes that are containers",
 		"bin": "programs", "run": "the control socket and log", "tmp": "temporary files",
 	}
 	var lines []string
@@ -200,20 +200,38 @@ func (p *program) destroyAll(ctx context.Context, s *lockedState, bin string) er
 	if os.Geteuid() != 0 {
 		return nil // who is not root has only simulated sandboxes, which end with their process
 	}
-	entries, err := os.ReadDir(s.file("sandboxes"))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
 	images, err := image.Open(s.file("images"))
 	if err != nil {
 		return err
 	}
-	b, err := p.openBackend(nodeConfig{state: s, images: images, bin: bin, backend: gvisorBackend})
+	for backend, dir := range map[string]string{gvisorBackend: "sandboxes", dockerBackend: "containers"} {
+		if some, err := anySandbox(s.file(dir)); err != nil {
+			return err
+		} else if !some {
+			continue
+		}
+		if err := p.destroyOn(ctx, nodeConfig{state: s, images: images, bin: bin, backend: backend}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// anySandbox reports whether there is a sandbox in a backend's directory: each has
+// one of its own there, from before it is made to after it is gone.
+func anySandbox(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return slices.ContainsFunc(entries, fs.DirEntry.IsDir), err
+}
+
+// destroyOn destroys every sandbox of a backend.
+func (p *program) destroyOn(ctx context.Context, c nodeConfig) error {
+	b, err := p.openBackend(c)
 	if err != nil {
-		return fmt.Errorf("open the backend to destroy its sandboxes: %w", err)
+		return fmt.Errorf("open %s to destroy its sandboxes: %w", c.backend, err)
 	}
 	ids, err := b.List(ctx)
 	for _, id := range ids {

@@ -30,7 +30,7 @@ type nodeConfig struct {
 	state   *lockedState
 	images  *image.Store
 	bin     string // where carried programs are unpacked
-	backend string // gvisorBackend or simulatorBackend
+	backend string // gvisorBackend, dockerBackend or simulatorBackend
 	logger  *slog.Logger
 	serve   serveOptions // where traces and webhooks go, what is kept; the zero value sends no traces and keeps all
 
@@ -220,6 +220,9 @@ func (n *node) close(ctx context.Context) error {
 func (p *program) openBackend(c nodeConfig) (backend.Backend, error) {
 	if c.backend == simulatorBackend {
 		return simulator.New(), nil
+	}
+	if c.backend == dockerBackend {
+		return p.openDocker(c)
 	}
 	progs, err := p.carrier.unpack(c.bin)
 	if err != nil {

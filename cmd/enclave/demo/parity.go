@@ -54,6 +54,7 @@ type target struct {
 
 	problems []string // why it is not safe
 	shape    string   // what must be the same on all
+	shared   bool     // it isolates with the host's own kernel
 }
 
 type paritySummary struct {
@@ -165,7 +166,7 @@ func judgeTarget(ctx context.Context, p *Plane, req enclave.SessionRequest, secr
 		return target{}, err
 	}
 	t := judgeSeen(s, secrets.leak(append(s.surfaces, more...)))
-	t.Label, t.BaseURL = p.Label, p.BaseURL
+	t.Label, t.BaseURL, t.shared = p.Label, p.BaseURL, s.session.Backend == sharedKernel
 	if _, err := p.Client.Teardown(ctx, s.session.ID); err != nil {
 		return target{}, err
 	}

@@ -83,6 +83,10 @@ type Inside struct {
 // Modelled is the backend that executes nothing.
 const Modelled = "simulator"
 
+// sharedKernel is the backend between whose workloads and the host is the host's
+// kernel alone.
+const sharedKernel = "docker"
+
 // NewPlane returns the Plane at baseURL. Its caller sets Inside and Close if it
 // booted it.
 func NewPlane(label, baseURL, apiKey, token string) *Plane {
@@ -145,6 +149,9 @@ func (c *Config) open(ctx context.Context) (*Plane, error) {
 func mode(backend string) string {
 	if backend == Modelled {
 		return "modelled (no code executed)"
+	}
+	if backend == sharedKernel {
+		return "kernel containment (the host's own kernel: not a security boundary)"
 	}
 	return "kernel containment"
 }

@@ -71,6 +71,9 @@ func (s *screen) tile(t target) {
 	s.line("┌", edge, "┐")
 	s.line(Visible("│ backend: " + t.Label))
 	s.line(Visible("│ " + t.BaseURL))
+	if t.shared {
+		s.line("│ ", s.paint(dim, "the host's own kernel: not a security boundary"))
+	}
 	s.line("├", edge, "┤")
 	if t.Verdict.EgressDenied {
 		s.line("│ ✓ egress_denied  ", s.paint(dim, hostList(t.Verdict.DeniedHosts)))

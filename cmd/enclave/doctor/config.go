@@ -15,13 +15,15 @@ import (
 
 const (
 	gvisorBackend    = "gvisor"
+	dockerBackend    = "docker"
 	simulatorBackend = "simulator"
 )
 
-// Config is how a host is looked at. Every field but Quick is required.
+// Config is how a host is looked at. Every field but Docker and Quick is required.
 type Config struct {
 	State    string   // the state directory, which need not exist
 	Backends []string // those to put to the test, the first being the one that is to run here
+	Docker   string   // address of the Docker daemon, which need not answer
 	Quick    bool     // leave out the contract and the posture, which start sandboxes
 	Now      func() time.Time
 
@@ -53,9 +55,10 @@ type Config struct {
 
 // A Room is where what is made for a test is.
 type Room struct {
-	Sandboxes string // an empty directory
-	Programs  string // another
-	Instance  string // marks the sandboxes
+	Sandboxes  string // an empty directory
+	Programs   string // another
+	Instance   string // marks the sandboxes
+	Containers string // an empty directory for those of Docker
 }
 
 func (c Config) validate() error {
@@ -70,7 +73,7 @@ func (c Config) validate() error {
 		}
 	}
 	for _, b := range c.Backends {
-		if b != gvisorBackend && b != simulatorBackend {
+		if b != gvisorBackend && b != dockerBackend && b != simulatorBackend {
 			return fmt.Errorf("doctor: no backend is called %q", b)
 		}
 	}

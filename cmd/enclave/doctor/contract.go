@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/enclave-run/enclave/internal/backend"
@@ -15,7 +12,6 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/conform"
 	"github.com/enclave-run/enclave/internal/image"
-	"github.com/enclave-run/enclave/internal/mountinfo"
 	"github.com/enclave-run/enclave/internal/posture"
 )
 
@@ -31,6 +27,8 @@ func contracts(ctx context.Context, c Config, tell func(Finding) error) error {
 			err = untested(b, "left out by --quick", tell)
 		case b == simulatorBackend:
 			err = contract(ctx, conform.Lab{Backend: simulator.New(), Image: "sha256:" + strings.Repeat("0", 64)}, conform.Checks(), tell)
+		case b == dockerBackend:
+			err = onDocker(ctx, c, tell)
 		default:
 			err = onGVisor(ctx, c, tell)
 		}
@@ -124,7 +122,7 @@ func onGVisor(ctx context.Context, c Config, tell func(Finding) error) (err erro
 	}
 	return contract(ctx, conform.Lab{
 		Backend: b, Image: digest, Executes: true, Reopen: open,
-		Residue: func(context.Context) ([]string, error) { return residue(config) },
+		Residue: func(context.Context) ([]string, error) { return residue(config.Dir, config.Instance, "enclave") },
 	}, conform.Checks(), tell)
 }
 
@@ -190,54 +188,4 @@ func compare(seen [2]posture.Description, err error) []Finding {
 		all = append(all, f)
 	}
 	return all
-}
-
-// residue is what the host has of the sandboxes of c, by the marks that they bear:
-// the files of its directory, and the mounts, control groups and processes that
-// name the directory or the instance.
-func residue(c gvisor.Config) ([]string, error) {
-	var all []string
-	err := filepath.WalkDir(c.Dir, func(p string, _ fs.DirEntry, err error) error {
-		all = append(all, "file "+p)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	mounts, err := mountinfo.Table()
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range mounts {
-		if strings.Contains(m.Line, c.Dir) {
-			all = append(all, "mount "+m.Line)
-		}
-	}
-	var roots []string
-	for _, at := range mountinfo.Cgroups(mounts) {
-		if parent := filepath.Join(at, "enclave"); !slices.Contains(roots, parent) {
-			roots = append(roots, parent)
-		}
-	}
-	for _, root := range roots {
-		entries, err := os.ReadDir(root)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		for _, e := range entries {
-			if e.IsDir() && strings.HasPrefix(e.Name(), c.Instance+"-") {
-				all = append(all, "cgroup "+filepath.Join(root, e.Name()))
-			}
-		}
-	}
-	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range procs {
-		if cmd, err := os.ReadFile(p); err == nil && strings.Contains(string(cmd), c.Dir) {
-			all = append(all, "process "+p)
-		}
-	}
-	return all, nil
 }

@@ -77,7 +77,7 @@ func (c check) finding(h *host) Finding {
 func forSandboxes(judge func(*host) verdict) func(*host) verdict {
 	return func(h *host) verdict {
 		if h.backend != gvisorBackend {
-			return skip("the simulator needs none of it")
+			return skip("%s needs none of it", h.backend)
 		}
 		return judge(h)
 	}

@@ -82,7 +82,7 @@ func config(t *testing.T, state string) Config {
 		Programs: func(string) (string, string, error) { return "", "", errBroken },
 		Scratch: func(context.Context) (Room, func(context.Context) error, error) {
 			rooms++
-			r := Room{t.TempDir(), t.TempDir(), "room"}
+			r := Room{t.TempDir(), t.TempDir(), "room", t.TempDir()}
 			return r, func(context.Context) error { rooms--; return os.RemoveAll(r.Sandboxes) }, nil
 		},
 		Gateway: func(context.Context) error { return nil },
@@ -136,7 +136,7 @@ func TestAnInterruptEndsTheChecks(t *testing.T) {
 func TestAConfigWithoutAPartIsRefused(t *testing.T) {
 	for name, spoil := range map[string]func(*Config){
 		"state": func(c *Config) { c.State = "" }, "backends": func(c *Config) { c.Backends = nil },
-		"unknown backend": func(c *Config) { c.Backends = []string{"docker"} }, "clock": func(c *Config) { c.Now = nil },
+		"unknown backend": func(c *Config) { c.Backends = []string{"firecracker"} }, "clock": func(c *Config) { c.Now = nil },
 		"programs": func(c *Config) { c.Programs = nil }, "scratch": func(c *Config) { c.Scratch = nil },
 		"gateway": func(c *Config) { c.Gateway = nil }, "user": func(c *Config) { c.GatewayUser = 0 },
 		"table": func(c *Config) { c.Table = nil }, "holder": func(c *Config) { c.Holder = nil },

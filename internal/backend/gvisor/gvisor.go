@@ -74,11 +74,8 @@ func New(c Config) (*Backend, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("%w: gvisor needs root", backend.ErrUnavailable)
-	}
-	if _, err := os.Stat("/proc/self/ns/user"); err != nil {
-		return nil, fmt.Errorf("%w: the kernel has no user namespaces", backend.ErrUnavailable)
+	if err := Available(); err != nil {
+		return nil, err
 	}
 	tree, err := cgroup.Host()
 	if err != nil {
@@ -118,6 +115,21 @@ func New(c Config) (*Backend, error) {
 		b.resume(id)
 	}
 	return b, nil
+}
+
+// Available says what this host or this process lacks to run gVisor. It is an
+// error that wraps backend.ErrUnavailable.
+func Available() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: gvisor needs root", backend.ErrUnavailable)
+	}
+	if _, err := os.Stat("/proc/self/ns/user"); err != nil {
+		return fmt.Errorf("%w: the kernel has no user namespaces", backend.ErrUnavailable)
+	}
+	if _, err := cgroup.Host(); err != nil {
+		return fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
+	}
+	return nil
 }
 
 func (c Config) validate() error {

@@ -1,0 +1,83 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/docker"
+	"github.com/enclave-run/enclave/internal/conform"
+)
+
+// onDocker puts a Docker daemon of this host to the test, if one answers. What it
+// finds is of the contract: that holds without the daemon being a boundary.
+func onDocker(ctx context.Context, c Config, tell func(Finding) error) (err error) {
+	if os.Geteuid() != 0 {
+		return untested(dockerBackend, "it needs root: sudo enclave doctor", tell)
+	}
+	ask, cancel := context.WithTimeout(ctx, tryTime)
+	api, err := docker.Dial(ask, c.Docker)
+	cancel()
+	if err != nil {
+		return untested(dockerBackend, err.Error(), tell)
+	}
+	if err := api.Close(); err != nil {
+		return err
+	}
+	if err := tell(Finding{
+		Section: "contract on " + dockerBackend, Name: "boundary", Status: Warned,
+		Doc:    "Between a workload and this host is more than this host's own kernel.",
+		Detail: "a container shares the host's kernel: it is not a security boundary",
+		Do:     "run what you do not trust with --backend gvisor",
+	}); err != nil {
+		return err
+	}
+	images, digest, _, err := startable(c)
+	if err != nil {
+		return untested(dockerBackend, err.Error(), tell)
+	}
+	room, remove, err := c.Scratch(ctx)
+	if err != nil {
+		return untested(dockerBackend, err.Error(), tell)
+	}
+	defer func() {
+		if rerr := remove(context.WithoutCancel(ctx)); rerr != nil {
+			err = errors.Join(err, fmt.Errorf("remove what the tests made: %w", rerr))
+		}
+	}()
+	_, guest, err := c.Programs(room.Programs)
+	if err != nil {
+		return untested(dockerBackend, err.Error(), tell)
+	}
+	config := docker.Config{Dir: room.Containers, Instance: room.Instance, Host: c.Docker, Guest: guest, Images: images}
+	var opened []*docker.Backend
+	open := func() (backend.Backend, error) {
+		b, err := docker.New(config)
+		if err != nil {
+			return nil, err
+		}
+		opened = append(opened, b)
+		return b, nil
+	}
+	defer func() {
+		for _, b := range opened {
+			err = errors.Join(err, b.Close())
+		}
+	}()
+	b, err := open()
+	if err != nil {
+		return untested(dockerBackend, err.Error(), tell)
+	}
+	return contract(ctx, conform.Lab{
+		Backend: b, Image: digest, Executes: true, Reopen: open,
+		Residue: func(context.Context) ([]string, error) {
+			return residue(config.Dir, config.Instance, "enclave-docker")
+		},
+	}, conform.Checks(), tell)
+}
+
+// tryTime bounds the question whether a daemon answers.
+const tryTime = 5 * time.Second

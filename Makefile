@@ -57,13 +57,14 @@ demo: image ## five hostile workloads in five real gVisor sandboxes; exits non-z
 	bin/enclave demo adversarial --state $(STATE)
 
 demo-parity: image ## one workload on every real backend of this host; exits non-zero unless the verdicts are one
-	bin/enclave demo backend-parity --state $(STATE)
+	build/dockerd run bin/enclave demo backend-parity --state $(STATE)
 
 # Tests find the programs by the names that they have in an installation. These
 # are no symbolic links: a process has the name of what a link leads to.
 LINK = mkdir -p $(TESTBIN) && ln -f bin/guest-$(HOSTARCH) $(TESTBIN)/enclave-guest && ln -f bin/runsc-$(HOSTARCH) $(TESTBIN)/enclave-runsc
 
-test: setup ## all tests, real gVisor and the first tier of crashes included
+test: setup ## all tests, real gVisor, a Docker daemon and the first tier of crashes included
+	@./build/setup docker
 	@$(MAKE) --no-print-directory bin/enclave bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK) && ln -f bin/enclave-$(HOSTARCH) $(TESTBIN)/enclave
 	ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout 15m -p 2 ./...

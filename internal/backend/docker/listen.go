@@ -58,9 +58,11 @@ func (s *sandbox) makeDir() error {
 	}{{s.dir, 0o700}, {filepath.Join(s.dir, mountDir), 0o755}, {filepath.Join(s.dir, sealDir), 0o755}, {filepath.Join(s.dir, etcDir), 0o755}} {
 		// The umask may have taken what sandboxes need; what is mounted on seal
 		// can't be changed, and need not be.
-		if err := os.Mkdir(d.path, d.mode); err == nil {
+		err := os.Mkdir(d.path, d.mode)
+		if err == nil {
 			err = os.Chmod(d.path, d.mode)
-		} else if !errors.Is(err, os.ErrExist) {
+		}
+		if err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}

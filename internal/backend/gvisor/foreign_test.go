@@ -36,7 +36,7 @@ func TestWhatIsNotOursSurvives(t *testing.T) {
 	}
 	// Directories that look like a sandbox's, and are of nobody, of another
 	// instance, or a way to somewhere else.
-	foreign := []string{"runsc-" + id, "test-short", "test-" + id + "x", "test2-" + id, "tes-" + id, id, "test-" + strings.ToUpper(id)}
+	foreign := []string{"runsc-" + id, "test-short", "test-" + id + "x", "test2-" + id, "tes-" + id, id, "test-" + strings.Repeat("A", len(id))}
 	for _, name := range foreign {
 		dir := filepath.Join(b.dir, name)
 		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, factsFile), []byte("{}"), 0o600)); err != nil {

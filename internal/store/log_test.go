@@ -322,7 +322,9 @@ func TestPublishThatFailsEndsSequence(t *testing.T) {
 	broken := errors.New("no space on the other disk")
 	s := open(t, filepath.Join(t.TempDir(), "enclave.db"), Options{Every: never, Publish: func([]byte) error { return broken }})
 	newSession(t, s, "s-1")
-	if err := s.Sequence(t.Context(), testSigner(t)); !errors.Is(err, broken) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // else it goes on for ever
+	defer cancel()
+	if err := s.Sequence(ctx, testSigner(t)); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 	if err := s.Flush(t.Context()); !errors.Is(err, ErrNotSequencing) {

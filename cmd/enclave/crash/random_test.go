@@ -36,7 +36,7 @@ func TestKillsAtRandomMomentsLoseNothingAndLeaveNothing(t *testing.T) {
 			ready, done := 0, 0
 			for ; done < n && time.Now().Before(end); done++ {
 				// On gVisor a session takes longer, and so does what can be cut short.
-				s.fuse = time.Duration(random.IntN(map[string]int{"simulator": 400, "gvisor": 2500}[backend])) * time.Millisecond
+				s.fuse = time.Duration(1+random.IntN(map[string]int{"simulator": 400, "gvisor": 2500}[backend])) * time.Millisecond
 				v := s.start("")
 				if v.serves() {
 					ready++

@@ -56,6 +56,8 @@ func TestARestartedBackendGoesOn(t *testing.T) {
 			}
 			defer l.Close()
 			x = box{b, x.id, l}
+			// A guest that exits before anybody asked leaves no status.
+			<-b.sandboxes[x.id].asked
 			x.exit(t, 5)
 			if e := x.wait(t); e.Cause != backend.Exited || e.Code != 5 {
 				t.Errorf("the sandbox ended with %+v", e)

@@ -73,7 +73,8 @@ type sandbox struct {
 
 	checks chan chan struct{} // to the watcher: look now, and close this when you have
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex    // guards what follows
+	asked    chan struct{} // closed once its kernel was asked for the guest's exit, or can't be; nil until watched
 	phase    phase
 	limits   backend.Limits
 	exit     backend.Exit

@@ -78,8 +78,9 @@ func (b *Backend) forgetIdle(s *sandbox) {
 // watchLocked starts the watcher of a sandbox whose mu is held. The connection,
 // which may be nil, is one that waits for the guest's exit; the watcher closes it.
 func (b *Backend) watchLocked(s *sandbox, st watch.Process, conn *sentryConn) (err error) {
+	s.asked = make(chan struct{})
 	w := &watcher{
-		sandbox: s, limits: s.limits, conn: conn, idlers: &b.idlers,
+		sandbox: s, asked: s.asked, limits: s.limits, conn: conn, idlers: &b.idlers,
 		status: make(chan watch.Status, 1), ask: make(chan struct{}, 1), tasks: make(chan int64, 1),
 	}
 	defer func() {
@@ -116,7 +117,8 @@ type watcher struct {
 	status  chan watch.Status
 	ask     chan struct{}
 	tasks   chan int64
-	running int64 // tasks of the workload when they were last counted
+	asked   chan struct{} // the sandbox's
+	running int64         // tasks of the workload when they were last counted
 }
 
 // close closes what the watcher owns.
@@ -210,6 +212,7 @@ func (w *watcher) disk() int64 {
 // kernel says, which is killed then; or its kernel is gone.
 func (w *watcher) awaitEnd(ctx context.Context) {
 	if w.process == nil {
+		close(w.asked)
 		w.status <- watch.Status{Err: errNoStatus}
 		return
 	}
@@ -217,6 +220,7 @@ func (w *watcher) awaitEnd(ctx context.Context) {
 		// A watcher that resumes asks again. What can't be asked can be waited for.
 		w.conn, _ = w.askStatus(ctx)
 	}
+	close(w.asked)
 	if w.conn != nil {
 		if code, err := w.conn.readStatus(ctx); err == nil {
 			w.status <- watch.Status{Code: code}

@@ -99,20 +99,8 @@ func onGVisor(ctx context.Context, c Config, tell func(Finding) error) (err erro
 		Dir: room.Sandboxes, Instance: room.Instance,
 		Runsc: runsc, Guest: guest, Rootfs: images.Rootfs,
 	}
-	var opened []*gvisor.Backend
-	open := func() (backend.Backend, error) {
-		b, err := gvisor.New(config)
-		if err != nil {
-			return nil, err
-		}
-		opened = append(opened, b)
-		return b, nil
-	}
-	defer func() {
-		for _, b := range opened {
-			err = errors.Join(err, b.Close())
-		}
-	}()
+	open, closeAll := reopening(func() (*gvisor.Backend, error) { return gvisor.New(config) })
+	defer func() { err = errors.Join(err, closeAll()) }()
 	b, err := open()
 	if err != nil {
 		return untested(gvisorBackend, err.Error(), tell)
@@ -188,4 +176,27 @@ func compare(seen [2]posture.Description, err error) []Finding {
 		all = append(all, f)
 	}
 	return all
+}
+
+// reopening returns how a backend is opened, as often as a check asks for it,
+// and how all that were opened are closed.
+func reopening[B interface {
+	backend.Backend
+	Close() error
+}](open func() (B, error)) (again func() (backend.Backend, error), closeAll func() error) {
+	var opened []B
+	again = func() (backend.Backend, error) {
+		b, err := open()
+		if err != nil {
+			return nil, err
+		}
+		opened = append(opened, b)
+		return b, nil
+	}
+	return again, func() (err error) {
+		for _, b := range opened {
+			err = errors.Join(err, b.Close())
+		}
+		return err
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/conform"
 )
@@ -53,20 +52,8 @@ func onDocker(ctx context.Context, c Config, tell func(Finding) error) (err erro
 		return untested(dockerBackend, err.Error(), tell)
 	}
 	config := docker.Config{Dir: room.Containers, Instance: room.Instance, Host: c.Docker, Guest: guest, Images: images}
-	var opened []*docker.Backend
-	open := func() (backend.Backend, error) {
-		b, err := docker.New(config)
-		if err != nil {
-			return nil, err
-		}
-		opened = append(opened, b)
-		return b, nil
-	}
-	defer func() {
-		for _, b := range opened {
-			err = errors.Join(err, b.Close())
-		}
-	}()
+	open, closeAll := reopening(func() (*docker.Backend, error) { return docker.New(config) })
+	defer func() { err = errors.Join(err, closeAll()) }()
 	b, err := open()
 	if err != nil {
 		return untested(dockerBackend, err.Error(), tell)

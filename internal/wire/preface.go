@@ -33,25 +33,6 @@ func Greet(conn net.Conn, k Kind) error {
 	return nil
 }
 
-// Dial connects the guest to the core at address, which has the form
-// "unix:/path", and sends the preface of kind k.
-func Dial(ctx context.Context, address string, k Kind) (net.Conn, error) {
-	const unix = "unix:"
-	if len(address) <= len(unix) || address[:len(unix)] != unix {
-		return nil, fmt.Errorf("address %q is not of the form unix:/path", address)
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", address[len(unix):])
-	if err != nil {
-		return nil, fmt.Errorf("dial the core: %w", err)
-	}
-	if err := Greet(conn, k); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return conn, nil
-}
-
 // Accept takes exactly one connection of each kind from l and closes every
 // other: a second of a kind, one with a malformed preface, one whose preface
 // takes longer than 5 s, and what exceeds 8 at a time that have not sent theirs.

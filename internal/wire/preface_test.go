@@ -176,7 +176,7 @@ func TestDialGreets(t *testing.T) {
 	}
 	a.packets.Close()
 	a.control.Close()
-	for _, bad := range []string{"", "unix:", path, "tcp:localhost:1"} {
+	for _, bad := range []string{"", "unix:", path, "tcp:localhost:1", "vsock:", "vsock:2", "vsock:2:", "vsock:2:-1", "vsock:2:1024:1", "vsock:4294967296:1"} {
 		if _, err := Dial(t.Context(), bad, Control); err == nil {
 			t.Errorf("dialled %q", bad)
 		}

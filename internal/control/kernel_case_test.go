@@ -2,7 +2,6 @@ package control
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,7 +14,7 @@ import (
 
 // Every limit kills, with its own reason and evidence from outside the
 // workload, and the record says so in the literal order.
-func eachLimitHasItsKillReason(t *testing.T, on kernel) {
+func eachLimitHasItsKillReason(t *testing.T, on kernel, got seen) {
 	p, _ := onKernel(t, on)
 	n := func(v int64) *int64 { return &v }
 	for name, tc := range map[string]struct {
@@ -45,6 +44,7 @@ func eachLimitHasItsKillReason(t *testing.T, on kernel) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := runToEnd(t, p, Request{Code: tc.code, Language: tc.language, Limits: tc.limits, Egress: tc.egress})
+			got[name] = recordOf(t, p, on, s)
 			if s.Outcome != session.Killed || s.KillReason != tc.reason {
 				t.Fatalf("ended as %s/%q, want killed/%s", s.Outcome, s.KillReason, tc.reason)
 			}
@@ -62,11 +62,8 @@ func eachLimitHasItsKillReason(t *testing.T, on kernel) {
 				if e.Type != audit.LimitExceeded {
 					continue
 				}
-				if d.Resource != tc.resource || d.Source != "host" || d.Observed < d.Limit {
+				if d.Resource != tc.resource {
 					t.Errorf("limit_exceeded says %+v", d)
-				}
-				if may := evidence[on.name][tc.resource]; !slices.ContainsFunc(may, func(e string) bool { return strings.HasPrefix(d.Evidence, e) }) {
-					t.Errorf("the evidence on %s is %q; declared are %q", on.name, d.Evidence, may)
 				}
 			}
 			r, _, err := p.Result(t.Context(), caller, s.ID)
@@ -117,9 +114,10 @@ attempt("again", lambda: tcp("203.0.113.7", 443))
 attempt("and again", lambda: tcp("203.0.113.7", 443))
 `
 
-func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel) {
+func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel, got seen) {
 	p, _ := onKernel(t, on)
 	s := runToEnd(t, p, Request{Code: leave})
+	got["leave"] = recordOf(t, p, on, s)
 	r, denials, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -127,14 +125,14 @@ func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel) {
 	if s.Outcome != session.Succeeded || strings.Count(string(r.Stdout), "attempt ") != 16 {
 		t.Fatalf("ended as %s/%s after: %s%s", s.Outcome, s.KillReason, r.Stdout, r.Stderr)
 	}
-	var got []string
+	var rows []string
 	for _, e := range denials {
 		d := e.Data
 		row := d.Protocol + " " + d.Host
 		if d.Port != 0 {
 			row += " " + strconv.Itoa(int(d.Port))
 		}
-		got = append(got, fmt.Sprintf("%s %s %d", row, d.Reason, d.Count))
+		rows = append(rows, fmt.Sprintf("%s %s %d", row, d.Reason, d.Count))
 	}
 	want := []string{
 		"dns evil.example.com not_allowed 1",
@@ -153,7 +151,7 @@ func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel) {
 		"icmp 203.0.113.7 protocol 1",
 		"tcp 203.0.113.7 443 not_allowed 2",
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, rows); diff != "" {
 		t.Errorf("denials (-want +got):\n%s\nthe workload said:\n%s", diff, r.Stdout)
 	}
 	if strings.Contains(string(r.Stdout), "done address") || strings.Contains(string(r.Stdout), "done metadata") {
@@ -161,12 +159,13 @@ func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel) {
 	}
 }
 
-func anAllowedHostIsReachedByName(t *testing.T, on kernel) {
+func anAllowedHostIsReachedByName(t *testing.T, on kernel, got seen) {
 	p, _ := onKernel(t, on)
 	s := runToEnd(t, p, Request{
 		Code:   "import socket\ns = socket.create_connection(('" + source + "', 80))\nn = len(s.recv(1000))\nenclave.result(n > 0)\n",
 		Egress: session.Egress{Mode: "allowlist", Allow: []string{source}},
 	})
+	got["allowed"] = recordOf(t, p, on, s)
 	r, _, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil || s.Outcome != session.Succeeded || string(r.JSON) != "true" {
 		t.Fatalf("ended as %s/%s with %s, error %v: %s", s.Outcome, s.KillReason, r.JSON, err, r.Stderr)
@@ -174,7 +173,7 @@ func anAllowedHostIsReachedByName(t *testing.T, on kernel) {
 	wantTypes(t, p, s.ID, audit.SessionCreated, audit.SandboxStarted, audit.EgressAllowed, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered)
 }
 
-func oddResultsAndExits(t *testing.T, on kernel) {
+func oddResultsAndExits(t *testing.T, on kernel, got seen) {
 	p, _ := onKernel(t, on)
 	for name, tc := range map[string]struct {
 		code, language string
@@ -199,6 +198,7 @@ func oddResultsAndExits(t *testing.T, on kernel) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := runToEnd(t, p, Request{Code: tc.code, Language: tc.language})
+			got[name] = recordOf(t, p, on, s)
 			r, _, err := p.Result(t.Context(), caller, s.ID)
 			if err != nil {
 				t.Fatal(err)
@@ -210,9 +210,10 @@ func oddResultsAndExits(t *testing.T, on kernel) {
 	}
 }
 
-func aProgramThatIsNotInTheImageFailsInWords(t *testing.T, on kernel) {
+func aProgramThatIsNotInTheImageFailsInWords(t *testing.T, on kernel, got seen) {
 	p, _ := onKernel(t, on)
 	s := runToEnd(t, p, Request{Argv: []string{"no-such-program"}})
+	got["no program"] = recordOf(t, p, on, s)
 	r, _, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil || s.Outcome != session.Failed || r.ExitCode == nil || *r.ExitCode != 127 || !strings.Contains(string(r.Stderr), "no-such-program") {
 		t.Errorf("ended as %s/%s, error %v: %s", s.Outcome, s.KillReason, err, r.Stderr)

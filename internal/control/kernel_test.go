@@ -78,7 +78,7 @@ type closer interface {
 
 // kernels are the backends on which every case below has one verdict: the same
 // outcome, the same events in the same order, with the same data but for what
-// parity_test.go declares.
+// internal/parity declares.
 var kernels = []kernel{
 	{"gvisor", func(t *testing.T, images *image.Store) closer {
 		bin := testenv.Binaries(t)
@@ -96,9 +96,6 @@ var kernels = []kernel{
 		return b
 	}},
 }
-
-func gVisor() kernel  { return kernels[0] }
-func dockerd() kernel { return kernels[1] }
 
 // onKernel returns a plane on a real backend of this host.
 func onKernel(t *testing.T, on kernel) (*Plane, *lab) {

@@ -17,6 +17,8 @@ type Exception struct {
 
 	// holds says what is wrong with a value; data has the event's other fields.
 	holds func(kind, value string, data map[string]json.RawMessage) error
+	// when is in which sessions the field may differ; nil is all.
+	when func(Verdict) bool
 	// between reports whether backends of these kinds must differ in it. An
 	// exception that must show and does not is stale.
 	between func(kinds []string) bool
@@ -28,19 +30,19 @@ type Exception struct {
 var exceptions = []Exception{
 	{
 		"session_created", "caller", "each control plane has keys of its own, and this is the id of the one that asked",
-		text, several,
+		text, nil, several,
 	},
 	{
 		"sandbox_started", "backend", "it names what isolates",
 		func(kind, value string, _ map[string]json.RawMessage) error {
 			return among(value, kind)
-		}, several,
+		}, nil, several,
 	},
 	{
 		"sandbox_started", "isolation", "it names the strength of what isolates, which is not the same on all (product rule P7)",
 		func(kind, value string, _ map[string]json.RawMessage) error {
 			return among(value, kinds[kind].isolation...)
-		}, unequalIsolation,
+		}, nil, unequalIsolation,
 	},
 	{
 		"limit_exceeded", "observed", "how far beyond its limit a workload came before it was seen and killed",
@@ -50,7 +52,7 @@ var exceptions = []Exception{
 				return fmt.Errorf("%s is not at least the limit %s", value, data["limit"])
 			}
 			return nil
-		}, several,
+		}, nil, several,
 	},
 	{
 		"limit_exceeded", "evidence", "which counter showed it: each kernel has its own",
@@ -60,7 +62,7 @@ var exceptions = []Exception{
 				return fmt.Errorf("%s begins with none of %q", value, may)
 			}
 			return nil
-		}, several,
+		}, nil, several,
 	},
 	{
 		"limit_exceeded", "source", "only the guest kernel of a microVM can count its own tasks, memory and files; it is marked as its word",
@@ -70,14 +72,15 @@ var exceptions = []Exception{
 				want = "guest"
 			}
 			return among(value, want)
-		}, func(k []string) bool {
+		}, nil, func(k []string) bool {
 			return slices.ContainsFunc(k, hasGuest) && slices.ContainsFunc(k, func(k string) bool { return !hasGuest(k) })
 		},
 	},
-	{"usage_metered", "cpuSeconds", "what it took on this kernel", measured, several},
-	{"usage_metered", "wallSeconds", "what it took on this kernel", measured, several},
-	{"usage_metered", "peakMemoryBytes", "what it took on this kernel", measured, several},
-	{"usage_metered", "bytesIn", "how much had come in when a stream without end was cut", measured, several},
+	{"usage_metered", "cpuSeconds", "what it took on this kernel", measured, nil, several},
+	{"usage_metered", "wallSeconds", "what it took on this kernel", measured, nil, several},
+	{"usage_metered", "peakMemoryBytes", "what it took on this kernel", measured, nil, several},
+	{"usage_metered", "bytesIn", "how far ahead of its reader a stream had come when it was cut", measured, nil, several},
+	{"usage_metered", "outputBytes", "what a workload had written when it was killed", measured, killed, several},
 }
 
 // guestEvidence begins the evidence that a microVM's guest kernel gave.
@@ -127,6 +130,8 @@ func with(own map[string][]string) map[string][]string {
 	}
 	return own
 }
+
+func killed(v Verdict) bool { return v.Outcome == "killed" }
 
 func hasGuest(k string) bool { return kinds[k].guest }
 
@@ -178,10 +183,11 @@ func unquoted(raw json.RawMessage) string {
 	return s
 }
 
-// exception returns the exception for a field, or nil.
-func exception(event, field string) *Exception {
+// exception returns the exception for a field in a session that ended with v, or
+// nil.
+func exception(v Verdict, event, field string) *Exception {
 	for i := range exceptions {
-		if e := &exceptions[i]; e.Type == event && e.Field == field {
+		if e := &exceptions[i]; e.Type == event && e.Field == field && (e.when == nil || e.when(v)) {
 			return e
 		}
 	}

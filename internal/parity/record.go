@@ -62,7 +62,7 @@ func (r Record) reduced() ([]map[string]json.RawMessage, error) {
 		}
 		all[i] = map[string]json.RawMessage{}
 		for field, value := range whole {
-			x := exception(e.Type, field)
+			x := exception(r.Verdict, e.Type, field)
 			if x == nil {
 				all[i][field] = value
 				continue

@@ -110,7 +110,8 @@ func (f *fakePlane) run(req enclave.SessionRequest) *fakeSession {
 		s.events = append(s.events, enclave.Event{Session: id, Seq: uint64(len(s.events) + 1), Time: time.Unix(int64(len(s.events)), 0).UTC(), Type: kind, Data: json.RawMessage(data)})
 	}
 	event("session_created", `{"caller":"k","language":"python","requestHash":"h"}`)
-	event("sandbox_started", `{"backend":"`+f.backend+`","isolation":"x"}`)
+	isolation := map[string]string{"gvisor": "userspace_kernel", "docker": "shared_kernel", "firecracker": "microvm", "qemu": "emulated"}[f.backend]
+	event("sandbox_started", `{"backend":"`+f.backend+`","isolation":"`+isolation+`"}`)
 	deny := func(host, protocol string) {
 		event("egress_denied", fmt.Sprintf(`{"host":%q,"protocol":%q,"reason":"not_allowed","count":1}`, host, protocol))
 	}
@@ -127,7 +128,7 @@ func (f *fakePlane) run(req enclave.SessionRequest) *fakeSession {
 		deny(metadataHost, "tcp")
 		failed()
 	case strings.Contains(req.Code, "os.fork()\n") && req.Limits.PidsLimit == 64:
-		event("limit_exceeded", `{"resource":"pidsLimit","limit":64,"observed":97,"evidence":"sentry"}`)
+		event("limit_exceeded", `{"resource":"pidsLimit","limit":64,"observed":97,"evidence":"gvisor task list","source":"host"}`)
 		s.s.Phase, s.s.Outcome, s.s.KillReason, s.r.ExitCode = enclave.Killed, enclave.Killed, "pids_exceeded", nil
 	case strings.Contains(req.Code, "/etc/shadow"):
 		s.r.Stdout += "refused PermissionError\nrefused FileNotFoundError\n"

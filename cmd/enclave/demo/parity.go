@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/parity"
 )
 
 // parityCode is the one workload of the parity demo.
@@ -197,44 +198,36 @@ func judgeSeen(s seen, leak string) target {
 	if err := s.order(); err != nil {
 		add(true, "%v", err)
 	}
-	t.shape = s.shape(*v)
+	shape, err := s.shape(*v)
+	add(err != nil, "the record is not as declared: %v", err)
+	t.shape = shape
 	return t
 }
 
-// Of an event's data, these differ between two runs of one request: who asked
-// by what key, and what ran it. Usage is compared by its keys alone.
-var (
-	identities = []string{"caller", "backend", "isolation", "image", "modelled"}
-	usage      = []string{"cpuSeconds", "wallSeconds", "peakMemoryBytes", "bytesIn", "bytesOut"}
-)
+// record returns what s shows in the form in which backends are compared.
+func (s seen) record() parity.Record {
+	r := parity.Record{Kind: s.session.Backend, Verdict: parity.Verdict{
+		Outcome: string(s.session.Outcome), KillReason: s.session.KillReason,
+		ExitCode: s.result.ExitCode, Result: s.result.JSON, Truncated: s.result.Truncated,
+	}}
+	for _, e := range s.events {
+		r.Events = append(r.Events, parity.Event{Type: e.Type, Data: e.Data})
+	}
+	return r
+}
 
 // shape returns everything about a session that must be the same on every
 // backend: the verdict, hosts as a set, and the events in their order with
 // their data.
-func (s seen) shape(v parityVerdict) string {
+func (s seen) shape(v parityVerdict) (string, error) {
 	v.DeniedHosts = slices.Clone(v.DeniedHosts)
 	slices.Sort(v.DeniedHosts)
-	events := []any{v, s.result.JSON}
-	for _, e := range s.events {
-		var data map[string]any
-		if err := json.Unmarshal(e.Data, &data); err != nil {
-			data = map[string]any{"undecodable": string(e.Data)}
-		}
-		for _, k := range identities {
-			delete(data, k)
-		}
-		for _, k := range usage {
-			if _, ok := data[k]; ok {
-				data[k] = "measured"
-			}
-		}
-		events = append(events, e.Type, data)
-	}
-	raw, err := json.Marshal(events) // maps are sorted by key
+	head, err := json.Marshal(v)
 	if err != nil {
-		return err.Error()
+		return "", err
 	}
-	return string(raw)
+	body, err := s.record().Shape()
+	return string(head) + string(body), err
 }
 
 // judge compares the targets.

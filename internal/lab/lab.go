@@ -1,6 +1,7 @@
 // Package lab is a whole control plane in the process of a test: the API on a
 // loopback port, the real store, log and gateway, and the simulator, which
-// executes nothing. Only tests import it. It reaches no network.
+// executes nothing, or the backend that a test gives it. Only tests import it. It
+// reaches no network.
 package lab
 
 import (
@@ -22,6 +23,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/egress"
@@ -41,6 +43,20 @@ type Config struct {
 	Tracer trace.Tracer
 	// Now is the time of day of all its parts; nil is this host's.
 	Now func() time.Time
+	// Backend runs the sandboxes, of Image; nil is the simulator. The caller
+	// closes it after the Plane.
+	Backend backend.Backend
+	Image   string
+	// World is where allowed traffic goes; nil is nowhere.
+	World World
+}
+
+// A World is all that the gateway reaches of the network.
+type World interface {
+	gateway.Resolver
+	gateway.Dialer
+	// Opened are addresses for documentation that stand for public ones in it.
+	Opened() []netip.Prefix
 }
 
 // A Plane is a control plane that runs.
@@ -70,6 +86,12 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Backend == nil {
+		c.Backend, c.Image = simulator.New(), "sha256:"+strings.Repeat("0", 64)
+	}
+	if c.World == nil {
+		c.World = nowhere{}
+	}
 	logger := slog.New(c.Log)
 	ctx, stop := context.WithCancel(context.Background())
 	p.undo = append(p.undo, func() error { stop(); return nil })
@@ -94,17 +116,18 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := gateway.New(gateway.Config{Resolver: nowhere{}, Dialer: nowhere{}, Table: table})
+	table = table.Opened(c.World.Opened()...)
+	g, err := gateway.New(gateway.Config{Resolver: c.World, Dialer: c.World, Table: table})
 	if err != nil {
 		return nil, err
 	}
-	metrics, err := observe.NewMetrics("lab", "simulator")
+	metrics, err := observe.NewMetrics("lab", c.Backend.Info().Name)
 	if err != nil {
 		return nil, err
 	}
 	plane, err := control.New(control.Config{
-		Backend: simulator.New(), Store: p.store, Keys: p.store, Log: p.store, Gateway: g, Table: table,
-		Image:    func(context.Context) (string, error) { return "sha256:" + strings.Repeat("0", 64), nil },
+		Backend: c.Backend, Store: p.store, Keys: p.store, Log: p.store, Gateway: g, Table: table,
+		Image:    func(context.Context) (string, error) { return c.Image, nil },
 		Logger:   logger,
 		Observer: metrics, Tracer: c.Tracer, Now: c.Now,
 	})
@@ -177,6 +200,8 @@ func (nowhere) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, err
 func (nowhere) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.New("nowhere")
 }
+
+func (nowhere) Opened() []netip.Prefix { return nil }
 
 // webhookKey is a public key: this control plane sends no webhooks.
 const webhookKey = "whpk_6kpsY+KcUgq+9VB7Ey7F+ZVHdq69+ocxrQ6aqwN1z8k="

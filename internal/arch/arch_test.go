@@ -46,8 +46,10 @@ var table = map[string][]string{
 	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
 	// What the backends that run sandboxes on this host share: the enforcement of
 	// limits by the host's counters, and the files of a sandbox.
-	"internal/watch":   {"internal/backend", "internal/cgroup"},
-	"internal/keep":    {"internal/backend", "internal/mountinfo"},
+	"internal/watch": {"internal/backend", "internal/cgroup"},
+	// Leads each sandbox of such a backend through its life: it makes no process,
+	// and ends them all.
+	"internal/keep":    {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch"},
 	"internal/conform": {"internal/backend", "internal/wire"},
 	// Compares what control planes recorded, and certifies it with the log's own
 	// proofs.

@@ -1,7 +1,31 @@
 // Package keep is what a backend on this host keeps of its sandboxes in a
-// directory of its own: records written whole, the guest, and the way out. It
-// refuses to remove what somebody has mounted there. What the records say is
-// each backend's.
+// directory of its own: records written whole, the guest, the way out, and the
+// Registry that leads each sandbox through its life. It refuses to remove what
+// somebody has mounted there, to give one id to two sandboxes, and to run a
+// sandbox that nobody watches. What a sandbox is made of is each backend's.
+//
+// A backend is a Driver, which makes sandboxes and removes what it has made, and
+// a Registry over it, which the Backend embeds: it has every method of
+// backend.Backend and backend.Checker but Info. The order of things is the
+// Registry's:
+//
+//	Listen   Place, Driver.Listen
+//	Start    Place, User, facts.json, Make (which writes started.json), Watch
+//	Wait     exit.json, or the end of the Watcher
+//	Destroy  destroying, the listener, processes of the group, Kill, the end of
+//	         the Watcher, Clear, the group, the directory
+//
+// A start that fails is a Destroy. A control plane that comes back finds in the
+// files how far each sandbox has come, and calls Watch for what has a
+// started.json and no exit.json. So a Driver keeps nothing in memory that its
+// methods can't do without: what Watch, Kill and Clear need is in the directory,
+// in the kernel, or asked of a daemon.
+//
+// What a Watcher shares with every other is package watch's: the Registry hands
+// it a watch.Watcher with the group, its CPU time and the marks filled in. The
+// Watcher adds itself as the Subject (the Kill and Settle of an embedded *Sandbox
+// will do), a channel that says when the sandbox has ended, and counters of its
+// own. It closes nothing and settles nothing outside Run.
 package keep
 
 import (

@@ -2,13 +2,13 @@ package docker
 
 import (
 	"fmt"
-	"path/filepath"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/keep"
 )
 
 const (
@@ -76,7 +76,7 @@ var guestCapabilities = []string{"NET_ADMIN", "SETUID", "SETGID", "KILL", "SETPC
 
 // newContainer describes the sandbox to Docker. What it does not name, and what
 // Docker does not give to every container, the sandbox does not have.
-func newContainer(s *sandbox, mark, image string, f facts) client.ContainerCreateOptions {
+func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.ContainerCreateOptions {
 	no := false
 	pids := tasksWall(f.Limits)
 	disk := fmt.Sprintf("rw,exec,nosuid,nodev,size=%d,mode=1777", f.Limits.Disk+diskWall)
@@ -109,7 +109,7 @@ func newContainer(s *sandbox, mark, image string, f facts) client.ContainerCreat
 			"net.ipv4.ip_unprivileged_port_start": "1024",
 		},
 		Resources: container.Resources{
-			CgroupParent: s.group.Path(),
+			CgroupParent: s.Group.Path(),
 			Memory:       memoryWall(f.Limits),
 			MemorySwap:   memoryWall(f.Limits), // no swap
 			PidsLimit:    &pids,
@@ -119,23 +119,23 @@ func newContainer(s *sandbox, mark, image string, f facts) client.ContainerCreat
 	}
 	// Not read-only as Docker has it: it would then give the mount flags of its
 	// own, and take those that it has.
-	h.Mounts = append(h.Mounts, bind(filepath.Join(s.dir, sealDir), "/.enclave", false))
+	h.Mounts = append(h.Mounts, bind(s.Path(sealDir), "/.enclave", false))
 	for _, n := range etcFiles {
-		h.Mounts = append(h.Mounts, bind(filepath.Join(s.dir, etcDir, n), "/etc/"+n, true))
+		h.Mounts = append(h.Mounts, bind(s.Path(etcDir, n), "/etc/"+n, true))
 	}
 	return client.ContainerCreateOptions{
-		Name: "enclave-" + s.name,
+		Name: "enclave-" + s.Name,
 		Config: &container.Config{
 			Image:      image,
 			Hostname:   "sandbox",
 			User:       "0:0",
 			WorkingDir: "/",
-			Entrypoint: []string{"/.enclave/" + guestFile},
+			Entrypoint: []string{"/.enclave/" + keep.GuestFile},
 			Env: []string{
 				"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 				fmt.Sprintf("ENCLAVE_GUEST_UID=%d", f.User), fmt.Sprintf("ENCLAVE_GUEST_GID=%d", f.User),
 			},
-			Labels: map[string]string{markLabel: mark, sandboxLabel: string(s.id)},
+			Labels: map[string]string{markLabel: mark, sandboxLabel: string(s.ID)},
 		},
 		HostConfig: h,
 	}

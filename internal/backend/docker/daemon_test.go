@@ -15,7 +15,7 @@ func TestASandboxEndsWithItsDaemonAndLeavesNothing(t *testing.T) {
 	b := open(t, config(t, host))
 	id := newID()
 	x := start(t, b, id)
-	s, err := b.lookup(id)
+	s, err := b.Sandbox(id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestASandboxEndsWithItsDaemonAndLeavesNothing(t *testing.T) {
 	if err := b.Destroy(deadline(t), id); err != nil {
 		t.Fatal(err)
 	}
-	nothingLeft(t, b, s)
+	nothingLeft(t, host, b, s)
 	// And the next one runs.
 	start(t, b, newID())
 }

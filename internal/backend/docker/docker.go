@@ -24,7 +24,6 @@ import (
 	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // DefaultHost is where a daemon listens unless it was told otherwise.
@@ -51,31 +50,34 @@ type Config struct {
 	Images *image.Store
 }
 
+const cgroupParent = "enclave-docker"
+
+// Labels of a container of ours, by which it is found.
+const (
+	markLabel    = "run.enclave.mark" // keep.Mark
+	sandboxLabel = "run.enclave.sandbox"
+)
+
 // A Backend is a backend.Backend on Docker. Its state is in its directory, in
 // the daemon and in the kernel: another value on the same Config goes on with its
 // sandboxes.
-type Backend struct {
-	dir      string
-	instance string
-	host     string
-	guest    string
-	images   *image.Store
-	tree     *cgroup.Tree
-	api      *client.Client
-	load     sync.Mutex // held while an image is brought to the daemon
+type Backend struct{ *keep.Registry }
 
-	closing  chan struct{} // closed by Close
-	watchers sync.WaitGroup
-	idlers   watch.Idlers
-
-	mu        sync.Mutex // guards what follows
-	closed    bool
-	sandboxes map[backend.ID]*sandbox
+// A driver is what is Docker's own of a Backend.
+type driver struct {
+	dir    string
+	mark   string // of everything outside the directory
+	host   string
+	guest  string
+	images *image.Store
+	api    *client.Client
+	load   sync.Mutex // held while an image is brought to the daemon
 }
 
 var (
 	_ backend.Backend = (*Backend)(nil)
 	_ backend.Checker = (*Backend)(nil)
+	_ keep.Driver     = (*driver)(nil)
 )
 
 // askTime bounds a question to the daemon.
@@ -109,21 +111,14 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("keep a copy of the guest: %w", err), api.Close())
 	}
-	b := &Backend{
-		dir: dir, instance: c.Instance, host: c.Host, guest: guest, images: c.Images, tree: tree, api: api,
-		closing: make(chan struct{}), sandboxes: map[backend.ID]*sandbox{},
-	}
-	b.watchers.Go(func() { b.idlers.Beat(b.closing) })
-	ids, err := b.List(ctx)
+	r, err := keep.Open(ctx, keep.Config{
+		Kind: "docker", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent,
+		Driver: &driver{dir: dir, mark: keep.Mark(c.Instance, dir), host: c.Host, guest: guest, images: c.Images, api: api},
+	})
 	if err != nil {
-		return nil, errors.Join(err, b.Close())
+		return nil, err
 	}
-	for _, id := range ids {
-		// A sandbox that can't be resumed is still listed; Wait and Destroy say
-		// what is wrong with it.
-		b.resume(id)
-	}
-	return b, nil
+	return &Backend{r}, nil
 }
 
 // Dial connects to the daemon at host and makes sure that it can run sandboxes.
@@ -194,21 +189,21 @@ func (b *Backend) Info() backend.Info {
 	return backend.Info{Name: "docker", Isolation: backend.SharedKernel, Starting: 2}
 }
 
-// Close lets go of the sandboxes, which go on, unwatched, until another value
-// resumes them. If there are none it leaves nothing in the kernel.
-func (b *Backend) Close() error {
-	b.mu.Lock()
-	first := !b.closed
-	if first {
-		b.closed = true
-		close(b.closing)
+// Find returns the sandboxes that have a container. Without the daemon's answer
+// nothing is known.
+func (d *driver) Find(ctx context.Context) ([]backend.ID, error) {
+	containers, err := d.api.ContainerList(ctx, client.ContainerListOptions{
+		All: true, Filters: make(client.Filters).Add("label", markLabel+"="+d.mark),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask the Docker daemon: %w", err)
 	}
-	b.mu.Unlock()
-	b.watchers.Wait()
-	if !first {
-		return nil
+	var ids []backend.ID
+	for _, c := range containers.Items {
+		ids = append(ids, backend.ID(c.Labels[sandboxLabel]))
 	}
-	// Directories that still have a group, of whatever instance, stay.
-	b.tree.RemoveParentTree(cgroupParent)
-	return b.api.Close()
+	return ids, nil
 }
+
+// Close closes the connection to the daemon.
+func (d *driver) Close() error { return d.api.Close() }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -88,6 +89,9 @@ func start(t *testing.T, b *Backend, id backend.ID) box {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if _, err := b.Sandbox(id); err != nil {
+			return // b is closed: its successor has the sandbox
+		}
 		if err := b.Destroy(deadline(t), id); err != nil {
 			t.Error(err)
 		}
@@ -142,10 +146,10 @@ func TestADaemonThatCantConfineOrCountIsRefused(t *testing.T) {
 }
 
 func TestEachSandboxHasAUserOfItsOwn(t *testing.T) {
-	b := &Backend{dir: t.TempDir()}
+	d := &driver{dir: t.TempDir()}
 	seen := map[uint32]bool{}
 	for range 3 {
-		u, err := b.user()
+		u, err := d.User(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,18 +159,18 @@ func TestEachSandboxHasAUserOfItsOwn(t *testing.T) {
 		seen[u] = true
 	}
 	// The last of the block is followed by the first.
-	if err := os.WriteFile(filepath.Join(b.dir, userFile), []byte("65535\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(d.dir, userFile), []byte("65535\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	last, err := b.user()
-	first, ferr := b.user()
+	last, err := d.User(nil)
+	first, ferr := d.User(nil)
 	if err != nil || ferr != nil || last-first != usersPerDir-1 {
 		t.Errorf("user %d is followed by %d: %v, %v", last, first, err, ferr)
 	}
-	if err := os.WriteFile(filepath.Join(b.dir, userFile), []byte("many"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(d.dir, userFile), []byte("many"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if u, err := b.user(); err == nil {
+	if u, err := d.User(nil); err == nil {
 		t.Errorf("a file that says nothing gave user %d", u)
 	}
 }
@@ -183,7 +187,7 @@ func TestAnImageThatTheDaemonLostIsLoadedAgain(t *testing.T) {
 	if err := b.Destroy(deadline(t), x.id); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.api.ImageRemove(deadline(t), d.Name, client.ImageRemoveOptions{Force: true}); err != nil {
+	if _, err := daemon(t, host).ImageRemove(deadline(t), d.Name, client.ImageRemoveOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	start(t, b, newID())
@@ -209,50 +213,53 @@ func TestAStartThatWasCutShortLeavesNothing(t *testing.T) {
 	host := testenv.Docker(t)
 	c := config(t, host)
 	b := open(t, c)
-	id := newID()
-	s, err := b.lookup(id)
+	x := start(t, b, newID())
+	s, err := b.Sandbox(x.id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, digest := images(t)
 	// As far as a start comes before it says that the sandbox runs.
-	f, err := b.announce(s, backend.Spec{Image: digest, Limits: limits()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := b.make(deadline(t), s, f); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(filepath.Join(s.dir, startedFile)); err != nil {
+	if err := errors.Join(b.Close(), os.Remove(s.Path(keep.StartedFile))); err != nil {
 		t.Fatal(err)
 	}
 	again := open(t, c)
-	if e, err := again.Wait(deadline(t), id); err != nil || e.Cause != backend.Unknown {
+	if e, err := again.Wait(deadline(t), x.id); err != nil || e.Cause != backend.Unknown {
 		t.Errorf("Wait: %+v, %v", e, err)
 	}
-	if err := again.Destroy(deadline(t), id); err != nil {
+	if err := again.Destroy(deadline(t), x.id); err != nil {
 		t.Fatal(err)
 	}
-	nothingLeft(t, again, s)
+	nothingLeft(t, host, again, s)
+}
+
+// daemon is a connection to the daemon at host.
+func daemon(t *testing.T, host string) *client.Client {
+	t.Helper()
+	api, err := Dial(deadline(t), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { api.Close() })
+	return api
 }
 
 // nothingLeft reports what is left of a sandbox on the host and in the daemon.
-func nothingLeft(t *testing.T, b *Backend, s *sandbox) {
+func nothingLeft(t *testing.T, host string, b *Backend, s *keep.Sandbox) {
 	t.Helper()
 	if ids, err := b.List(deadline(t)); err != nil || len(ids) > 0 {
 		t.Errorf("listed: %v, %v", ids, err)
 	}
-	if there, err := s.group.Exists(); err != nil || there {
+	if there, err := s.Group.Exists(); err != nil || there {
 		t.Errorf("the cgroup is there: %t, %v", there, err)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil || strings.Contains(string(mounts), s.dir) {
-		t.Errorf("something is mounted in %s (%v)", s.dir, err)
+	if err != nil || strings.Contains(string(mounts), s.Dir) {
+		t.Errorf("something is mounted in %s (%v)", s.Dir, err)
 	}
-	if _, err := os.Lstat(s.dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(s.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("its directory is there: %v", err)
 	}
-	all, err := b.api.ContainerList(deadline(t), client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", sandboxLabel+"="+string(s.id))})
+	all, err := daemon(t, host).ContainerList(deadline(t), client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", sandboxLabel+"="+string(s.ID))})
 	if err != nil || len(all.Items) > 0 {
 		t.Errorf("containers %v, %v", all.Items, err)
 	}

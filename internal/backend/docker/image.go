@@ -22,34 +22,34 @@ type loaded struct{ Name, DiffID string }
 // image returns the daemon's id of the image with this manifest digest. One that
 // the daemon lacks is loaded, also if it had it before; one of that name with
 // another content is not used.
-func (b *Backend) image(ctx context.Context, digest string) (string, error) {
-	b.load.Lock()
-	defer b.load.Unlock()
-	record := filepath.Join(b.dir, "image-"+strings.TrimPrefix(digest, "sha256:")+".json")
+func (d *driver) image(ctx context.Context, digest string) (string, error) {
+	d.load.Lock()
+	defer d.load.Unlock()
+	record := filepath.Join(d.dir, "image-"+strings.TrimPrefix(digest, "sha256:")+".json")
 	var l loaded
 	err := keep.Read(record, &l)
 	if err == nil {
-		id, err := b.find(ctx, l)
+		id, err := d.find(ctx, l)
 		if err == nil || !errdefs.IsNotFound(err) {
 			return id, err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	d, err := b.images.Docker(ctx, digest)
+	archive, err := d.images.Docker(ctx, digest)
 	if err != nil {
 		return "", fmt.Errorf("find image %s: %w", digest, err)
 	}
-	l = loaded{d.Name, d.DiffID}
-	id, err := b.find(ctx, l)
+	l = loaded{archive.Name, archive.DiffID}
+	id, err := d.find(ctx, l)
 	if errdefs.IsNotFound(err) {
 		pr, pw := io.Pipe()
 		written := make(chan error, 1)
 		go func() {
-			err := d.Write(ctx, pw)
+			err := archive.Write(ctx, pw)
 			written <- errors.Join(err, pw.CloseWithError(err))
 		}()
-		res, lerr := b.api.ImageLoad(ctx, pr)
+		res, lerr := d.api.ImageLoad(ctx, pr)
 		if lerr == nil {
 			// The answer ends when the image is there, and may hold an error.
 			_, lerr = io.Copy(io.Discard, res)
@@ -59,7 +59,7 @@ func (b *Backend) image(ctx context.Context, digest string) (string, error) {
 		if err := errors.Join(lerr, <-written); err != nil {
 			return "", fmt.Errorf("load image %s into Docker: %w", digest, err)
 		}
-		id, err = b.find(ctx, l)
+		id, err = d.find(ctx, l)
 	}
 	if err != nil {
 		return "", err
@@ -72,8 +72,8 @@ func (b *Backend) image(ctx context.Context, digest string) (string, error) {
 
 // find asks the daemon for an image by its name, and takes it only if it has the
 // one layer.
-func (b *Backend) find(ctx context.Context, l loaded) (string, error) {
-	have, err := b.api.ImageInspect(ctx, l.Name)
+func (d *driver) find(ctx context.Context, l loaded) (string, error) {
+	have, err := d.api.ImageInspect(ctx, l.Name)
 	if err != nil {
 		return "", fmt.Errorf("look for image %s in Docker: %w", l.Name, err)
 	}
@@ -84,7 +84,7 @@ func (b *Backend) find(ctx context.Context, l loaded) (string, error) {
 }
 
 // placeEtc copies those files of the image that Docker would replace.
-func (s *sandbox) placeEtc(rootfs string) error {
+func placeEtc(s *keep.Sandbox, rootfs string) error {
 	root, err := os.OpenRoot(rootfs)
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func (s *sandbox) placeEtc(rootfs string) error {
 		if err != nil {
 			return fmt.Errorf("copy the image's %s: %w", n, err)
 		}
-		name := filepath.Join(s.dir, etcDir, n)
+		name := s.Path(etcDir, n)
 		if err := errors.Join(os.WriteFile(name, content, 0o644), os.Chmod(name, 0o644)); err != nil {
 			return err
 		}

@@ -6,61 +6,47 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/keep"
+)
+
+// Directories in a sandbox's directory.
+const (
+	mountDir = "mnt"  // the guest and the socket
+	sealDir  = "seal" // where mnt is mounted read-only; /.enclave in the sandbox
+	etcDir   = "etc"  // the image's own files that Docker would replace
 )
 
 // Listen opens the socket /.enclave/sock of the sandbox. Only root of that
 // sandbox may connect; the directory is read-only in the sandbox, so the socket
-// can't be swapped. After a restart the same call opens it anew.
-func (b *Backend) Listen(ctx context.Context, id backend.ID) (net.Listener, error) {
-	s, err := b.acquire(ctx, id)
-	if err != nil {
-		return nil, fmt.Errorf("listen for sandbox %s: %w", id, err)
-	}
-	defer s.release()
-	l, err := s.listen(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("listen for sandbox %s: %w", id, err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.listener = l
-	return l, nil
-}
-
-func (s *sandbox) listen(ctx context.Context) (net.Listener, error) {
-	if err := s.makeDir(); err != nil {
-		return nil, err
-	}
-	l, err := keep.Socket(ctx, filepath.Join(s.dir, mountDir), socketFile)
+// can't be swapped.
+func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, error) {
+	l, err := keep.Socket(ctx, s.Path(mountDir), keep.SocketFile)
 	if err != nil {
 		return nil, err
 	}
 	// The guest is root, which here is the host's; a workload never is.
-	if err := keep.Own(filepath.Join(s.dir, mountDir, socketFile), 0); err != nil {
+	if err := keep.Own(s.Path(mountDir, keep.SocketFile), 0); err != nil {
 		l.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-// makeDir makes the sandbox's directory and those in it. On the host only root
+// Place makes the sandbox's directory and those in it. On the host only root
 // enters it; the sandbox sees two of them, and everyone there may pass.
-func (s *sandbox) makeDir() error {
-	for _, d := range []struct {
+func (d *driver) Place(s *keep.Sandbox) error {
+	for _, at := range []struct {
 		path string
 		mode os.FileMode
-	}{{s.dir, 0o700}, {filepath.Join(s.dir, mountDir), 0o755}, {filepath.Join(s.dir, sealDir), 0o755}, {filepath.Join(s.dir, etcDir), 0o755}} {
+	}{{s.Dir, 0o700}, {s.Path(mountDir), 0o755}, {s.Path(sealDir), 0o755}, {s.Path(etcDir), 0o755}} {
 		// The umask may have taken what sandboxes need; what is mounted on seal
 		// can't be changed, and need not be.
-		err := os.Mkdir(d.path, d.mode)
+		err := os.Mkdir(at.path, at.mode)
 		if err == nil {
-			err = os.Chmod(d.path, d.mode)
+			err = os.Chmod(at.path, at.mode)
 		}
 		if err != nil && !errors.Is(err, os.ErrExist) {
 			return err
@@ -74,8 +60,8 @@ func (s *sandbox) makeDir() error {
 // the mount that it is given: one that could be written would let root in the
 // sandbox write to this host's disk, and swap the socket. It is never there in
 // any other way.
-func (s *sandbox) seal() error {
-	tree, err := unix.OpenTree(unix.AT_FDCWD, filepath.Join(s.dir, mountDir), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+func seal(s *keep.Sandbox) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, s.Path(mountDir), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("seal the socket's directory: %w", err)
 	}
@@ -86,16 +72,16 @@ func (s *sandbox) seal() error {
 	}); err != nil {
 		return fmt.Errorf("seal the socket's directory: %w", err)
 	}
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, filepath.Join(s.dir, sealDir), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, s.Path(sealDir), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("seal the socket's directory: %w", err)
 	}
 	return nil
 }
 
 // unseal undoes seal. What is not mounted, or not there, is unsealed.
-func (s *sandbox) unseal() error {
+func unseal(s *keep.Sandbox) error {
 	for {
-		err := unix.Unmount(filepath.Join(s.dir, sealDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		err := unix.Unmount(s.Path(sealDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		switch {
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 			return nil

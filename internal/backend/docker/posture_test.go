@@ -16,7 +16,8 @@ import (
 
 // What a container can do on the host, as the host's kernel sees it.
 func TestASandboxIsConfinedAsDeclared(t *testing.T) {
-	b := open(t, config(t, testenv.Docker(t)))
+	host := testenv.Docker(t)
+	b := open(t, config(t, host))
 	x := start(t, b, newID())
 	if !x.hello.IPv6 {
 		t.Error("IPv6 is off: attempts over it would be no packets")
@@ -35,15 +36,15 @@ func TestASandboxIsConfinedAsDeclared(t *testing.T) {
 			break
 		}
 	}
-	s, err := b.lookup(x.id)
+	s, err := b.Sandbox(x.id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	containers, err := b.api.ContainerList(deadline(t), client.ContainerListOptions{Filters: make(client.Filters).Add("label", sandboxLabel+"="+string(x.id))})
+	containers, err := daemon(t, host).ContainerList(deadline(t), client.ContainerListOptions{Filters: make(client.Filters).Add("label", sandboxLabel+"="+string(x.id))})
 	if err != nil || len(containers.Items) != 1 {
 		t.Fatalf("containers %v, %v", containers.Items, err)
 	}
-	inner, err := s.group.Below(containers.Items[0].ID)
+	inner, err := s.Group.Below(containers.Items[0].ID)
 	if err != nil {
 		t.Fatal(err)
 	}

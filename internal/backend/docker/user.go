@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/keep"
 )
 
 const (
@@ -23,12 +25,12 @@ const (
 	usersPerDir, blocks = 1 << 16, 1 << 12
 )
 
-// user takes a user for a sandbox's workloads that no sandbox of this directory
+// User takes a user for a sandbox's workloads that no sandbox of this directory
 // has, or has had among the last 65,000: what the kernel counts by user, such as
 // keys, watches and queues, is not shared. RLIMIT_NPROC is such a count too,
 // which is why no sandbox here has one.
-func (b *Backend) user() (uint32, error) {
-	f, err := os.OpenFile(filepath.Join(b.dir, userFile), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+func (d *driver) User(*keep.Sandbox) (uint32, error) {
+	f, err := os.OpenFile(filepath.Join(d.dir, userFile), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return 0, fmt.Errorf("take a user: %w", err)
 	}
@@ -54,6 +56,6 @@ func (b *Backend) user() (uint32, error) {
 		return 0, fmt.Errorf("take a user: %w", err)
 	}
 	h := fnv.New32a()
-	h.Write([]byte(b.dir))
+	h.Write([]byte(d.dir))
 	return firstUser + h.Sum32()%blocks*usersPerDir + next, nil
 }

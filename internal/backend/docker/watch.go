@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -22,141 +21,43 @@ import (
 	"github.com/enclave-run/enclave/internal/watch"
 )
 
-// Wait returns how the sandbox ended, from this value or the one before it.
-func (b *Backend) Wait(ctx context.Context, id backend.ID) (backend.Exit, error) {
-	if !keep.ValidID(id) {
-		return backend.Exit{}, backend.ErrNotFound
-	}
-	s, err := b.resume(id)
-	if err != nil {
-		return backend.Exit{}, err
-	}
-	s.mu.Lock()
-	p := s.phase
-	s.mu.Unlock()
-	if p == unmade {
-		return b.unstarted(s)
-	}
-	select {
-	case <-s.settled:
-	case <-ctx.Done():
-		return backend.Exit{}, ctx.Err()
-	case <-b.closing:
-		return backend.Exit{}, errClosed
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.phase != over {
-		return backend.Exit{}, backend.ErrNotFound
-	}
-	return s.exit, nil
-}
-
-// unstarted answers a Wait for what has not been started: it does not exist, or
-// its start was cut short by the end of another process.
-func (b *Backend) unstarted(s *sandbox) (backend.Exit, error) {
-	if _, err := os.Lstat(filepath.Join(s.dir, factsFile)); err == nil {
-		return backend.Exit{Cause: backend.Unknown, Evidence: "its start was cut short"}, nil
-	}
-	if _, err := os.Lstat(s.dir); errors.Is(err, fs.ErrNotExist) {
-		b.forgetIdle(s)
-	}
-	return backend.Exit{}, backend.ErrNotFound
-}
-
-// forgetIdle drops an entry that was made by asking.
-func (b *Backend) forgetIdle(s *sandbox) {
-	select {
-	case s.op <- struct{}{}:
-		defer s.release()
-	default:
-		return // somebody is making it
-	}
-	s.mu.Lock()
-	p := s.phase
-	s.mu.Unlock()
-	if p == unmade {
-		b.forget(s)
-	}
-}
-
-// Check implements backend.Checker.
-func (b *Backend) Check(ctx context.Context, id backend.ID) error {
-	s, err := b.resume(id)
-	if err != nil {
-		return fmt.Errorf("check sandbox %s: %w", id, err)
-	}
-	s.mu.Lock()
-	watched := s.phase == live
-	s.mu.Unlock()
-	if !watched {
-		return nil
-	}
-	done := make(chan struct{})
-	select {
-	case s.checks <- done:
-	case <-s.settled:
-		return nil
-	case <-b.closing:
-		return errClosed
-	case <-ctx.Done():
-		return fmt.Errorf("check sandbox %s: %w", id, ctx.Err())
-	}
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("check sandbox %s: %w", id, ctx.Err())
-	}
-}
-
-// watchLocked starts the watcher of a sandbox whose mu is held.
-func (b *Backend) watchLocked(s *sandbox, st started) (err error) {
-	w := &watcher{sandbox: s, api: b.api, limits: s.limits, started: st, status: make(chan watch.Status, 1)}
+// Watch returns the watcher of a sandbox whose container runs, or has ended.
+func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (_ keep.Watcher, err error) {
+	w := &watcher{Sandbox: s, api: d.api, limits: f.Limits, status: make(chan watch.Status, 1)}
 	defer func() {
 		if err != nil {
-			w.close()
+			w.Close()
 		}
 	}()
-	if w.cpu, err = s.group.CPUReader(); errors.Is(err, fs.ErrNotExist) {
-		w.cpu = nil // the host has been restarted, or Destroy is at work
-	} else if err != nil {
-		return err
+	if err := keep.Read(s.Path(keep.StartedFile), &w.started); err != nil {
+		return nil, err
 	}
 	// Where the counters of version 1 are that are not those of the groups above.
-	if w.inner, err = s.group.Below(st.Container); err != nil {
-		return err
+	if w.inner, err = s.Group.Below(w.started.Container); err != nil {
+		return nil, err
 	}
-	if st.Process != (watch.Process{}) {
-		if w.process, err = st.Process.Open(); err != nil {
-			return err
+	if w.started.Process != (watch.Process{}) {
+		if w.process, err = w.started.Process.Open(); err != nil {
+			return nil, err
 		}
 	}
 	if w.process != nil {
-		if err = w.openFiles(); err != nil {
-			return err
+		if err := w.openFiles(); err != nil {
+			return nil, err
 		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return errClosed
-	}
-	s.phase = live
-	b.watchers.Go(func() { w.run(&b.idlers, b.closing) })
-	return nil
+	return w, nil
 }
 
 // A watcher is what a watch.Watcher needs of one sandbox. Its goroutine owns it.
 type watcher struct {
-	*sandbox
+	*keep.Sandbox
 	api     *client.Client
 	limits  backend.Limits
 	started started
-	inner   *cgroup.Group     // the container's own
-	cpu     *cgroup.CPUReader // nil if the cgroup is gone
-	process *os.File          // nil if the sandbox has ended
-	files   []*os.File        // /work and /tmp
+	inner   *cgroup.Group // the container's own
+	process *os.File      // nil if the sandbox has ended
+	files   []*os.File    // /work and /tmp
 	status  chan watch.Status
 	threads int64 // of the guest, when they were last counted
 
@@ -164,13 +65,17 @@ type watcher struct {
 	oomKilled bool
 }
 
-// close closes what the watcher owns.
-func (w *watcher) close() {
+// Ready is at once: a daemon remembers how a container ended.
+func (w *watcher) Ready() <-chan struct{} {
+	ready := make(chan struct{})
+	close(ready)
+	return ready
+}
+
+// Close closes what the watcher owns.
+func (w *watcher) Close() {
 	if w.process != nil {
 		w.process.Close()
-	}
-	if w.cpu != nil {
-		w.cpu.Close()
 	}
 	for _, f := range w.files {
 		f.Close()
@@ -211,19 +116,17 @@ func (w *watcher) openFiles() error {
 	return nil
 }
 
-func (w *watcher) run(idlers *watch.Idlers, closing <-chan struct{}) {
+// Run enforces the limits.
+func (w *watcher) Run(closing <-chan struct{}, base *watch.Watcher) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var helpers sync.WaitGroup
 	helpers.Go(func() { w.awaitEnd(ctx) })
 	defer func() {
 		cancel()
 		helpers.Wait()
-		w.close()
 	}()
-	(&watch.Watcher{
-		Subject: w, Group: w.group, CPU: w.cpu, Idlers: idlers, Dir: w.dir, Mark: destroyFile,
-		Ended: w.status, Checks: w.checks,
-	}).Run(closing)
+	base.Subject, base.Ended = w, w.status
+	base.Run(closing)
 }
 
 // Look has nothing to ask: every counter is read at once.
@@ -235,7 +138,7 @@ func (w *watcher) Counted(int64) *watch.Breach { return nil }
 // Breached returns the first limit, in order of precedence, that the host's
 // counters say was passed.
 func (w *watcher) Breached(used time.Duration) *watch.Breach {
-	tasks, err := w.group.Tasks()
+	tasks, err := w.Group.Tasks()
 	// The guest's threads come after: one that it starts between makes the
 	// workload's fewer, and never more than they are.
 	if n, ok := w.guestThreads(); ok {
@@ -250,27 +153,27 @@ func (w *watcher) Breached(used time.Duration) *watch.Breach {
 		return &watch.Breach{Cause: backend.PidsLimit, Observed: wall, Evidence: "cgroup pids.events max"}
 	}
 	// What was over between two looks.
-	if peak, err := w.group.PeakTasks(); err == nil && peak > w.limits.Pids+guestTasks {
+	if peak, err := w.Group.PeakTasks(); err == nil && peak > w.limits.Pids+guestTasks {
 		return &watch.Breach{Cause: backend.PidsLimit, Observed: peak - guestTasks, Evidence: "cgroup pids.peak"}
 	}
-	for _, g := range []*cgroup.Group{w.inner, w.group} {
+	for _, g := range []*cgroup.Group{w.inner, w.Group} {
 		if n, err := g.OOMKills(); err == nil && n > 0 {
-			peak, _ := w.group.PeakMemory()
+			peak, _ := w.Group.PeakMemory()
 			return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: g.MemoryEvidence()}
 		}
 	}
 	if w.oomKilled {
-		peak, _ := w.group.PeakMemory()
+		peak, _ := w.Group.PeakMemory()
 		return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: "docker OOMKilled"}
 	}
 	if n := w.memory(); n > memoryAllowed(w.limits, running) {
-		return &watch.Breach{Cause: backend.MemoryLimit, Observed: n, Evidence: w.group.UsageEvidence()}
+		return &watch.Breach{Cause: backend.MemoryLimit, Observed: n, Evidence: w.Group.UsageEvidence()}
 	}
 	if n := w.disk(); n > w.limits.Disk {
 		return &watch.Breach{Cause: backend.DiskLimit, Observed: n, Evidence: "blocks of the sandbox's file systems on the host"}
 	}
 	if used > w.limits.CPU {
-		return &watch.Breach{Cause: backend.CPULimit, Observed: int64(used), Evidence: w.group.CPUEvidence()}
+		return &watch.Breach{Cause: backend.CPULimit, Observed: int64(used), Evidence: w.Group.CPUEvidence()}
 	}
 	return nil
 }
@@ -318,12 +221,6 @@ func (w *watcher) guestThreads() (int64, bool) {
 	}
 	return 0, false
 }
-
-// Kill kills the container's processes.
-func (w *watcher) Kill(ctx context.Context) { w.group.KillTree(ctx) }
-
-// Settle records how the sandbox ended.
-func (w *watcher) Settle(e backend.Exit) { w.settle(e) }
 
 // Why nobody knows how a sandbox ended.
 var (

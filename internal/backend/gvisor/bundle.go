@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/keep"
 )
 
 const (
@@ -127,7 +128,7 @@ func newBundle(dir, rootfs string, id backend.ID, l backend.Limits) bundle {
 	b := bundle{
 		Version: "1.0.0",
 		Process: process{
-			Args:            []string{"/.enclave/" + guestFile},
+			Args:            []string{"/.enclave/" + keep.GuestFile},
 			Env:             []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 			Cwd:             "/",
 			Capabilities:    map[string][]string{"bounding": caps, "effective": caps, "permitted": caps},
@@ -174,7 +175,7 @@ func newBundle(dir, rootfs string, id backend.ID, l backend.Limits) bundle {
 }
 
 // filestores are the files that hold /work and /tmp.
-func (s *sandbox) filestores() []string {
-	name := ".gvisor.filestore." + string(s.id)
-	return []string{filepath.Join(s.dir, workDir, name), filepath.Join(s.dir, tmpDir, name)}
+func filestores(s *keep.Sandbox) []string {
+	name := ".gvisor.filestore." + string(s.ID)
+	return []string{s.Path(workDir, name), s.Path(tmpDir, name)}
 }

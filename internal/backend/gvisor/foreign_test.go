@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/keep"
 )
 
 // sweep does what a start does: it destroys all that the backend says is its own.
@@ -38,20 +40,25 @@ func TestWhatIsNotOursSurvives(t *testing.T) {
 	// instance, or a way to somewhere else.
 	foreign := []string{"runsc-" + id, "test-short", "test-" + id + "x", "test2-" + id, "tes-" + id, id, "test-" + strings.Repeat("A", len(id))}
 	for _, name := range foreign {
-		dir := filepath.Join(b.dir, name)
-		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, factsFile), []byte("{}"), 0o600)); err != nil {
+		dir := filepath.Join(b.Dir(), name)
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, keep.FactsFile), []byte("{}"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	link := filepath.Join(b.dir, b.name(other))
+	link := entry(t, b, other).Dir
 	if err := os.Symlink(filepath.Dir(elsewhere), link); err != nil {
 		t.Fatal(err)
 	}
 	// Control groups with names like ours: of another instance, and of the same
 	// name in another directory.
+	tree, err := cgroup.Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := keep.Mark("test", b.Dir()) + "-"
 	var groups []string
-	for _, leaf := range []string{"test2-" + id, "test-00000000-" + id, b.leafPrefix() + "short", "x" + b.leafPrefix() + id} {
-		g, err := b.tree.Group(cgroupParent, leaf)
+	for _, leaf := range []string{"test2-" + id, "test-00000000-" + id, mark + "short", "x" + mark + id} {
+		g, err := tree.Group(cgroupParent, leaf)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +78,7 @@ func TestWhatIsNotOursSurvives(t *testing.T) {
 		t.Errorf("our own is left: %v, %v", ids, err)
 	}
 	for _, name := range foreign {
-		if _, err := os.Stat(filepath.Join(b.dir, name, factsFile)); err != nil {
+		if _, err := os.Stat(filepath.Join(b.Dir(), name, keep.FactsFile)); err != nil {
 			t.Error(err)
 		}
 	}
@@ -97,7 +104,7 @@ func TestWhatSomebodyMountsInASandboxsDirectoryIsNotRemoved(t *testing.T) {
 	if err := os.WriteFile(precious, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	at := filepath.Join(b.dir, b.name(x.id), "a mount")
+	at := entry(t, b, x.id).Path("a mount")
 	if err := os.Mkdir(at, 0o700); err != nil {
 		t.Fatal(err)
 	}

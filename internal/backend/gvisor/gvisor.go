@@ -12,14 +12,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // Config is what a Backend needs. Every field is required.
@@ -42,29 +40,26 @@ type Config struct {
 	Rootfs func(digest string) (string, error)
 }
 
+// cgroupParent has the cgroups of all sandboxes of the host.
+const cgroupParent = "enclave"
+
 // A Backend is a backend.Backend on gVisor. Its state is in its directory and in
 // the kernel: another value on the same Config goes on with its sandboxes.
-type Backend struct {
-	dir      string
-	instance string
-	runsc    string
-	guest    string
-	rootfs   func(string) (string, error)
-	tree     *cgroup.Tree
-	netns    *os.File // an empty network namespace, for the file servers
+type Backend struct{ *keep.Registry }
 
-	closing  chan struct{} // closed by Close
-	watchers sync.WaitGroup
-	idlers   watch.Idlers
-
-	mu        sync.Mutex // guards what follows
-	closed    bool
-	sandboxes map[backend.ID]*sandbox
+// A driver is what is gVisor's own of a Backend.
+type driver struct {
+	dir    string
+	runsc  string
+	guest  string
+	rootfs func(string) (string, error)
+	netns  *os.File // an empty network namespace, for the file servers
 }
 
 var (
 	_ backend.Backend = (*Backend)(nil)
 	_ backend.Checker = (*Backend)(nil)
+	_ keep.Driver     = (*driver)(nil)
 )
 
 // New returns a backend and resumes the enforcement of the limits of every
@@ -100,21 +95,14 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: make a network namespace: %w", backend.ErrUnavailable, err)
 	}
-	b := &Backend{
-		netns: netns, dir: dir, instance: c.Instance, runsc: runsc, guest: guest, rootfs: c.Rootfs, tree: tree,
-		closing: make(chan struct{}), sandboxes: map[backend.ID]*sandbox{},
-	}
-	b.watchers.Go(func() { b.idlers.Beat(b.closing) })
-	ids, err := b.List(context.Background())
+	r, err := keep.Open(context.Background(), keep.Config{
+		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent,
+		Driver: &driver{dir: dir, runsc: runsc, guest: guest, rootfs: c.Rootfs, netns: netns},
+	})
 	if err != nil {
-		return nil, errors.Join(err, b.Close())
+		return nil, err
 	}
-	for _, id := range ids {
-		// A sandbox that can't be resumed is still listed; Wait and Destroy say
-		// what is wrong with it.
-		b.resume(id)
-	}
-	return b, nil
+	return &Backend{r}, nil
 }
 
 // Available says what this host or this process lacks to run gVisor. It is an
@@ -153,24 +141,11 @@ func (b *Backend) Info() backend.Info {
 	return backend.Info{Name: "gvisor", Isolation: backend.UserspaceKernel, Starting: 4}
 }
 
-// Close lets go of the sandboxes, which go on, unwatched, until another value
-// resumes them. If there are none it leaves nothing in the kernel.
-func (b *Backend) Close() error {
-	b.mu.Lock()
-	first := !b.closed
-	if first {
-		b.closed = true
-		close(b.closing)
-	}
-	b.mu.Unlock()
-	b.watchers.Wait()
-	if !first {
-		return nil
-	}
-	// Directories that still have a group, of whatever instance, stay.
-	b.tree.RemoveParent(cgroupParent)
-	return b.netns.Close()
-}
+// Find finds nothing: all that a sandbox has is its directory and its group.
+func (d *driver) Find(context.Context) ([]backend.ID, error) { return nil, nil }
+
+// Close closes the namespace of the file servers, which have it open.
+func (d *driver) Close() error { return d.netns.Close() }
 
 // emptyNetwork makes a network namespace in which nothing is, not even a
 // loopback that is up. The file servers of all sandboxes share it. They would

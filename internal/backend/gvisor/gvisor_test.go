@@ -66,9 +66,13 @@ func config(t testing.TB, dir string) Config {
 		}}
 }
 
-func open(t testing.TB, dir string) *Backend {
+func open(t testing.TB, dir string, but ...func(*Config)) *Backend {
 	t.Helper()
-	b, err := New(config(t, dir))
+	c := config(t, dir)
+	for _, change := range but {
+		change(&c)
+	}
+	b, err := New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +117,7 @@ func start(t testing.TB, b *Backend, l backend.Limits) box {
 	}
 	t.Cleanup(func() {
 		ln.Close()
-		if b.closed {
+		if _, err := b.Sandbox(id); err != nil {
 			return // its successor has the sandbox
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)

@@ -12,10 +12,21 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/keep"
 )
 
 func cgroupLimits(l backend.Limits) cgroup.Limits {
 	return cgroup.Limits{Memory: l.Memory, Pids: hostTasks(l)}
+}
+
+// entry is what b knows of the sandbox id.
+func entry(t testing.TB, b *Backend, id backend.ID) *keep.Sandbox {
+	t.Helper()
+	s, err := b.Sandbox(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 // inventory is what the host has of b: the files of its directory, its cgroups,
@@ -28,21 +39,24 @@ func inventory(t testing.TB, b *Backend) map[string]bool {
 			t.Fatal(err)
 		}
 	}
-	check(filepath.WalkDir(b.dir, func(p string, _ fs.DirEntry, err error) error {
+	dir := b.Dir()
+	check(filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
 		seen["file "+p] = true
 		return err
 	}))
-	leaves, err := b.tree.Leaves(cgroupParent)
+	tree, err := cgroup.Host()
+	check(err)
+	leaves, err := tree.Leaves(cgroupParent)
 	check(err)
 	for _, l := range leaves {
-		if strings.HasPrefix(l, b.leafPrefix()) {
+		if strings.HasPrefix(l, keep.Mark("test", dir)+"-") {
 			seen["cgroup "+l] = true
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	check(err)
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, b.dir) {
+		if strings.Contains(line, dir) {
 			seen["mount "+strings.TrimSpace(line)] = true
 		}
 	}
@@ -50,14 +64,14 @@ func inventory(t testing.TB, b *Backend) map[string]bool {
 	check(err)
 	for _, p := range procs {
 		cmd, err := os.ReadFile(p)
-		if err == nil && strings.Contains(string(cmd), b.dir) {
+		if err == nil && strings.Contains(string(cmd), dir) {
 			seen[fmt.Sprintf("process %s %q", p, cmd)] = true
 		}
 	}
 	fds, err := os.ReadDir("/proc/self/fd")
 	check(err)
 	for _, fd := range fds {
-		if at, err := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); err == nil && (strings.Contains(at, b.dir) || strings.Contains(at, "pidfd")) {
+		if at, err := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); err == nil && (strings.Contains(at, dir) || strings.Contains(at, "pidfd")) {
 			seen["descriptor "+at] = true
 		}
 	}

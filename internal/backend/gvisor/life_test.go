@@ -57,7 +57,7 @@ func TestARestartedBackendGoesOn(t *testing.T) {
 			defer l.Close()
 			x = box{b, x.id, l}
 			// A guest that exits before anybody asked leaves no status.
-			<-b.sandboxes[x.id].asked
+			<-entry(t, b, x.id).Ready()
 			x.exit(t, 5)
 			if e := x.wait(t); e.Cause != backend.Exited || e.Code != 5 {
 				t.Errorf("the sandbox ended with %+v", e)
@@ -70,7 +70,7 @@ func TestARestartedBackendGoesOn(t *testing.T) {
 			}
 			defer l.Close()
 			box{b, x.id, l}.send(t, order{Argv: []string{"self", "fork", "70", "stay"}})
-			<-b.sandboxes[x.id].settled
+			<-entry(t, b, x.id).Settled()
 			if e := (box{b, x.id, l}).wait(t); e.Cause != backend.PidsLimit {
 				t.Errorf("the sandbox ended with %+v", e)
 			}
@@ -116,7 +116,7 @@ func TestASentryKilledFromOutsideIsNoSuccess(t *testing.T) {
 	b := open(t, t.TempDir())
 	x := start(t, b, limits())
 	var st watch.Process
-	if err := keep.Read(filepath.Join(b.dir, b.name(x.id), startedFile), &st); err != nil {
+	if err := keep.Read(entry(t, b, x.id).Path(keep.StartedFile), &st); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Kill(st.PID, unix.SIGKILL); err != nil {
@@ -226,7 +226,7 @@ func TestWithoutListenASandboxRunsAndReachesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Destroy(deadline(t), id)
-	if _, err := os.Stat(filepath.Join(b.dir, b.name(id), mountDir, socketFile)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(entry(t, b, id).Path(mountDir, keep.SocketFile)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it has a socket: %v", err)
 	}
 }
@@ -235,14 +235,14 @@ func TestAFailedStartLeavesNothing(t *testing.T) {
 	b := open(t, t.TempDir())
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
-	broken := open(t, t.TempDir())
-	broken.runsc = "/bin/false"
-	unreadable := open(t, t.TempDir())
+	broken := open(t, t.TempDir(), func(c *Config) { c.Runsc = "/bin/false" })
 	closed := t.TempDir()
 	if err := os.Chmod(closed, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	unreadable.rootfs = func(string) (string, error) { return closed, nil }
+	unreadable := open(t, t.TempDir(), func(c *Config) {
+		c.Rootfs = func(string) (string, error) { return closed, nil }
+	})
 	zero := limits()
 	zero.Pids = 0
 	for name, c := range map[string]struct {
@@ -307,36 +307,32 @@ func TestNothingOfASandboxRemains(t *testing.T) {
 	if diff := difference(before, inventory(t, b)); diff != "" {
 		t.Errorf("left behind: %s", diff)
 	}
-	if n := len(b.sandboxes); n != 0 {
+	if n := b.Len(); n != 0 {
 		t.Errorf("%d sandboxes are remembered", n)
 	}
 }
 
 func TestHalfMadeSandboxesAreListedAndDestroyed(t *testing.T) {
-	for name, make := range map[string]func(b *Backend, s *sandbox) error{
-		"listened for": func(b *Backend, s *sandbox) error { return s.makeDir() },
-		"announced": func(b *Backend, s *sandbox) error {
-			return errors.Join(s.makeDir(), keep.New(filepath.Join(s.dir, factsFile), facts{ID: s.id, Limits: limits()}))
+	for name, make := range map[string]func(s *keep.Sandbox) error{
+		"listened for": func(s *keep.Sandbox) error { return (&driver{}).Place(s) },
+		"announced": func(s *keep.Sandbox) error {
+			return errors.Join((&driver{}).Place(s), keep.New(s.Path(keep.FactsFile), keep.Facts{ID: s.ID, Limits: limits()}))
 		},
-		"a cgroup only": func(b *Backend, s *sandbox) error {
-			return s.group.Make(cgroupLimits(limits()))
+		"a cgroup only": func(s *keep.Sandbox) error {
+			return s.Group.Make(cgroupLimits(limits()))
 		},
-		"a crash in Destroy": func(b *Backend, s *sandbox) error {
-			return errors.Join(s.makeDir(), os.WriteFile(filepath.Join(s.dir, destroyFile), nil, 0o600))
+		"a crash in Destroy": func(s *keep.Sandbox) error {
+			return errors.Join((&driver{}).Place(s), os.WriteFile(s.Path(keep.DestroyFile), nil, 0o600))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := open(t, t.TempDir())
 			before := inventory(t, b)
 			id := newID()
-			s, err := b.lookup(id)
-			if err != nil {
+			if err := make(entry(t, b, id)); err != nil {
 				t.Fatal(err)
 			}
-			if err := make(b, s); err != nil {
-				t.Fatal(err)
-			}
-			next, err := New(config(t, b.dir))
+			next, err := New(config(t, b.Dir()))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -429,7 +425,7 @@ func TestDestroyRemovesNoLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := newID()
-	if err := os.Symlink(victim, filepath.Join(b.dir, b.name(id))); err != nil {
+	if err := os.Symlink(victim, entry(t, b, id).Dir); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Destroy(deadline(t), id); err == nil {
@@ -456,7 +452,7 @@ func TestAStateDirectoryMayBeDeepAndClosed(t *testing.T) {
 
 func TestAnUnreadableSetIsNotEmpty(t *testing.T) {
 	b := open(t, filepath.Join(t.TempDir(), "state"))
-	if err := os.RemoveAll(b.dir); err != nil {
+	if err := os.RemoveAll(b.Dir()); err != nil {
 		t.Fatal(err)
 	}
 	if ids, err := b.List(deadline(t)); err == nil {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -87,7 +89,7 @@ func TestASandboxThatHasIdledIsStillWatched(t *testing.T) {
 	b := open(t, t.TempDir())
 	x := start(t, b, limits())
 	idle := func() bool {
-		return b.idlers.Len() == 1
+		return b.Idle() == 1
 	}
 	// Its guest waits for this connection, which takes no CPU time.
 	conn := x.accept(t)
@@ -186,7 +188,11 @@ func TestNoForkBombEndsUnseen(t *testing.T) {
 const bombs = 5
 
 func (x box) procs() ([]int, error) {
-	g, err := x.tree.Group(cgroupParent, x.leaf(x.id))
+	tree, err := cgroup.Host()
+	if err != nil {
+		return nil, err
+	}
+	g, err := tree.Group(cgroupParent, keep.Mark("test", x.Dir())+"-"+string(x.id))
 	if err != nil {
 		return nil, err
 	}

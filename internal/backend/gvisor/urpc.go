@@ -8,10 +8,10 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/keep"
 )
 
 // maxAnswer bounds what is read of one answer of a sandbox's kernel, which a
@@ -24,15 +24,15 @@ const maxAnswer = 4 << 20
 type sentryConn struct{ conn net.Conn }
 
 // dialSentry connects to the kernel of s.
-func (s *sandbox) dialSentry(ctx context.Context) (*sentryConn, error) {
-	dir, err := os.Open(filepath.Join(s.dir, runscDir))
+func dialSentry(ctx context.Context, s *keep.Sandbox) (*sentryConn, error) {
+	dir, err := os.Open(s.Path(runscDir))
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
 	var d net.Dialer
 	// Through a descriptor, because a socket's address has at most 107 bytes.
-	conn, err := d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/runsc-%s.sock", dir.Fd(), s.id))
+	conn, err := d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/runsc-%s.sock", dir.Fd(), s.ID))
 	if err != nil {
 		return nil, err
 	}
@@ -115,15 +115,15 @@ var errNoStatus = errors.New("gvisor ended without reporting an exit status")
 // askStatus begins to wait for the guest's exit. When it returns without an
 // error the sandbox's kernel has the connection, so that a guest that exits the
 // next moment can't exit unseen.
-func (s *sandbox) askStatus(ctx context.Context) (*sentryConn, error) {
-	c, err := s.dialSentry(ctx)
+func askStatus(ctx context.Context, s *keep.Sandbox) (*sentryConn, error) {
+	c, err := dialSentry(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	// The answer to a first call says that the connection has been accepted.
-	_, err = c.tasks(ctx, s.id)
+	_, err = c.tasks(ctx, s.ID)
 	if err == nil {
-		err = c.send("containerManager.Wait", s.id)
+		err = c.send("containerManager.Wait", s.ID)
 	}
 	if err != nil {
 		c.close()

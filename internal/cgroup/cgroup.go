@@ -126,6 +126,12 @@ func (g *Group) dir(controller string) string {
 // isV1 reports whether the controller is version 1's here.
 func (g *Group) isV1(controller string) bool { return g.tree.v1[controller] != "" }
 
+// Unified reports whether every controller of the group is version 2's: it has one
+// directory then.
+func (g *Group) Unified() bool {
+	return !slices.ContainsFunc(needed, g.isV1)
+}
+
 // Dirs are the group's directories. A process that is to be in the group writes
 // 0 to the cgroup.procs of each, before it has children or threads that matter.
 func (g *Group) Dirs() []string {

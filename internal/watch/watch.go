@@ -1,6 +1,7 @@
 // Package watch ends a sandbox at its first breach of a limit, by what the
 // host's counters say while it runs and at its end. It refuses a workload's own
-// word: whatever it reads lies outside the sandbox. How a counter is read is its
+// word: whatever it reads lies outside the workload, and what only the sandbox's
+// own kernel knows is marked. How a counter is read is its
 // backend's.
 package watch
 
@@ -41,9 +42,10 @@ const Killed = 128 + int(unix.SIGKILL)
 
 // A Breach is a limit that was passed.
 type Breach struct {
-	Cause    backend.Cause
-	Observed int64
-	Evidence string
+	Cause     backend.Cause
+	Observed  int64
+	Evidence  string
+	FromGuest bool // it is the word of a kernel that the sandbox has for itself
 }
 
 // A Status is what the guest's end was, if anyone could say.
@@ -205,7 +207,7 @@ func (w *Watcher) empty() {
 }
 
 func (w *Watcher) exitFor(found Breach) backend.Exit {
-	return backend.Exit{Cause: found.Cause, Observed: found.Observed, Evidence: found.Evidence, Usage: w.usage()}
+	return backend.Exit{Cause: found.Cause, Observed: found.Observed, Evidence: found.Evidence, FromGuest: found.FromGuest, Usage: w.usage()}
 }
 
 func (w *Watcher) usage() backend.Usage {

@@ -145,36 +145,6 @@ func TestADaemonThatCantConfineOrCountIsRefused(t *testing.T) {
 	}
 }
 
-func TestEachSandboxHasAUserOfItsOwn(t *testing.T) {
-	d := &driver{dir: t.TempDir()}
-	seen := map[uint32]bool{}
-	for range 3 {
-		u, err := d.User(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if seen[u] || u < firstUser || u >= firstUser+blocks*usersPerDir {
-			t.Errorf("user %d, after %v", u, seen)
-		}
-		seen[u] = true
-	}
-	// The last of the block is followed by the first.
-	if err := os.WriteFile(filepath.Join(d.dir, userFile), []byte("65535\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	last, err := d.User(nil)
-	first, ferr := d.User(nil)
-	if err != nil || ferr != nil || last-first != usersPerDir-1 {
-		t.Errorf("user %d is followed by %d: %v, %v", last, first, err, ferr)
-	}
-	if err := os.WriteFile(filepath.Join(d.dir, userFile), []byte("many"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if u, err := d.User(nil); err == nil {
-		t.Errorf("a file that says nothing gave user %d", u)
-	}
-}
-
 func TestAnImageThatTheDaemonLostIsLoadedAgain(t *testing.T) {
 	host := testenv.Docker(t)
 	b := open(t, config(t, host))

@@ -1,4 +1,4 @@
-package docker
+package keep
 
 import (
 	"fmt"
@@ -10,27 +10,21 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/enclave-run/enclave/internal/keep"
 )
 
 const (
 	userFile = "next-user"
 
-	// Users of workloads are of the host's kernel: this range is above those that
-	// systems give to people, services and containers, and above gVisor's.
-	firstUser = 0x70000000
-
 	// A state directory has one block of so many users, chosen by its path.
 	usersPerDir, blocks = 1 << 16, 1 << 12
 )
 
-// User takes a user for a sandbox's workloads that no sandbox of this directory
-// has, or has had among the last 65,000: what the kernel counts by user, such as
-// keys, watches and queues, is not shared. RLIMIT_NPROC is such a count too,
-// which is why no sandbox here has one.
-func (d *driver) User(*keep.Sandbox) (uint32, error) {
-	f, err := os.OpenFile(filepath.Join(d.dir, userFile), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+// User takes a user of the host for a sandbox that no sandbox of the state
+// directory dir has, or has had among the last 65,000: what the kernel counts by
+// user, such as keys, watches and queues, is not shared. It is one of the 2^28 from
+// first.
+func User(dir string, first uint32) (uint32, error) {
+	f, err := os.OpenFile(filepath.Join(dir, userFile), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return 0, fmt.Errorf("take a user: %w", err)
 	}
@@ -56,6 +50,6 @@ func (d *driver) User(*keep.Sandbox) (uint32, error) {
 		return 0, fmt.Errorf("take a user: %w", err)
 	}
 	h := fnv.New32a()
-	h.Write([]byte(d.dir))
-	return firstUser + h.Sum32()%blocks*usersPerDir + next, nil
+	h.Write([]byte(dir))
+	return first + h.Sum32()%blocks*usersPerDir + next, nil
 }

@@ -44,6 +44,10 @@ var table = map[string][]string{
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
 	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
+	// The API of a VMM, spoken to Firecracker and served over QEMU: one set of
+	// types, so that both are the same to the backend.
+	"internal/backend/microvm/firecracker": {},
+	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock"},
 	// What the backends that run sandboxes on this host share: the enforcement of
 	// limits by the host's counters, and the files of a sandbox.
 	"internal/watch": {"internal/backend", "internal/cgroup"},

@@ -77,37 +77,47 @@ func (s *Signer) Checkpoint(t tlog.Tree) ([]byte, error) {
 }
 
 // OpenCheckpoint returns the tree that a checkpoint describes, if public signed
-// it. It accepts the bytes that Signer.Checkpoint makes and no others:
-// note.Open alone would pass over signatures it does not know and over unused
-// bits of base64, so that some changes to the bytes went unseen.
+// it. It accepts the bytes that Signer.Checkpoint makes and no others.
 func OpenCheckpoint(checkpoint []byte, public string) (tlog.Tree, error) {
-	v, err := note.NewVerifier(public)
+	text, origin, err := openNote("checkpoint", checkpoint, public)
 	if err != nil {
-		return tlog.Tree{}, fmt.Errorf("the log's public key: %w", err)
-	}
-	if len(checkpoint) > maxCheckpoint {
-		return tlog.Tree{}, errors.New("the checkpoint is too long")
-	}
-	n, err := note.Open(checkpoint, note.VerifierList(v))
-	if err != nil {
-		return tlog.Tree{}, fmt.Errorf("the checkpoint's signature: %w", err)
+		return tlog.Tree{}, err
 	}
 	t, err := ParseCheckpoint(checkpoint)
 	if err != nil {
 		return tlog.Tree{}, err
 	}
-	if n.Text != checkpointText(v.Name(), t) {
-		return tlog.Tree{}, fmt.Errorf("the checkpoint is not one of log %q", v.Name())
+	if text != checkpointText(origin, t) {
+		return tlog.Tree{}, fmt.Errorf("the checkpoint is not one of log %q", origin)
+	}
+	return t, nil
+}
+
+// openNote returns the text of a note that public alone signed, and the name of
+// the key. It takes one byte form of a note: note.Open alone would pass over
+// signatures it does not know and over unused bits of base64, so that some
+// changes to the bytes went unseen. what names the note in an error.
+func openNote(what string, raw []byte, public string) (text, name string, err error) {
+	v, err := note.NewVerifier(public)
+	if err != nil {
+		return "", "", fmt.Errorf("the log's public key: %w", err)
+	}
+	if len(raw) > maxCheckpoint {
+		return "", "", fmt.Errorf("the %s is too long", what)
+	}
+	n, err := note.Open(raw, note.VerifierList(v))
+	if err != nil {
+		return "", "", fmt.Errorf("the %s's signature: %w", what, err)
 	}
 	sig, err := base64.StdEncoding.DecodeString(n.Sigs[0].Base64)
 	if err != nil {
-		return tlog.Tree{}, fmt.Errorf("the checkpoint's signature: %w", err)
+		return "", "", fmt.Errorf("the %s's signature: %w", what, err)
 	}
 	want := n.Text + "\n— " + v.Name() + " " + base64.StdEncoding.EncodeToString(sig) + "\n"
-	if string(checkpoint) != want {
-		return tlog.Tree{}, errors.New("the checkpoint is not in canonical form")
+	if string(raw) != want {
+		return "", "", fmt.Errorf("the %s is not in canonical form", what)
 	}
-	return t, nil
+	return n.Text, v.Name(), nil
 }
 
 // ParseCheckpoint returns the tree that a checkpoint describes, without asking

@@ -55,9 +55,9 @@ var table = map[string][]string{
 	// and ends them all.
 	"internal/keep":    {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch"},
 	"internal/conform": {"internal/backend", "internal/wire"},
-	// Compares what control planes recorded, and certifies it with the log's own
-	// proofs.
-	"internal/parity": {"internal/audit"},
+	// Compares what control planes recorded of the requests that it says, in the
+	// public API's form, and certifies it with the log's own proofs.
+	"internal/parity": {".", "internal/audit"},
 	// Describes a live sandbox of gVisor from outside and, over the guest, inside.
 	"internal/posture": {"internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control

@@ -1,0 +1,98 @@
+package kernel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// meta is the package of Debian that always depends on the current kernel.
+const meta = "linux-image-cloud-amd64"
+
+// ErrNoFetch is wrapped by errors of Fetch about a host that can't fetch.
+var ErrNoFetch = errors.New("no kernel package can be fetched here")
+
+const alternative = `fetch linux-image-VERSION-cloud-amd64 elsewhere and use "enclave kernel import FILE.deb"`
+
+// Fetch downloads Debian's current kernel package for virtual machines into dir with
+// apt-get, which checks its signature, and returns its path. The caller removes
+// it. progress, which may be nil, is told what it does.
+func Fetch(ctx context.Context, dir string, progress func(string)) (string, error) {
+	if progress == nil {
+		progress = func(string) {}
+	}
+	for _, program := range []string{"apt-get", "apt-cache"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return "", fmt.Errorf("%w: there is no %s: %s", ErrNoFetch, program, alternative)
+		}
+	}
+	progress("asking apt for the current kernel")
+	about, err := run(ctx, "", "apt-cache", "show", "--no-all-versions", meta)
+	if err != nil {
+		return "", fmt.Errorf("%w: apt knows no %s: run \"apt-get update\" first, or %s (%w)", ErrNoFetch, meta, alternative, err)
+	}
+	name, err := dependency(about)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("fetch a kernel: %w", err)
+	}
+	tmp, err := os.MkdirTemp(dir, "fetch-")
+	if err != nil {
+		return "", fmt.Errorf("fetch a kernel: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	progress("downloading " + name)
+	// As root apt drops to a user who can't write here.
+	if _, err := run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name); err != nil {
+		return "", fmt.Errorf("%w: download %s: %w; is there a network? Or %s", ErrNoFetch, name, err, alternative)
+	}
+	found, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("%w: apt-get downloaded %d packages, not one", ErrNoFetch, len(found))
+	}
+	f, err := os.CreateTemp(dir, "fetched-*.deb")
+	if err != nil {
+		return "", fmt.Errorf("fetch a kernel: %w", err)
+	}
+	if err := errors.Join(f.Close(), os.Rename(found[0], f.Name())); err != nil {
+		return "", fmt.Errorf("fetch a kernel: %w", err)
+	}
+	return f.Name(), nil
+}
+
+var dependsOn = regexp.MustCompile(`(?m)^Depends: (linux-image-[0-9][0-9a-z.+~-]*)`)
+
+// dependency returns the package that the current kernel is in, from what apt-cache
+// says about meta.
+func dependency(about []byte) (string, error) {
+	m := dependsOn.FindSubmatch(about)
+	if m == nil {
+		return "", fmt.Errorf("%w: apt does not say which kernel %s depends on: %s", ErrNoFetch, meta, alternative)
+	}
+	return string(m[1]), nil
+}
+
+// run runs a program and returns its output. Its error has the first line that it
+// complained with.
+func run(ctx context.Context, dir, program string, args ...string) ([]byte, error) {
+	var out, problem bytes.Buffer
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &problem
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		line, _, _ := strings.Cut(strings.TrimSpace(problem.String()), "\n")
+		return nil, fmt.Errorf("%s: %w: %s", program, err, line)
+	}
+	return out.Bytes(), nil
+}

@@ -1,0 +1,69 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
+)
+
+// Kernels returns a directory with a guest kernel: the newest in it is the one
+// of the package that ENCLAVE_TEST_KERNEL names, or of the one that Debian's
+// linux-image-cloud-amd64 leads to, fetched once. Without either t is skipped.
+func Kernels(t testing.TB) string {
+	t.Helper()
+	Need(t, "qemu")
+	dir, err := kernels(os.Getenv("ENCLAVE_TEST_KERNEL"))
+	if errors.Is(err, errNoPackages) {
+		t.Skipf("needs a guest kernel: %v; or set ENCLAVE_TEST_KERNEL to a linux-image package", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+var errNoPackages = errors.New("apt-get fetches none")
+
+func kernels(deb string) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "enclave-test-kernels")
+	if deb != "" {
+		dir = filepath.Join(dir, filepath.Base(deb))
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	unlock, err := lock(filepath.Join(dir, ".test.lock"))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if deb == "" {
+		if _, err := kernel.Newest(dir); err == nil {
+			return dir, nil
+		}
+		if deb, err = kernel.Fetch(context.Background(), dir, nil); err != nil {
+			return "", fmt.Errorf("%w: %w", errNoPackages, err)
+		}
+		defer os.Remove(deb)
+	}
+	f, err := os.Open(deb)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	_, err = kernel.Import(context.Background(), dir, f, info.Size())
+	return dir, err
+}

@@ -50,6 +50,8 @@ var table = map[string][]string{
 	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock"},
 	// The kernels of machines. It knows no machine: it reads packages.
 	"internal/backend/microvm/kernel": {},
+	// The virtio socket of a guest under QEMU: it knows nothing of what runs in it.
+	"internal/backend/microvm/vsock": {},
 	// What the backends that run sandboxes on this host share: the enforcement of
 	// limits by the host's counters, and the files of a sandbox.
 	"internal/watch": {"internal/backend", "internal/cgroup"},

@@ -50,8 +50,20 @@ type conn struct {
 	starved           bool // the guest has been asked for room
 }
 
-// credit is how many bytes the guest has room for. A guest that claims to have
-// taken more than it was sent gets nothing.
+// trust notes what the guest says of its room. What it has taken only grows, up
+// to what it was sent: a count outside of that is a lie, or of a packet that was
+// overtaken by a later one, and is passed over.
+func (c *conn) trust(h header) {
+	c.room = h.bufAlloc
+	if h.fwdCnt-c.taken <= c.sent-c.taken {
+		c.taken = h.fwdCnt
+	}
+	if c.credit() > 0 {
+		c.starved = false
+	}
+}
+
+// credit is how many bytes the guest has room for.
 func (c *conn) credit() uint32 {
 	if flying := c.sent - c.taken; flying < c.room {
 		return c.room - flying
@@ -165,10 +177,7 @@ func (d *Device) refuse(at address, h header) {
 // take does what a packet on an open connection says. One that makes no sense
 // there ends the connection.
 func (d *Device) take(c *conn, h header, payload [][]byte) {
-	c.room, c.taken = h.bufAlloc, h.fwdCnt
-	if c.credit() > 0 {
-		c.starved = false
-	}
+	c.trust(h)
 	switch {
 	case h.op == opReset:
 		d.drop(c)

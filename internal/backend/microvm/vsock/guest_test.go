@@ -158,8 +158,11 @@ func (s *stream) Read(p []byte) (int, error) {
 	n := copy(p, s.in)
 	s.in = s.in[:copy(s.in, s.in[n:])]
 	s.read += uint32(n)
+	var h header
 	update := s.read-s.told > s.g.buffered/2 && !s.reset
-	h := s.header(opCreditUpdate)
+	if update {
+		h = s.header(opCreditUpdate)
+	}
 	s.g.mu.Unlock()
 	if update {
 		s.g.send(h, nil)

@@ -76,7 +76,7 @@ func (d *Device) connect(at address, h header) {
 		d.refuse(at, h)
 		return
 	}
-	c.room, c.taken = h.bufAlloc, h.fwdCnt
+	c.trust(h)
 	d.owe(c, dueResponse)
 }
 

@@ -156,10 +156,11 @@ func (p *program) imageList() *cobra.Command {
 					Platform string   `json:"platform"`
 					Created  string   `json:"created"`
 					Unpacked bool     `json:"unpacked"`
+					Disk     int64    `json:"diskBytes"`
 				}
 				items := []item{}
 				for _, i := range infos {
-					items = append(items, item{i.Digest, i.Names, i.Size, i.Platform, i.Created.UTC().Format("2006-01-02T15:04:05Z"), i.Unpacked})
+					items = append(items, item{i.Digest, i.Names, i.Size, i.Platform, i.Created.UTC().Format("2006-01-02T15:04:05Z"), i.Unpacked, i.Disk})
 				}
 				return printJSON(p.out, map[string]any{"items": items})
 			}

@@ -50,6 +50,8 @@ func refuse(format string, args ...any) error {
 //	oci-layout, index.json, blobs/  an OCI image layout
 //	rootfs/<hex>/                   the image of that manifest digest, unpacked
 //	rootfs/<hex>.json               the mark that it is complete
+//	rootfs/<hex>.erofs              the same tree as a disk, if one was asked for
+//	rootfs/<hex>.erofs.json         the mark that it is complete, with its digest
 //	tmp/                            work of the process that holds .lock
 type Store struct {
 	dir    string
@@ -112,6 +114,7 @@ type Info struct {
 	Platform string   // "linux/amd64"
 	Created  time.Time
 	Unpacked bool
+	Disk     int64 // bytes of its disk; 0: it has none
 }
 
 // refName is where the OCI image layout keeps the name of an image.
@@ -143,6 +146,9 @@ func (s *Store) List() ([]Info, error) {
 		}
 		for _, l := range m.Layers {
 			i.Size += l.Size
+		}
+		if mark, ok := s.diskMark(digest); ok {
+			i.Disk = mark.Size
 		}
 		byDigest[digest] = i
 	}
@@ -234,7 +240,7 @@ func (s *Store) collect(index *v1.IndexManifest) error {
 			return fmt.Errorf("collect garbage: %w", err)
 		}
 		for _, e := range entries {
-			if keep[strings.TrimSuffix(e.Name(), ".json")] {
+			if hex, _, _ := strings.Cut(e.Name(), "."); keep[hex] {
 				continue
 			}
 			if err := removeTree(filepath.Join(s.dir, dir, e.Name())); err != nil {

@@ -8,8 +8,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// Verify reads every blob of an image again and compares its digest. The tree that
-// it was unpacked to has none to compare.
+// Verify reads every blob of an image again, and its disk if it has one, and
+// compares their digests. The tree that it was unpacked to has none to compare.
 func (s *Store) Verify(ctx context.Context, nameOrDigest string) error {
 	digest, err := s.Resolve(nameOrDigest)
 	if err != nil {
@@ -23,6 +23,9 @@ func (s *Store) Verify(ctx context.Context, nameOrDigest string) error {
 		if err := s.verifyBlob(ctx, l.Digest); err != nil {
 			return fmt.Errorf("verify image %s: %w", digest, err)
 		}
+	}
+	if _, err := s.checkDisk(ctx, digest, true); err != nil {
+		return fmt.Errorf("verify image %s: %w", digest, err)
 	}
 	return nil
 }

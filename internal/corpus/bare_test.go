@@ -48,6 +48,13 @@ type bare struct {
 	plant func(r *run, root string) error
 	// inherit are open directories that a careless runtime leaves to the code.
 	inherit func(r *run) string
+	// network is the host's; else one without links.
+	network bool
+	// companion is a program of the host that runs beside the code, and ends.
+	companion bool
+	// look is what a careless host does with a held victim, whose root directory
+	// is root.
+	look func(r *run, root string) error
 	// stand are kernel settings for which a file stands in.
 	stand []string
 	limit time.Duration // 0 is 30 s
@@ -85,8 +92,13 @@ for s in $STAND; do
   f=$SCRATCH/stand/$(echo $s | tr / _); echo untouched > $f; chmod 666 $f
   if [ -e .$s ]; then mount --bind $f .$s; fi
 done
-cd /
-exec chroot --userspec=$USERSPEC $SCRATCH/root "$@"
+if [ -n "$COMPANION" ]; then $COMPANION 1 & fi
+if [ -n "$IMAGE" ]; then exec chroot --userspec=$USERSPEC $SCRATCH/root "$@"; fi
+# Not by chroot: the kernel refuses user namespaces to who is in one.
+mkdir -p .old
+pivot_root . .old
+umount -l .old
+exec chroot --userspec=$USERSPEC / "$@"
 `
 
 // execute runs r's code where nothing contains it, and looks at what it did.
@@ -108,8 +120,7 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 	if err != nil {
 		return err
 	}
-	name := "bare-" + random()[:12]
-	group, err := tree.Group("enclave-corpus", name)
+	group, err := tree.Group("enclave-corpus", "bare-"+random()[:12])
 	if err != nil {
 		return err
 	}
@@ -151,8 +162,20 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 	set("USERSPEC", fmt.Sprintf("%d:%d", b.user, b.user))
 	set("FLAGDIR", filepath.Dir(r.flagPath))
 	set("HOSTPROC", map[bool]string{true: "1"}[b.hostProc])
+	set("IMAGE", map[bool]string{true: "1"}[b.image])
 	set("CGROUPS", map[bool]string{true: "1"}[b.cgroups])
-	flags := syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET
+	companion := filepath.Join(scratch, "companion")
+	if b.companion {
+		if err := copyProgram("sleep", companion); err != nil {
+			return err
+		}
+		set("COMPANION", companion)
+	}
+	companionWas := inode(companion)
+	flags := syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS
+	if !b.network {
+		flags |= syscall.CLONE_NEWNET
+	}
 	if !b.hostProc {
 		flags |= syscall.CLONE_NEWPID
 	}
@@ -184,11 +207,19 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 		if r.marks, err = marks(r.nonce, inside(r.tasks)); err != nil {
 			return err
 		}
+		if b.look != nil && len(r.tasks) > 0 {
+			if err := b.look(r, fmt.Sprintf("/proc/%d/root", r.tasks[0].pid)); err != nil {
+				return err
+			}
+		}
 		if err := group.Kill(ctx); err != nil {
 			return err
 		}
 		<-done
-	case <-done: // however it ended: the host is the witness
+	case err := <-done: // however it ended: the host is the witness
+		if e := (*exec.ExitError)(nil); errors.As(err, &e) {
+			r.signal = e.Sys().(syscall.WaitStatus).Signal()
+		}
 	}
 	r.result.Stdout, r.result.Stderr = out.String(), problem.String()
 	r.surfaces = append(r.surfaces, surface{"standard output", []byte(out.String())}, surface{"standard error", problem.Bytes()})
@@ -207,6 +238,9 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 		}
 	}
 	r.changed = append(r.changed, r.flagChanged()...)
+	if now := inode(companion); now != companionWas {
+		r.changed = append(r.changed, "a program of the host was written")
+	}
 	for _, s := range b.stand {
 		got, err := os.ReadFile(filepath.Join(scratch, "stand", strings.ReplaceAll(s, "/", "_")))
 		if err == nil && string(got) != "untouched\n" {
@@ -214,6 +248,19 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 		}
 	}
 	return nil
+}
+
+// copyProgram copies a program of this host to path.
+func copyProgram(name, path string) error {
+	from, err := exec.LookPath(name)
+	if err != nil {
+		return err
+	}
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, b, 0o755))
 }
 
 // treeOf returns what is in a directory but for directories.

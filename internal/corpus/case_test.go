@@ -65,6 +65,11 @@ type attack struct {
 	receipts int
 	// held attacks say $HELD and wait: the host looks at the sandbox, then ends it.
 	held bool
+	// onceEnd leaves a held attack to end by itself after the look.
+	onceEnd bool
+	// during is done beside the attack, such as what a neighbour does; what it
+	// finds broken it adds with r.find. It returns by itself.
+	during func(ctx context.Context, r *run)
 	// prepare makes ready what the attack needs of the host, in a control too. It
 	// registers what undoes it with r.after.
 	prepare func(r *run) error

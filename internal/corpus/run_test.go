@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/enclave-run/enclave"
@@ -45,8 +47,16 @@ type run struct {
 	sick          error  // what the control plane answers with, once it is over
 	infra         error  // why the harness or the platform could not go on
 
+	mu       sync.Mutex
+	findings []finding // what prepare, during and look have seen broken
+
+	sums   map[string]string // of programs, before
+	vars   []string          // what else code has, and what it stands for
+	signal syscall.Signal    // that ended a bare control
 	undo   []func()
 	proofs []string // what was looked at, in words
+
+	declared string // what this backend is known not to keep, and says so
 }
 
 // A surface is where something public was read.
@@ -69,7 +79,8 @@ func newRun(a *attack, w *world, on string) (*run, error) {
 	}
 	r.cleanup(func() { os.RemoveAll(dir) })
 	r.flagPath = filepath.Join(dir, "flag")
-	return r, os.Chmod(dir, 0o755)
+	// The file is there, and empty: its number is known before its content.
+	return r, errors.Join(os.Chmod(dir, 0o755), os.WriteFile(r.flagPath, nil, 0o644))
 }
 
 func random() string {
@@ -86,11 +97,18 @@ func (r *run) close() {
 		r.undo[i]()
 	}
 	r.undo = nil
+	if len(r.nonce) < 32 {
+		return
+	}
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/*" + r.nonce + "*") // those that an attack made
+	for _, g := range groups {
+		os.Remove(g)
+	}
 }
 
 // fill puts this run's marks into code.
 func (r *run) fill(code string) string {
-	return strings.NewReplacer("$ARMED", r.receipt(), "$HELD", "HELD "+r.nonce, "$NONCE", r.nonce, "$FLAG", r.flagPath).Replace(code)
+	return strings.NewReplacer(append(r.vars, "$ARMED", r.receipt(), "$HELD", "HELD "+r.nonce, "$NONCE", r.nonce, "$FLAG", r.flagPath)...).Replace(code)
 }
 
 func (r *run) receipt() string { return "ARMED " + r.attack.id + " " + r.nonce }
@@ -183,6 +201,11 @@ func (r *run) execute(ctx context.Context, change func(*run, *enclave.SessionReq
 	if err != nil {
 		return fmt.Errorf("create the session: %w", err)
 	}
+	var beside sync.WaitGroup
+	if a.during != nil {
+		beside.Go(func() { a.during(ctx, r) })
+	}
+	defer beside.Wait()
 	if err := r.plant(); err != nil {
 		return err
 	}
@@ -204,6 +227,9 @@ func (r *run) execute(ctx context.Context, change func(*run, *enclave.SessionReq
 			r.tasks = tasksIn("/" + w.instance + "-")
 			if r.marks, err = marks(r.nonce, inside(r.tasks)); err != nil {
 				return err
+			}
+			if a.onceEnd {
+				continue
 			}
 			if err := h.Teardown(ctx); err != nil {
 				return fmt.Errorf("tear the held session down: %w", err)

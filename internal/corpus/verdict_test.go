@@ -40,9 +40,19 @@ func found(c class, format string, args ...any) finding {
 
 func (f finding) String() string { return string(f.class) + ": " + f.what }
 
+// find adds what was seen to be broken while r ran.
+func (r *run) find(c class, format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.findings = append(r.findings, found(c, format, args...))
+}
+
 // judge returns all that r broke. Nothing is CONTAINED.
 func (r *run) judge() []finding {
 	all := r.judgeAlways()
+	r.mu.Lock()
+	all = append(all, r.findings...)
+	r.mu.Unlock()
 	if r.attack.judge != nil && r.infra == nil {
 		all = append(all, r.attack.judge(r)...)
 	}
@@ -62,7 +72,11 @@ func (r *run) judgeAlways() []finding {
 			add(vacuous, "%d of %d receipts; it said %.300q, and %.300q", n, want, r.stdout(), r.result.StderrBytes())
 		}
 		if r.attack.held && !r.held && r.infra == nil {
-			add(vacuous, "it ended before the host could look: %.300q", r.result.StderrBytes())
+			exit := -1
+			if r.result.ExitCode != nil {
+				exit = *r.result.ExitCode
+			}
+			add(vacuous, "it ended as %s %s, status %d, before the host could look: %.300q", r.session.Outcome, r.session.KillReason, exit, r.result.StderrBytes())
 		}
 	}
 	// READ: the flag, the canary, the key of the API, in any common encoding.

@@ -66,6 +66,7 @@ type world struct {
 	client   *enclave.Client
 	sinks    *sinks
 	log      *record
+	usual    []task // the processes of a sandbox that waits; see waiting
 }
 
 // canaryName is a variable of the control plane's environment that no sandbox may

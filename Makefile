@@ -56,8 +56,8 @@ image: build ## the sandbox image, if it is not there yet
 demo: image ## five hostile workloads in five real gVisor sandboxes; exits non-zero unless 6/6
 	bin/enclave demo adversarial --state $(STATE)
 
-demo-parity: image ## one workload on every real backend of this host; exits non-zero unless the verdicts are one
-	build/dockerd run bin/enclave demo backend-parity --state $(STATE)
+demo-parity: image ## one verdict on every real backend of this host, and a signed certificate of it; exits non-zero unless the verdicts are one
+	build/dockerd run sh -c 'bin/enclave demo backend-parity --state "$$0" && bin/enclave parity --state "$$0"' $(STATE)
 
 # Tests find the programs by the names that they have in an installation. These
 # are no symbolic links: a process has the name of what a link leads to.

@@ -124,6 +124,9 @@ func (p *program) parityTargets(c *demo.Config) error {
 		if err != nil {
 			return err
 		}
+		if len(urls) == 0 {
+			return errors.New("ENCLAVE_PARITY_BASE_URLS names no control plane: unset it, or set it to label=url,label=url")
+		}
 		known := map[string]string{}
 		for _, k := range keys {
 			known[k[0]] = k[1]
@@ -261,6 +264,12 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 		return err
 	})
 	inside := &demo.Inside{Vault: n.vault, Log: log.Bytes}
+	if inside.LogKey, err = publicKey(own); err != nil {
+		return nil, err
+	}
+	if inside.Versions, err = p.runtimeVersions(ctx, b.Backend, s.file("bin")); err != nil {
+		return nil, err
+	}
 	if b.Backend != simulatorBackend {
 		digest, err := images.Resolve(image.Default)
 		if err != nil {

@@ -126,7 +126,7 @@ log that can be checked offline.`,
 			root.AddCommand(c)
 		}
 	}
-	add("work", p.runCommand(), p.demoCommand())
+	add("work", p.runCommand(), p.demoCommand(), p.parityCommand())
 	add("look", p.sessionCommand(), p.auditCommand(), p.usageCommand(), p.webhookCommand(), p.versionCommand())
 	add("host", p.serveCommand(), p.doctorCommand(), p.imageCommand(), p.keyCommand(), p.tokenCommand(), p.benchCommand(), p.soakCommand(), p.uninstallCommand())
 	root.AddCommand(p.gatewayCommand())

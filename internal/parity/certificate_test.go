@@ -66,7 +66,7 @@ func (p *plane) run(w Workload, label string, change func([]audit.Event) []audit
 			p.t.Fatal(err)
 		}
 	}
-	v := must(w.want.canonical())
+	v := must(w.want.Canonical())
 	s := Session{Backend: label, ID: "s-" + p.kind + "-" + strconv.FormatInt(p.n+1, 10), Verdict: v}
 	var events []audit.Event
 	add := func(typ audit.Type, d audit.Data) { events = append(events, audit.Event{Type: typ, Data: d}) }

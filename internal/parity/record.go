@@ -83,7 +83,7 @@ func (r Record) Shape() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := r.Verdict.canonical()
+	v, err := r.Verdict.Canonical()
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +94,8 @@ func (r Record) Shape() ([]byte, error) {
 	return raw, nil
 }
 
-// canonical returns v with its result without white space, and null for none.
-func (v Verdict) canonical() (Verdict, error) {
+// Canonical returns v with its result without white space, and null for none.
+func (v Verdict) Canonical() (Verdict, error) {
 	if len(v.Result) == 0 {
 		v.Result = json.RawMessage("null")
 	}
@@ -137,10 +137,10 @@ func Compare(a, b Record) (string, error) {
 	}
 	x, _ := json.Marshal(a.Verdict)
 	y, _ := json.Marshal(b.Verdict)
-	if v, err := a.Verdict.canonical(); err == nil {
+	if v, err := a.Verdict.Canonical(); err == nil {
 		x, _ = json.Marshal(v)
 	}
-	if v, err := b.Verdict.canonical(); err == nil {
+	if v, err := b.Verdict.Canonical(); err == nil {
 		y, _ = json.Marshal(v)
 	}
 	if !bytes.Equal(x, y) {

@@ -119,6 +119,13 @@ while s.recv(1 << 16):
     pass
 `
 
+const leavePeer = `import socket
+s = socket.create_connection(("` + PeerHost + `", 8080))
+enclave.result(len(s.recv(1000)) > 0)
+`
+
+const talkOn = "import time\nn = 0\nwhile True:\n    n += 1\n    print(n, flush=True)\n    time.sleep(0.001)\n"
+
 const forkBomb = "import os\nwhile True:\n    os.fork()\n"
 
 const threads = "import threading, time\nfor _ in range(500):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n"
@@ -202,11 +209,14 @@ func Workloads() []Workload {
 		{"on-the-list", "an allowed host is reached by its name", true, allowed(readPeer, enclave.Limits{}, PeerHost), exited(0, `"`+PeerWord+`"`), []string{
 			"allowed tcp " + PeerHost + " 80 allowed 1",
 		}},
+		{"left-early", "a stream without end from an allowed host, left after its beginning", true, allowed(leavePeer, enclave.Limits{}, PeerHost+":8080"), exited(0, "true"), []string{
+			"allowed tcp " + PeerHost + " 8080 allowed 1",
+		}},
 		{"limit-pids", "a fork bomb", false, limited(forkBomb, enclave.Limits{PidsLimit: 64}), dead("pids_exceeded"), nil},
 		{"limit-threads", "five hundred threads", false, limited(threads, enclave.Limits{PidsLimit: 64}), dead("pids_exceeded"), nil},
 		{"limit-memory", "memory without end", false, limited(eatMemory, enclave.Limits{MemoryMB: 128}), dead("memory_exceeded"), nil},
 		{"limit-cpu", "a loop", false, limited("while True:\n    pass\n", enclave.Limits{CPUSeconds: 1}), dead("cpu_exceeded"), nil},
-		{"limit-wall", "a sleeper", false, limited("import time\ntime.sleep(600)\n", enclave.Limits{WallSeconds: 1}), dead("wall_clock_exceeded"), nil},
+		{"limit-wall", "a program that counts and sleeps", false, limited(talkOn, enclave.Limits{WallSeconds: 1}), dead("wall_clock_exceeded"), nil},
 		{"limit-disk", "a file without end", false, limited(fillDisk, enclave.Limits{DiskMB: 32}), dead("disk_exceeded"), nil},
 		{"limit-output", "output without end", false, limited(writeForEver, enclave.Limits{OutputBytes: 100_000}), full, nil},
 		{"limit-egress", "traffic without end from an allowed host", true, allowed(drainPeer, enclave.Limits{EgressBytes: 1_000_000}, PeerHost+":8080"), dead("egress_exceeded"), []string{
@@ -228,11 +238,11 @@ func Workloads() []Workload {
 
 // Judge returns what of a record is not as w must come to, in words, or "".
 func (w Workload) Judge(r Record) (string, error) {
-	want, err := w.want.canonical()
+	want, err := w.want.Canonical()
 	if err != nil {
 		return "", err
 	}
-	got, err := r.Verdict.canonical()
+	got, err := r.Verdict.Canonical()
 	if err != nil {
 		return "", err
 	}

@@ -305,6 +305,56 @@ func TestParityIsShownInTheWordsOfTheSpecification(t *testing.T) {
 	}
 }
 
+// The number of kernels in the banner is the real one, and the third is judged
+// as the first two are.
+func TestThreeKernelsAreCountedAndCompared(t *testing.T) {
+	var out bytes.Buffer
+	planes := []*fakePlane{newFake(t, "gvisor"), newFake(t, "docker"), newFake(t, "qemu")}
+	if err := Parity(t.Context(), config(t, &out, planes...)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"▣ Enclave — Same workload. Three kernels. One verdict.", "backends: gvisor, docker, qemu", "│ backend: qemu\n",
+		"the host's own kernel: not a security boundary", "software emulation: for development and tests", "✓ all 3 backend(s) produced ONE identical verdict:", "proven across 3 backend(s)",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("not shown: %q", want)
+		}
+	}
+	if n := strings.Count(out.String(), "not a security boundary"); n != 1 {
+		t.Errorf("%d tiles say that they are no boundary:\n%s", n, out.Bytes())
+	}
+	out.Reset()
+	planes[2].spoil[attackerHost] = func(s *fakeSession) {
+		s.events[3].Data = json.RawMessage(strings.Replace(string(s.events[3].Data), `"count":1`, `"count":2`, 1))
+	}
+	c := config(t, &out, planes...)
+	var failed *Failed
+	if err := Parity(t.Context(), c); !errors.As(err, &failed) {
+		t.Fatalf("the demo passed: %v\n%s", err, out.Bytes())
+	}
+	for _, want := range []string{"✗ verdicts were not identical across backends.", "backends disagreed — 2 distinct verdict shapes across 3 backends"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("not shown: %q:\n%s", want, out.Bytes())
+		}
+	}
+	raw, err := os.ReadFile(filepath.Join(c.Evidence, "backend-parity-report.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rep parityReport
+	if err := json.Unmarshal(raw, &rep); err != nil {
+		t.Fatal(err)
+	}
+	if s := rep.Summary; s.Passed || s.Parity || s.BackendCount != 3 || s.DistinctVerdictShapes != 2 || len(rep.Backends) != 3 {
+		t.Errorf("the report says %+v", s)
+	}
+	why := strings.Join(rep.Summary.Failures, "\n")
+	if !strings.Contains(why, "count of event 4, egress_denied, is 1 on gvisor and 2 on qemu") {
+		t.Errorf("the report does not say what differs: %s", why)
+	}
+}
+
 func TestParityIsRedWhenOneBackendDiffers(t *testing.T) {
 	for name, tc := range map[string]struct {
 		spoil func(*fakeSession)

@@ -111,6 +111,7 @@ func (f *fakePlane) run(req enclave.SessionRequest) *fakeSession {
 	}
 	event("session_created", `{"caller":"k","language":"python","requestHash":"h"}`)
 	isolation := map[string]string{"gvisor": "userspace_kernel", "docker": "shared_kernel", "firecracker": "microvm", "qemu": "emulated"}[f.backend]
+	s.s.Isolation = isolation
 	event("sandbox_started", `{"backend":"`+f.backend+`","isolation":"`+isolation+`"}`)
 	deny := func(host, protocol string) {
 		event("egress_denied", fmt.Sprintf(`{"host":%q,"protocol":%q,"reason":"not_allowed","count":1}`, host, protocol))

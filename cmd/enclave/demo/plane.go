@@ -78,6 +78,9 @@ type Inside struct {
 	Vault  *secret.Vault // of the process that serves
 	Log    func() []byte // all that the server has logged
 	Rootfs string        // the unpacked image, or "" if there is none
+	LogKey string        // the public key of its log
+	// Versions are those of what isolates, by its name.
+	Versions map[string]string
 }
 
 // Modelled is the backend that executes nothing.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/enclave-run/enclave"
 )
@@ -27,15 +28,39 @@ type surface struct {
 	raw  []byte
 }
 
+// reclaimTime bounds the teardown of a session that nobody follows any more.
+const reclaimTime = 10 * time.Second
+
 // watch runs a request to its end and reads everything public about it.
 func watch(ctx context.Context, p *Plane, req enclave.SessionRequest) (seen, error) {
 	h, err := p.Client.Run(ctx, req)
 	if err != nil {
 		return seen{}, err
 	}
+	return follow(ctx, p, h)
+}
+
+// watchBytes is watch of a request that is sent byte for byte.
+func watchBytes(ctx context.Context, p *Plane, body []byte) (seen, error) {
+	h, err := p.submit(ctx, body)
+	if err != nil {
+		return seen{}, err
+	}
+	return follow(ctx, p, h)
+}
+
+// follow reads everything public about a session, to its end. If it can't, the
+// session is torn down.
+func follow(ctx context.Context, p *Plane, h *enclave.Handle) (s seen, err error) {
+	defer func() {
+		if err != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reclaimTime)
+			defer cancel()
+			_ = h.Teardown(ctx) // what a booted control plane leaves is removed with it
+		}
+	}()
 	during := make(chan error, 1)
 	go func() { during <- answers(ctx, p) }()
-	var s seen
 	if s.result, err = h.Result(ctx); err != nil {
 		return seen{}, err
 	}

@@ -10,10 +10,13 @@ var numbers = [...]string{"No", "One", "Two", "Three", "Four", "Five", "Six", "S
 
 // kernels returns how many kernels were compared, in words.
 func kernels(r parityReport) string {
-	n := r.Summary.BackendCount
 	if r.Summary.Mode == modeSimulator {
 		return "No kernels, two models."
 	}
+	return kernelsOf(r.Summary.BackendCount)
+}
+
+func kernelsOf(n int) string {
 	word := fmt.Sprint(n)
 	if n < len(numbers) {
 		word = numbers[n]
@@ -71,8 +74,8 @@ func (s *screen) tile(t target) {
 	s.line("┌", edge, "┐")
 	s.line(Visible("│ backend: " + t.Label))
 	s.line(Visible("│ " + t.BaseURL))
-	if t.shared {
-		s.line("│ ", s.paint(dim, "the host's own kernel: not a security boundary"))
+	if t.note != "" {
+		s.line("│ ", s.paint(dim, t.note))
 	}
 	s.line("├", edge, "┤")
 	if t.Verdict.EgressDenied {

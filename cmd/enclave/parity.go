@@ -1,0 +1,270 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/store"
+)
+
+func (p *program) parityCommand() *cobra.Command {
+	var evidence string
+	var logKeys, only []string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "parity",
+		Short: "Certify that the same requests have one verdict on every backend",
+		Long: `Parity sends the same bytes to every backend: clean and hostile workloads, each
+limit, allowed and refused egress, odd ends. It compares what each recorded, and
+writes a certificate that anyone can check offline with the key of this host's
+log: evidence/parity-certificate.json, and .md for people. It exits 1, and leaves
+no certificate, unless every verdict is the one it must be, and the same on all.
+
+Every real backend of this host is booted, on a state directory of its own. Or
+ENCLAVE_PARITY_BASE_URLS (label=url,label=url) names control planes that run
+already, with keys in ENCLAVE_PARITY_API_KEYS (label=key,...); the key of each
+one's log must then be given with --log-key, and come from its machine.`,
+		Example: `  sudo enclave parity
+  sudo enclave parity --only limit-pids --only limit-memory
+  sudo enclave audit key > log.vkey
+  enclave parity verify evidence/parity-certificate.json --key log.vkey
+  ENCLAVE_PARITY_BASE_URLS=a=http://10.0.0.1:8090,b=http://10.0.0.2:8090 \
+    enclave parity --log-key a=a.vkey --log-key b=b.vkey`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.certify(cmd.Context(), evidence, logKeys, only, asJSON)
+		},
+	}
+	c.Flags().StringVar(&evidence, "evidence", "evidence", "`DIR`ectory for the certificate")
+	c.Flags().StringArrayVar(&logKeys, "log-key", nil, "`LABEL=KEY` of a remote control plane's log, or a file with it; may be repeated (ENCLAVE_PARITY_LOG_KEYS, with commas)")
+	c.Flags().StringArrayVar(&only, "only", nil, "run this `WORKLOAD` and certify nothing; may be repeated")
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON, and what is shown on stderr")
+	var names []string
+	for _, w := range parity.Workloads() {
+		names = append(names, cobra.CompletionWithDesc(w.Name, w.Asks))
+	}
+	_ = c.RegisterFlagCompletionFunc("only", completeWords(names...)) // fails for a flag that is not there
+	c.AddCommand(p.parityVerify())
+	return c
+}
+
+// certify makes a certificate.
+func (p *program) certify(ctx context.Context, evidence string, logKeys, only []string, asJSON bool) error {
+	switch booted := p.env("ENCLAVE_PARITY_BASE_URLS") == ""; {
+	case booted && p.opts.remote():
+		return errors.New("a certificate takes two control planes: name them in ENCLAVE_PARITY_BASE_URLS (label=url,label=url), or unset ENCLAVE_BASE_URL to boot this host's own")
+	case booted && p.opts.Backend != autoBackend:
+		return fmt.Errorf("a certificate takes every backend of this host: leave out --backend %s, and unset ENCLAVE_BACKEND", p.opts.Backend)
+	}
+	keys, err := p.logKeys(logKeys)
+	if err != nil {
+		return err
+	}
+	// The certificate is of the log that this host goes on with: those of the
+	// control planes that are booted for it are gone when it is read.
+	s, err := openState(p.opts.State)
+	if err != nil {
+		return err
+	}
+	signer, err := p.certifier(ctx, s)
+	if err != nil {
+		return err
+	}
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return fmt.Errorf("read the kernel's release: %w", err)
+	}
+	n := demo.Notary{
+		Version: version, Signer: signer, LogKeys: keys, Only: only,
+		Host: parity.Host{Kernel: strings.TrimSpace(string(kernel)), Arch: runtime.GOARCH},
+	}
+	return p.demo(ctx, evidence, func(ctx context.Context, c demo.Config) error {
+		if asJSON {
+			c.Out, c.Color = p.err, false
+		}
+		out, err := demo.Certify(ctx, c, n)
+		if asJSON {
+			var failed *demo.Failed
+			if err != nil && !errors.As(err, &failed) {
+				return err
+			}
+			return errors.Join(printJSON(p.out, out), err)
+		}
+		if err == nil && out.Certificate != "" {
+			_, err = fmt.Fprintf(p.out, "signed with the key %s\ncheck it with: enclave parity verify %s --key KEY\n", out.Key, visible(out.Certificate))
+		}
+		return err
+	}, p.parityTargets)
+}
+
+// logKeys reads LABEL=KEY, of flags or else of the environment. A KEY may be a
+// file.
+func (p *program) logKeys(flags []string) (map[string]string, error) {
+	name, list := "--log-key", strings.Join(flags, ",")
+	if list == "" {
+		name, list = "ENCLAVE_PARITY_LOG_KEYS", p.env("ENCLAVE_PARITY_LOG_KEYS")
+	}
+	pairs, err := labelled(name, list)
+	if err != nil {
+		return nil, err
+	}
+	keys := map[string]string{}
+	for _, kv := range pairs {
+		if keys[kv[0]], err = readKey(kv[1]); err != nil {
+			return nil, fmt.Errorf("%s of %s: %w", name, kv[0], err)
+		}
+	}
+	return keys, nil
+}
+
+// certifier returns the signer of the log of s, beside a server that may be
+// running. If there is no log yet, one is begun.
+func (p *program) certifier(ctx context.Context, s *stateDir) (*audit.Signer, error) {
+	if _, err := os.Lstat(s.file("db", nextKey)); !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("a rotation of the log's key in %s is not finished: the next `enclave run` finishes it", s.path), err)
+	}
+	if _, err := os.Lstat(s.file("db", auditKey)); err == nil {
+		return loadSigner(s)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, unwritable(s.path, err)
+	}
+	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
+	defer cancel()
+	locked, err := s.lock(wait, modeCommand)
+	if err != nil {
+		return nil, err
+	}
+	defer locked.unlock()
+	st, closeStore, err := openStore(ctx, s, "", store.Options{Now: p.now})
+	if err != nil {
+		return nil, err
+	}
+	signer, err := settleKey(ctx, s, st)
+	return signer, errors.Join(err, closeStore())
+}
+
+func (p *program) parityVerify() *cobra.Command {
+	var key string
+	var logKeys []string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "verify FILE",
+		Short: "Check a parity certificate against the key of the log that signed it",
+		Long: `Verify checks a certificate of parity offline: no server, no database. The key
+must come from where you trust it, not from the file: ` + "`enclave audit key`" + ` prints
+it on the host that made the certificate. A key that has taken its place since is
+another: keep the one of that time.
+
+The requests, every session's record as its control plane's log proves it, the
+verdicts and their comparison are all computed again, by this program's own list
+of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
+		Example: `  enclave parity verify evidence/parity-certificate.json --key log.vkey
+  enclave parity verify certificate.json --key log.vkey --log-key a=a.vkey --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			vkey, err := readKey(key)
+			if err != nil {
+				return err
+			}
+			pinned, err := p.logKeys(logKeys)
+			if err != nil {
+				return err
+			}
+			info, err := os.Stat(args[0])
+			if err != nil {
+				return err
+			}
+			if info.Size() > parity.MaxCertificate {
+				return &exit{statusFailed, fmt.Errorf("%s has more than %d bytes: it is no certificate", args[0], parity.MaxCertificate)}
+			}
+			raw, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			cert, properties := verifyCertificate(raw, vkey, pinned)
+			return p.showCertificate(cert, properties, asJSON)
+		},
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return []cobra.Completion{"json"}, cobra.ShellCompDirectiveFilterFileExt
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "the public key of the log that signed it, or a `FILE` with it")
+	_ = c.MarkFlagRequired("key")
+	c.Flags().StringArrayVar(&logKeys, "log-key", nil, "`LABEL=KEY` that a backend's log must have, or a file with it; may be repeated (ENCLAVE_PARITY_LOG_KEYS, with commas)")
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}
+
+// verifyCertificate returns what holds of a certificate, and the certificate if
+// it is signed.
+func verifyCertificate(raw []byte, vkey string, pinned map[string]string) (parity.Certificate, []property) {
+	cert, err := parity.Open(raw, vkey)
+	signed := property{"the file is a certificate in its one canonical form, signed by the key", err == nil, say(err)}
+	if err != nil {
+		return parity.Certificate{}, []property{signed}
+	}
+	err = cert.Check()
+	all := []property{signed, {"nothing is missing; each record is in its log, and the verdict is one", err == nil, say(err)}}
+	if len(pinned) == 0 {
+		return cert, all
+	}
+	var wrong []error
+	for _, label := range sortedKeys(pinned) {
+		found := false
+		for _, b := range cert.Backends {
+			found = found || b.Label == label && b.LogKey == pinned[label]
+		}
+		if !found {
+			wrong = append(wrong, fmt.Errorf("%s is not there, or its log has another key", label))
+		}
+	}
+	err = errors.Join(wrong...)
+	return cert, append(all, property{"the logs have the keys that were given", err == nil, say(err)})
+}
+
+func (p *program) showCertificate(c parity.Certificate, properties []property, asJSON bool) error {
+	all := true
+	for _, q := range properties {
+		all = all && q.Holds
+	}
+	notRun := []string{}
+	for _, w := range c.Workloads {
+		if w.NotRun != "" {
+			notRun = append(notRun, w.Name)
+		}
+	}
+	if asJSON {
+		if err := printJSON(p.out, map[string]any{
+			"verified": all, "properties": properties, "time": c.Time, "enclave": c.Enclave, "mode": c.Mode, "host": c.Host,
+			"backends": c.Backends, "workloads": len(c.Workloads), "notRun": notRun, "exceptions": c.Exceptions,
+		}); err != nil {
+			return err
+		}
+	} else if err := p.showVerified(properties, audit.Report{}); err != nil {
+		return err
+	} else if properties[0].Holds {
+		for _, b := range c.Backends {
+			if _, err := fmt.Fprintf(p.out, "backend %s: %s, %s, image %s, log %s\n", visible(b.Label), visible(b.Kind), visible(inWords(b.Isolation)), visible(b.Image), visible(b.LogKey)); err != nil {
+				return err
+			}
+		}
+		if _, err := fmt.Fprintf(p.out, "%s: %d workloads on %d backends, %d not run, %d exceptions, mode %s, Enclave %s, Linux %s on %s\n",
+			c.Time.Format("2006-01-02 15:04:05 UTC"), len(c.Workloads)-len(notRun), len(c.Backends), len(notRun), len(c.Exceptions), visible(c.Mode), visible(c.Enclave), visible(c.Host.Kernel), visible(c.Host.Arch)); err != nil {
+			return err
+		}
+	}
+	if !all {
+		return &exit{statusFailed, errors.New("the certificate does not verify")}
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"debug/buildinfo"
+	"errors"
+	"fmt"
+
+	"github.com/moby/moby/client"
+
+	"github.com/enclave-run/enclave/internal/backend/docker"
+)
+
+// runtimeVersions returns the versions of what isolates on a backend of this
+// host, by its name.
+func (p *program) runtimeVersions(ctx context.Context, backend, bin string) (map[string]string, error) {
+	switch backend {
+	case gvisorBackend:
+		return p.gvisorVersions(bin)
+	case dockerBackend:
+		return p.dockerVersions(ctx)
+	}
+	return map[string]string{}, nil
+}
+
+// gvisorVersions reads the version from the program: it is one of ours, built
+// from gVisor's module, and calls itself nothing.
+func (p *program) gvisorVersions(bin string) (map[string]string, error) {
+	progs, err := p.carrier.unpack(bin)
+	if err != nil {
+		return nil, err
+	}
+	info, err := buildinfo.ReadFile(progs.runsc)
+	if err != nil {
+		return nil, fmt.Errorf("read the version of %s: %w", progs.runsc, err)
+	}
+	for _, m := range info.Deps {
+		if m.Path == "gvisor.dev/gvisor" {
+			return map[string]string{"gvisor": m.Version}, nil
+		}
+	}
+	return nil, fmt.Errorf("%s is not built from gVisor's module", progs.runsc)
+}
+
+// dockerVersions are the daemon's, and those of what it says it is made of.
+func (p *program) dockerVersions(ctx context.Context) (_ map[string]string, err error) {
+	api, err := docker.Dial(ctx, p.opts.DockerHost)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, api.Close()) }()
+	v, err := api.ServerVersion(ctx, client.ServerVersionOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("ask the Docker daemon for its version: %w", err)
+	}
+	all := map[string]string{"docker": v.Version}
+	for _, c := range v.Components {
+		if c.Name != "Engine" {
+			all[c.Name] = c.Version
+		}
+	}
+	return all, nil
+}

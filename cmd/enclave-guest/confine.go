@@ -17,10 +17,12 @@ import (
 // confine gives up, on every thread and for ever, what the guest does not need
 // to run workloads. It returns nil only if the kernel confirms it.
 //
-// Afterwards the guest has no capability but to change its ids and to kill; what
-// it starts can gain none, and opens no socket of a family that passes by
+// Afterwards the guest has no capability but to change its ids, to kill and, in a
+// machine, to turn that off; what it starts can gain none, and opens no socket of a family that passes by
 // the sandbox's interface.
-func confine() error {
+//
+// keep are the capabilities of the guest itself that are left.
+func confine(keep uint32) error {
 	for c := 0; c <= unix.CAP_LAST_CAP; c++ {
 		// SETPCAP is what dropping from the bounding set takes, so it goes last.
 		// A backend may withhold it: without privileges to gain at exec, the
@@ -30,7 +32,7 @@ func confine() error {
 		}
 	}
 	dropBounding(unix.CAP_SETPCAP)
-	if err := dropCapabilities(); err != nil {
+	if err := dropCapabilities(keep); err != nil {
 		return err
 	}
 	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
@@ -49,7 +51,7 @@ func confine() error {
 	if err := keepDescriptors(); err != nil {
 		return err
 	}
-	return confirm()
+	return confirm(keep)
 }
 
 func dropBounding(c int) {
@@ -60,9 +62,12 @@ func dropBounding(c int) {
 
 // kept are the capabilities that the guest needs: to run workloads as another
 // user and to kill them.
-const kept = 1<<unix.CAP_KILL | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID
+const kept uint32 = 1<<unix.CAP_KILL | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID
 
-func dropCapabilities() error {
+// toRestart is what turning a machine off takes, at its end.
+const toRestart uint32 = 1 << unix.CAP_SYS_BOOT
+
+func dropCapabilities(keep uint32) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var have [2]unix.CapUserData
 	if err := unix.Capget(&header, &have[0]); err != nil {
@@ -71,9 +76,9 @@ func dropCapabilities() error {
 	if have[0].Permitted&kept != kept {
 		return errors.New("the backend withheld KILL, SETUID or SETGID")
 	}
-	keep := [2]unix.CapUserData{{Effective: kept, Permitted: kept}}
+	left := [2]unix.CapUserData{{Effective: keep, Permitted: keep}}
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET,
-		uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&keep[0])), 0); errno != 0 {
+		uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&left[0])), 0); errno != 0 {
 		return fmt.Errorf("drop capabilities: %w", errno)
 	}
 	return nil
@@ -200,7 +205,7 @@ func filterSockets() error {
 }
 
 // confirm asks the kernel whether what confine did is so.
-func confirm() error {
+func confirm(keep uint32) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var have [2]unix.CapUserData
 	if err := unix.Capget(&header, &have[0]); err != nil {
@@ -209,7 +214,7 @@ func confirm() error {
 	for i, d := range have {
 		allowed := uint32(0)
 		if i == 0 {
-			allowed = kept
+			allowed = keep
 		}
 		if (d.Effective|d.Permitted)&^allowed != 0 || d.Inheritable != 0 {
 			return errors.New("capabilities are left")

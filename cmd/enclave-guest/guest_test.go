@@ -22,6 +22,7 @@ func kernels() map[string]func(testing.TB) *sandbox {
 	return map[string]func(testing.TB) *sandbox{
 		"namespaces": func(t testing.TB) *sandbox { return newSandbox(t) },
 		"gvisor":     newGVisor,
+		"machine":    newMachine,
 	}
 }
 

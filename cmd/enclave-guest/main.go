@@ -30,7 +30,16 @@ func main() {
 	// The first thread is what others see as this process: it must keep its
 	// identity, which asUser changes on threads of its own.
 	runtime.LockOSThread()
-	if err := run(context.Background(), time.Now()); err != nil {
+	born := time.Now()
+	if inMachine() {
+		runMachine(context.Background(), born)
+		return
+	}
+	c, err := readConfig()
+	if err == nil {
+		err = run(context.Background(), born, c)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "enclave-guest:", err)
 		os.Exit(1)
 	}
@@ -38,18 +47,20 @@ func main() {
 
 // A config is what the backend said.
 type config struct {
-	address  string // of the core
-	uid, gid uint32 // of workloads; never 0
+	address  string   // of the core
+	self     string   // this program, as workloads see it
+	uid, gid uint32   // of workloads; never 0
+	machine  *machine // nil: the sandbox has no kernel of its own
 }
 
 func readConfig() (config, error) {
-	c := config{uid: 1000, gid: 1000}
+	self, err := os.Executable()
+	if err != nil {
+		return config{}, fmt.Errorf("find own file: %w", err)
+	}
+	c := config{self: self, uid: 1000, gid: 1000}
 	switch len(os.Args) {
 	case 1:
-		self, err := os.Executable()
-		if err != nil {
-			return config{}, fmt.Errorf("find own directory: %w", err)
-		}
 		c.address = "unix:" + filepath.Join(filepath.Dir(self), wire.SockName)
 	case 2:
 		c.address = os.Args[1]
@@ -71,15 +82,11 @@ func readConfig() (config, error) {
 }
 
 // run is the guest's life. It returns nil only after Shutdown.
-func run(ctx context.Context, born time.Time) error {
+func run(ctx context.Context, born time.Time, c config) error {
 	// Killing everything but itself is what PID 1 does at the end of each
 	// workload. Anywhere else that would be the host's processes.
 	if os.Getpid() != 1 {
 		return errors.New("not started as PID 1 of a sandbox")
-	}
-	c, err := readConfig()
-	if err != nil {
-		return err
 	}
 	tun, ipv6, err := makeNetwork()
 	if err != nil {
@@ -93,20 +100,29 @@ func run(ctx context.Context, born time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := confine(); err != nil {
+	keep := kept
+	if c.machine != nil {
+		keep |= toRestart
+	}
+	if err := confine(keep); err != nil {
 		return err
 	}
 	syscall.Umask(0o022)
-	if err := makeRunDir(); err != nil {
+	if err := makeRunDir(c.self); err != nil {
 		return err
 	}
 
-	failed := make(chan error, 4)
+	failed := make(chan error, 5)
+	var workloads *group
+	if m := c.machine; m != nil {
+		workloads, m.counted = m.group, true
+		go func() { failed <- m.report() }()
+	}
 	pump := newPump(tun, packets)
 	go func() { failed <- pump.out() }()
 	go func() { failed <- pump.in() }()
 
-	table := newTable(c.uid, c.gid)
+	table := newTable(c.uid, c.gid, workloads)
 	go table.reap()
 	results, err := listenForResults(table)
 	if err != nil {
@@ -146,13 +162,9 @@ func run(ctx context.Context, born time.Time) error {
 }
 
 // makeRunDir fills the directory that workloads read and only the guest writes.
-func makeRunDir() error {
+func makeRunDir(self string) error {
 	if err := os.MkdirAll(filepath.Join(wire.RunDir, "bin"), 0o755); err != nil {
 		return fmt.Errorf("make the run directory: %w", err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find own file: %w", err)
 	}
 	if err := os.Symlink(self, filepath.Join(wire.RunDir, "bin", resultCommand)); err != nil {
 		return fmt.Errorf("make the result command: %w", err)

@@ -28,6 +28,7 @@ const (
 // A table is every process that the core started, and the reaper of all others.
 type table struct {
 	uid, gid uint32
+	group    *group // that processes are born in; nil: they have none of their own
 
 	mu      sync.Mutex // held across fork and across reaping, so no exit precedes its process
 	running map[int]*process
@@ -35,8 +36,8 @@ type table struct {
 	closed  bool   // nothing starts any more
 }
 
-func newTable(uid, gid uint32) *table {
-	return &table{uid: uid, gid: gid, running: map[int]*process{}}
+func newTable(uid, gid uint32, g *group) *table {
+	return &table{uid: uid, gid: gid, group: g, running: map[int]*process{}}
 }
 
 // A process is one that the core started. Its pid is its session and process
@@ -70,8 +71,16 @@ func (t *table) start(p *process, cmd *command) error {
 	if len(t.running) >= maxRunning {
 		return &wire.CallError{Code: wire.CodeOther, Detail: "too many processes at once"}
 	}
-	pid, err := syscall.ForkExec(cmd.path, cmd.argv, cmd.attr)
-	if err != nil {
+	pid := 0
+	fork := func() (err error) {
+		pid, err = syscall.ForkExec(cmd.path, cmd.argv, cmd.attr)
+		return err
+	}
+	start := fork
+	if t.group != nil {
+		start = func() error { return t.group.start(fork) }
+	}
+	if err := start(); err != nil {
 		return fmt.Errorf("start %s: %w", cmd.path, err)
 	}
 	t.last++

@@ -1,0 +1,268 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
+	"github.com/enclave-run/enclave/internal/backend/microvm/vsock"
+	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+// A testMachine is a guest in a machine under QEMU, and the host's side of it.
+type testMachine struct {
+	*sandbox
+	boot    net.Conn
+	console *bytes.Buffer // what the kernel and the guest said; complete once ended
+	born    time.Time
+
+	mu      sync.Mutex
+	reports []wire.Report
+	heard   chan struct{} // has a token after each report
+	closed  chan struct{} // the guest has closed the boot channel
+}
+
+// walls are those of the tests, unless one changes them.
+func walls() wire.Setup {
+	s := wire.Setup{
+		Version: wire.Version, Entropy: make([]byte, wire.EntropySize), Now: time.Now().UnixNano(), ID: "abcdefghij0123456789",
+		UID: 1000, GID: 1000, Pids: 96, Memory: 192 << 20, Disk: 64 << 20, Run: 12 << 20, Shm: 32 << 20,
+	}
+	_, _ = rand.Read(s.Entropy)
+	return s
+}
+
+// newMachine starts the guest in a machine, on the default image.
+func newMachine(t testing.TB) *sandbox { return startMachine(t, walls()).sandbox }
+
+// hostClock is how many thousand times a second the host's time stamp counter
+// counts: without KVM, a guest can't measure it.
+func hostClock(t testing.TB) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var mhz float64
+		if n, _ := fmt.Sscanf(line, "cpu MHz : %f", &mhz); n == 1 {
+			return int(mhz * 1000)
+		}
+	}
+	t.Fatal("/proc/cpuinfo has no cpu MHz")
+	return 0
+}
+
+// startMachine starts the guest with what setup says. The default image's disk is
+// its root.
+func startMachine(t testing.TB, setup wire.Setup) *testMachine {
+	t.Helper()
+	kernels := testenv.Kernels(t)
+	k, err := kernel.Newest(kernels)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest, err := buildGuest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	initrd, err := k.Initramfs(guestDir(), guest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	images, err := image.Open(filepath.Join(testenv.Image(t), "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := images.Resolve(image.Default)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk, err := images.Disk(digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	listen := func(name string) net.Listener {
+		l, err := net.Listen("unix", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l
+	}
+	front, core, boot := listen("front"), listen("v_1024"), listen("v_1025")
+	device, err := vsock.New(vsock.Config{GuestCID: 3, UDS: filepath.Join(dir, "v")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- device.Serve(ctx, front) }()
+
+	m := &testMachine{
+		sandbox: &sandbox{stderr: new(bytes.Buffer), ended: make(chan struct{})},
+		heard:   make(chan struct{}, 1), closed: make(chan struct{}),
+	}
+	m.console = m.stderr
+	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
+		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=ram",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "512M",
+		"-object", "memory-backend-memfd,id=ram,size=512M,share=on",
+		"-global", "virtio-mmio.force-legacy=false", "-serial", "stdio",
+		"-kernel", k.Vmlinux(), "-initrd", initrd,
+		"-append", fmt.Sprintf("console=ttyS0 8250.nr_uarts=1 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on rcupdate.rcu_expedited=1 no_timer_check tsc=reliable tsc_early_khz=%d %s", hostClock(t), os.Getenv("ENCLAVE_TEST_BOOT")),
+		"-drive", "if=none,id=drive,format=raw,read-only=on,file="+disk, "-device", "virtio-blk-device,drive=drive",
+		"-chardev", "socket,id=vsock,path="+filepath.Join(dir, "front"), "-device", "vhost-user-vsock-device,chardev=vsock")
+	cmd.Stdout, cmd.Stderr = m.console, m.console
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	m.born = time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = cmd.Wait()
+		m.code = cmd.ProcessState.ExitCode()
+		close(m.ended)
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-m.ended
+		cancel()
+		<-served
+		if m.packets != nil {
+			m.packets.Close()
+			m.Close()
+		}
+		if t.Failed() {
+			t.Logf("the console said: %s", m.console)
+		}
+	})
+	limit, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	go func() {
+		select {
+		case <-m.ended:
+			stop()
+		case <-limit.Done():
+		}
+	}()
+	fail := func(err error) {
+		t.Helper()
+		_ = cmd.Process.Kill()
+		<-m.ended
+		t.Fatalf("%v; the console said: %s", err, m.console)
+	}
+	unblock := context.AfterFunc(limit, func() { boot.Close() })
+	defer unblock()
+	if m.boot, err = boot.Accept(); err != nil {
+		fail(err)
+	}
+	t.Cleanup(func() { m.boot.Close() })
+	lines := wire.NewLineReader(m.boot)
+	var hello wire.Machine
+	if err := lines.Next(&hello); err != nil {
+		fail(err)
+	}
+	t.Logf("the guest said hello after %v", time.Since(m.born).Round(time.Millisecond))
+	if err := wire.SendLine(m.boot, setup); err != nil {
+		fail(err)
+	}
+	go m.hear(lines)
+	if m.packets, m.control, err = wire.Accept(limit, core); err != nil {
+		fail(err)
+	}
+	m.Client = wire.NewClient(m.control)
+	if m.sandbox.hello, err = m.Hello(limit); err != nil {
+		fail(err)
+	}
+	t.Logf("and was ready after %v", time.Since(m.born).Round(time.Millisecond))
+	return m
+}
+
+// hear keeps every report until the guest sends no more, or its last.
+func (m *testMachine) hear(lines *wire.LineReader) {
+	defer close(m.closed)
+	for {
+		var r wire.Report
+		if err := lines.Next(&r); err != nil {
+			return
+		}
+		m.mu.Lock()
+		m.reports = append(m.reports, r)
+		m.mu.Unlock()
+		select {
+		case m.heard <- struct{}{}:
+		default:
+		}
+		if r.Exit != nil {
+			m.boot.Close() // as a backend does
+			return
+		}
+	}
+}
+
+// await waits for a report that ok takes, and returns it.
+func (m *testMachine) await(t *testing.T, what string, ok func(wire.Report) bool) wire.Report {
+	t.Helper()
+	seen := 0
+	for {
+		m.mu.Lock()
+		news := m.reports[seen:]
+		seen = len(m.reports)
+		m.mu.Unlock()
+		for _, r := range news {
+			if ok(r) {
+				return r
+			}
+		}
+		select {
+		case <-m.heard:
+		case <-m.ended:
+			t.Fatalf("the machine ended before %s", what)
+		case <-t.Context().Done():
+			t.Fatalf("%s never came", what)
+		}
+	}
+}
+
+func (m *testMachine) last() wire.Report {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.reports) == 0 {
+		return wire.Report{}
+	}
+	return m.reports[len(m.reports)-1]
+}
+
+func TestMachineEndsInOrder(t *testing.T) {
+	m := startMachine(t, walls())
+	check(t, outcome{Stdout: "hi\n"}, m.bash(t, "echo hi"))
+	if err := m.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-m.closed
+	if r := m.last(); r.Exit == nil || *r.Exit != 0 {
+		t.Errorf("the last report is %+v", r)
+	}
+	<-m.ended
+	if m.code != 0 {
+		t.Errorf("QEMU exited with %d", m.code)
+	}
+}

@@ -3,7 +3,7 @@ SHELL   := /bin/bash
 .DEFAULT_GOAL := help
 .PRECIOUS: bin/guest-% bin/runsc-% bin/pack/%.zst
 .NOTPARALLEL:
-.PHONY: help setup build demo demo-parity test check check-carried crash race bench soak fuzz clean release image
+.PHONY: help setup build demo demo-parity test check check-carried crash race bench soak fuzz clean release image corpus kill-matrix
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    := -trimpath
@@ -14,6 +14,7 @@ GOSRC    := $(shell find . -name '*.go' -not -path './bin/*') go.mod go.sum
 TESTBIN  := $(CURDIR)/bin/test
 FUZZTIME ?= 10s
 CRASHTIME ?= 15m
+CORPUSTIME ?= 25m
 export CGO_ENABLED = 0
 
 help: ## list the targets
@@ -73,6 +74,19 @@ crash: setup ## kill the program at every failpoint and 1,000 random moments, fo
 	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK)
 	ENCLAVE_CRASH=full CRASHTIME=$(CRASHTIME) ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout $(CRASHTIME) -v ./cmd/enclave/crash -args -update
+
+CORPUS = go test -count=1 -v ./internal/corpus
+corpus: setup ## attack every backend of this host, for at most CORPUSTIME; exits non-zero unless all is contained; writes evidence
+	@./build/setup docker
+	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
+	@$(LINK)
+	ENCLAVE_CORPUS=full CORPUSTIME=$(CORPUSTIME) ENCLAVE_TEST_BIN=$(TESTBIN) $(CORPUS) -timeout 90m
+
+kill-matrix: setup ## switch one control of the product off after the other, and want the attacks on it red
+	@./build/setup docker
+	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
+	@$(LINK)
+	ENCLAVE_CORPUS=kill ENCLAVE_TEST_BIN=$(TESTBIN) $(CORPUS) -timeout 90m -run TestEveryControlThatIsOff
 
 RACY := . ./internal/audit ./internal/auth ./internal/control ./internal/gateway ./internal/httpapi ./internal/lab ./internal/observe ./internal/store ./internal/webhook ./internal/wire
 race: setup ## the packages with the most concurrency, under the race detector

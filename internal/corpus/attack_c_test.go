@@ -99,7 +99,7 @@ for p in glob.glob('/proc/[0-9]*/environ') + glob.glob('/proc/[0-9]*/cmdline') +
     try: print(p, open(p, 'rb').read()[:4000])
     except OSError as e: print(p, e.errno)
 `,
-		judge:   hostPaths,
+		judge:   environmentOfTheHost,
 		control: onBare(bare{}),
 	},
 	{
@@ -137,6 +137,7 @@ for p in (` + quoted(kernelFiles) + `'/sys/fs/cgroup/memory.max', '/sys/fs/cgrou
 	{
 		id:    "C11",
 		smoke: true,
+		held:  true, // a group below the sandbox's own goes with it
 		// By system calls: the image has no program called mount. Controllers that
 		// the host has mounted: another would leave a hierarchy behind in the control.
 		code: sc + `
@@ -159,6 +160,7 @@ os.wait()
 for d in ['/sys/fs/cgroup'] + ['/sys/fs/cgroup/' + n for n in ('memory', 'pids', 'freezer', 'unified', 'systemd')]:
     try: os.mkdir(d + '/$NONCE')
     except OSError as e: print(e)
+print('$HELD', flush=True); signal.pause()
 `,
 		control: onBare(bare{cgroups: true}),
 	},
@@ -196,7 +198,7 @@ for p in ('/$NONCE', '/usr/bin/python3', '/etc/passwd', '/etc/ld.so.preload', '/
     try: open(p, 'a').write('x'); print('WROTE', p)
     except OSError as e: print(p, e.errno)
 `,
-		judge:   nextSessionIsClean,
+		judge:   both(nothingWritten, nextSessionIsClean),
 		control: onBare(bare{image: true}),
 	},
 	{
@@ -288,6 +290,19 @@ func pathsIn(r *run, text string) (all []finding) {
 		if s != "" && strings.Contains(text, s) {
 			all = append(all, found(hostLeak, "the workload can read %s (%s)", what, s))
 		}
+	}
+	return all
+}
+
+// environmentOfTheHost is hostPaths, and the words with which the host was booted.
+func environmentOfTheHost(r *run) []finding {
+	all := hostPaths(r)
+	boot, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return []finding{found(infra, "%v", err)}
+	}
+	if boot = bytes.TrimSpace(boot); len(boot) > 0 && strings.Contains(r.stdout(), string(boot)) {
+		all = append(all, found(hostLeak, "the workload can read how the host was booted"))
 	}
 	return all
 }
@@ -398,6 +413,18 @@ func hostSockets(r *run) error {
 		r.cleanup(func() { l.Close(); serving.Wait() })
 	}
 	return nil
+}
+
+// nothingWritten finds a file that the workload says it could open for writing. On
+// Docker it would be one of a layer that goes with the container, but lies on the
+// host's disk, which nothing counts.
+func nothingWritten(r *run) (all []finding) {
+	for line := range strings.Lines(r.stdout()) {
+		if strings.HasPrefix(line, "WROTE ") {
+			all = append(all, found(escape, "a file of the image could be written: %s", strings.TrimSpace(line)))
+		}
+	}
+	return all
 }
 
 // nextSessionIsClean looks for what the attack would have left in the image.

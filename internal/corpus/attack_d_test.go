@@ -315,7 +315,13 @@ func privileges(r *run) (all []finding) {
 			may[t.shape()] = true
 		}
 	}
+	own, _ := os.Readlink("/proc/self/ns/user")
 	for _, t := range r.tasks {
+		// Whatever a waiting sandbox has: of the processes among the host's own users
+		// only the guest is more than a user without capabilities.
+		if !r.bare && t.userNS == own && t.program() != "/.enclave/enclave-guest" && (t.uid == 0 || strings.Trim(t.caps, "0") != "" || !t.noNewPrivs) {
+			all = append(all, found(escape, "process %d (%.40s) of the sandbox is %s", t.pid, t.cmd, t.shape()))
+		}
 		if s := t.shape(); !may[s] {
 			all = append(all, found(escape, "process %d (%.40s) of the sandbox is %s", t.pid, t.cmd, s))
 		}

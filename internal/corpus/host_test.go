@@ -67,10 +67,7 @@ func look(w *world) (facts, error) {
 			programs = append(programs, p)
 		}
 	}
-	for _, root := range []string{w.rootfs, filepath.Join(w.rootfs, "etc"), filepath.Join(w.rootfs, "usr/bin"), filepath.Join(w.rootfs, "usr/lib")} {
-		programs = append(programs, root)
-	}
-	for _, name := range []string{"etc/passwd", "etc/shadow", "usr/bin/python3", "usr/bin/bash", "usr/bin/env"} {
+	for _, name := range []string{"", "etc", "usr/bin", "usr/lib", "etc/passwd", "etc/shadow", "usr/bin/python3", "usr/bin/bash", "usr/bin/env"} {
 		programs = append(programs, filepath.Join(w.rootfs, name))
 	}
 	for _, p := range programs {

@@ -100,9 +100,11 @@ func (r *run) close() {
 	if len(r.nonce) < 32 {
 		return
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/*" + r.nonce + "*") // those that an attack made
-	for _, g := range groups {
-		os.Remove(g)
+	for _, form := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} { // what an attack made
+		groups, _ := filepath.Glob(form + r.nonce)
+		for _, g := range groups {
+			os.Remove(g)
+		}
 	}
 }
 

@@ -115,9 +115,8 @@ func (r *run) judgeAlways() []finding {
 	}
 	if r.infra == nil && r.attack.drive == nil {
 		if r.session.KillReason == "backend_lost" {
-			add(infra, "the backend lost the sandbox: %.300q", r.surfaces[0].raw)
-		}
-		if err := literalOrder(r.events); err != nil {
+			add(infra, "the backend lost the sandbox: %.600q", r.surfaces[len(r.surfaces)-1].raw)
+		} else if err := literalOrder(r.events); err != nil {
 			add(auditBreak, "%v", err)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/lab"
 	"github.com/enclave-run/enclave/internal/testenv"
@@ -52,7 +53,13 @@ var kernels = []kernel{
 		}
 		return b
 	}},
+	// It executes nothing: what it is asked here is that its model agrees.
+	{"simulator", "S", func(testing.TB, *world, *image.Store) closer { return modelled{simulator.New()} }},
 }
+
+type modelled struct{ backend.Backend }
+
+func (modelled) Close() error { return nil }
 
 // A world is a control plane on one backend, with all that attacks are judged by.
 type world struct {
@@ -77,24 +84,29 @@ const canaryName = "ENCLAVE_CORPUS_CANARY"
 // t ends.
 func open(t testing.TB, k kernel) *world {
 	t.Helper()
-	testenv.Need(t, k.name)
 	w := &world{
 		kernel: k, dir: t.TempDir(), instance: fmt.Sprintf("corpus-%s-%d", k.name, os.Getpid()),
 		canary: os.Getenv(canaryName), log: &record{},
 	}
-	images, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
+	var images *image.Store
+	var digest string
+	var err error
+	if k.letter == "S" {
+		digest, w.rootfs = "sha256:"+strings.Repeat("0", 64), t.TempDir()
+	} else {
+		testenv.Need(t, k.name)
+		if images, err = image.Open(filepath.Join(testenv.Image(t), "images")); err != nil {
+			t.Fatal(err)
+		}
+		if digest, err = images.Resolve(image.Default); err != nil {
+			t.Fatal(err)
+		}
+		if w.rootfs, err = images.Rootfs(digest); err != nil {
+			t.Fatal(err)
+		}
+		bin := testenv.Binaries(t)
+		w.programs = []string{bin.Guest, bin.Runsc}
 	}
-	digest, err := images.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if w.rootfs, err = images.Rootfs(digest); err != nil {
-		t.Fatal(err)
-	}
-	bin := testenv.Binaries(t)
-	w.programs = []string{bin.Guest, bin.Runsc}
 	b := k.open(t, w, images)
 	t.Cleanup(func() {
 		if left, err := b.List(context.WithoutCancel(t.Context())); err != nil || len(left) > 0 {

@@ -133,41 +133,43 @@ func (d *Device) Serve(ctx context.Context, front net.Listener) (err error) {
 		return fmt.Errorf("make an eventfd: %w", err)
 	}
 	defer unix.Close(wake)
-	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(woken)
-		notify(wake)
-	})
-	// The file must outlive the function that writes to it.
-	defer func() {
-		if !stop() {
-			<-woken
-		}
-	}()
+	defer atEnd(ctx, func() { notify(wake) })()
 	if err := errors.Join(
 		d.poll.add(wake, unix.EPOLLIN, func(uint32) error { return ctx.Err() }),
 		d.poll.add(d.listen, unix.EPOLLIN, func(uint32) error { return d.accept() }),
-		d.poll.add(d.front.fd, unix.EPOLLIN, func(uint32) error { return d.readFront() }),
+		d.poll.add(d.front.fd, unix.EPOLLIN, func(uint32) error { return d.fronted() }),
 	); err != nil {
 		return err
 	}
-	for more := false; ; {
-		if err = d.poll.wait(d.pause(more)); err == nil {
-			d.expire()
-			more, err = d.work()
-		}
-		if errors.Is(err, errHungUp) {
-			return d.finish()
-		}
-		if err != nil {
+	for more := false; !d.front.hungUp; {
+		if err := d.poll.wait(d.pause(more)); err != nil {
 			return err
+		}
+		d.expire()
+		if more, err = d.work(); err != nil {
+			return err
+		}
+	}
+	return d.finish()
+}
+
+// atEnd calls f when ctx ends, but not any more once stop has returned.
+func atEnd(ctx context.Context, f func()) (stop func()) {
+	called := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() {
+		defer close(called)
+		f()
+	})
+	return func() {
+		if !cancel() {
+			<-called
 		}
 	}
 }
 
 // acceptFront returns the socket of the first VMM that connects.
 func acceptFront(ctx context.Context, front net.Listener) (int, error) {
-	stop := context.AfterFunc(ctx, func() { front.Close() })
+	stop := atEnd(ctx, func() { front.Close() })
 	c, err := front.Accept()
 	stop()
 	// One device, one VMM: nobody takes the guest's place later.
@@ -311,17 +313,13 @@ func notify(fd int) {
 	_, _ = unix.Write(fd, one[:])
 }
 
-// finish takes what a guest whose VMM is gone has sent, and gives the host's
-// programs a moment to read it.
+// finish gives the host's programs a moment to read what a guest whose VMM is
+// gone has sent. What was in its rings has been taken: Serve works once more
+// after the VMM has hung up.
 func (d *Device) finish() error {
-	// Once: the memory may be written to for longer than the VMM answers.
-	if _, err := d.fromGuest(); err != nil {
-		return err
-	}
 	for i := range d.rings {
 		d.unplug(&d.rings[i])
 	}
-	d.poll.remove(d.front.fd)
 	d.poll.remove(d.listen)
 	for end := d.now().Add(lastWords); d.backlog(); {
 		left := end.Sub(d.now())

@@ -57,6 +57,7 @@ type testRing struct {
 	avail      uint16
 	used       uint16
 	free       []uint16
+	closed     bool // nobody uses buffers any more
 }
 
 func (r *testRing) desc(i uint16, addr uint64, length uint32, flags, next uint16) {
@@ -107,8 +108,9 @@ func notifyFile(f *os.File) {
 	f.Write(binary.NativeEndian.AppendUint64(nil, 1))
 }
 
-// start makes a device, serves it and connects a VMM that has set up nothing.
-func start(t testing.TB) *driver {
+// start makes a device, serves it once prepare is through with it, and connects
+// a VMM that has set up nothing.
+func start(t testing.TB, prepare ...func(*Device)) *driver {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vsock") // t.TempDir is too long for a socket
 	if err != nil {
@@ -119,6 +121,9 @@ func start(t testing.TB) *driver {
 	d, err := New(Config{GuestCID: testCID, UDS: v.uds})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, p := range prepare {
+		p(d)
 	}
 	l, err := net.Listen("unix", filepath.Join(dir, "front"))
 	if err != nil {
@@ -192,7 +197,11 @@ func (v *driver) end() {
 	v.cancel()
 	close(v.served)
 	for _, r := range []*testRing{&v.rx, &v.tx} {
+		r.mu.Lock()
+		r.closed = true
+		r.freed.Broadcast()
 		r.kick.Close()
+		r.mu.Unlock()
 		r.call.Close()
 	}
 	v.stopped.Wait()
@@ -303,8 +312,16 @@ func (v *driver) boot() {
 	v.t.Helper()
 	v.negotiate()
 	for i := range uint16(testSlots) {
-		v.tx.free = append(v.tx.free, 2*i)
 		v.offer(2 * i)
+	}
+	v.run()
+}
+
+// run starts the rings as they are, and handles their interrupts.
+func (v *driver) run() {
+	v.t.Helper()
+	for i := range uint16(testSlots) {
+		v.tx.free = append(v.tx.free, 2*i)
 	}
 	v.startRing(receive, &v.rx, 0)
 	v.startRing(transmit, &v.tx, 0)
@@ -369,8 +386,11 @@ func (v *driver) send(h header, payload []byte) {
 	r := &v.tx
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.free) == 0 {
+	for len(r.free) == 0 && !r.closed {
 		r.freed.Wait()
+	}
+	if r.closed {
+		return
 	}
 	slot := r.free[len(r.free)-1]
 	r.free = r.free[:len(r.free)-1]

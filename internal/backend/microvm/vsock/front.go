@@ -71,6 +71,7 @@ type front struct {
 	fd       int
 	buf      [frontHeader + frontPayload]byte
 	have     int
+	hungUp   bool
 	files    []int
 	features uint64
 	protocol uint64
@@ -83,6 +84,18 @@ type request struct {
 	flags   uint32
 	payload []byte
 	files   []int // closed after the answer, but for those that are taken
+}
+
+// fronted answers what the VMM has sent. Its end is no error: what else happened
+// at the same time must be seen too.
+func (d *Device) fronted() error {
+	err := d.readFront()
+	if errors.Is(err, errHungUp) {
+		d.front.hungUp = true
+		d.poll.remove(d.front.fd)
+		return nil
+	}
+	return err
 }
 
 // readFront answers what the VMM has sent.

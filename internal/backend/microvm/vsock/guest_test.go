@@ -39,10 +39,10 @@ type stream struct {
 }
 
 // bootGuest returns a guest that is up.
-func bootGuest(t testing.TB) *guest {
+func bootGuest(t testing.TB, prepare ...func(*Device)) *guest {
 	t.Helper()
 	g := &guest{
-		driver: start(t), conns: map[address]*stream{}, accept: map[uint32]chan *stream{}, next: 5000,
+		driver: start(t, prepare...), conns: map[address]*stream{}, accept: map[uint32]chan *stream{}, next: 5000,
 		buffered: 256 << 10, stray: make(chan header, 4*maxResets),
 	}
 	g.received = g.packet

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -57,7 +58,12 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	if c.Rootfs, err = images.Rootfs(digest); err != nil {
 		return err
 	}
-	c.Runsc = progs.runsc
+	c.Runsc, c.Docker, c.Missing = progs.runsc, p.opts.DockerHost, map[string]string{}
+	for _, b := range []string{dockerBackend, qemuBackend} {
+		if err := p.cannotBench(b); err != nil {
+			c.Missing[b] = message(err)
+		}
+	}
 	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
 	ctx, in := p.interruptible(ctx)
 	defer in.stop()
@@ -69,4 +75,18 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 		return &exit{code, err}
 	}
 	return err
+}
+
+// qemuBackend is measured as soon as there is one.
+const qemuBackend = "qemu"
+
+// cannotBench says why a backend can't be measured here.
+func (p *program) cannotBench(backend string) error {
+	if backend == dockerBackend {
+		return p.dockerAnswers()
+	}
+	if !slices.Contains(backends[:], backend) {
+		return fmt.Errorf("this program has no backend %s", backend)
+	}
+	return nil
 }

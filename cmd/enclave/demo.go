@@ -263,7 +263,7 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 		}
 		return err
 	})
-	inside := &demo.Inside{Vault: n.vault, Log: log.Bytes}
+	inside := &demo.Inside{Vault: n.vault, Log: log.Bytes, Instance: own.instance}
 	if inside.LogKey, err = publicKey(own); err != nil {
 		return nil, err
 	}

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -21,7 +20,7 @@ import (
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 )
 
-// Config is what the measurements need. All fields are required.
+// Config is what the measurements need. All fields but Docker are required.
 type Config struct {
 	Out, Err io.Writer
 	Evidence string // directory for bench.json
@@ -29,7 +28,10 @@ type Config struct {
 	Runsc    string // the program that the backend starts
 	Rootfs   string // the image, unpacked
 	Runs     int    // of each command that is compared
-	Only     []string
+	Docker   string // address of the Docker daemon, for its own client
+	// Missing says why a backend can't run here. Its measurements are not run.
+	Missing map[string]string
+	Only    []string
 }
 
 // A Result is one row. Value and Against are in Unit; Ratio is the one divided
@@ -64,9 +66,19 @@ func (s skip) Error() string { return string(s) }
 var measures = []measure{
 	{"cold_run_vs_runsc", coldRun},
 	{"cold_run_vs_docker", coldDocker},
+	{"cold_run_on_docker", coldOnDocker},
+	{"cold_run_on_qemu", coldOnQEMU},
 	{"gateway_throughput", throughput},
 	{"gateway_added_latency", latency},
-	{"idle_session_pss", idleMemory},
+	{"idle_session_pss", func(ctx context.Context, c Config) ([]Result, error) {
+		return idleMemory(ctx, c, "idle_session_pss", "gvisor", 10)
+	}},
+	{"idle_docker_session_pss", func(ctx context.Context, c Config) ([]Result, error) {
+		return idleMemory(ctx, c, "idle_docker_session_pss", "docker", 10)
+	}},
+	{"idle_qemu_session_pss", func(ctx context.Context, c Config) ([]Result, error) {
+		return idleMemory(ctx, c, "idle_qemu_session_pss", "qemu", 3)
+	}},
 	{"burst_100", burst},
 	{"plane_live", planeAlone},
 	{"api_overhead", apiOverhead},
@@ -202,62 +214,6 @@ func pair(n int, a, b func() error) (as, bs []time.Duration, err error) {
 		}
 	}
 	return as, bs, nil
-}
-
-// coldRun compares a session, from request to result, with runsc itself running
-// the same program from the same image; then the same for the command line.
-func coldRun(ctx context.Context, c Config) ([]Result, error) {
-	p, err := c.Boot(ctx, demo.Boot{Backend: "gvisor"})
-	if err != nil {
-		return nil, err
-	}
-	defer p.Close(context.WithoutCancel(ctx))
-	raw, err := newRaw(c)
-	if err != nil {
-		return nil, err
-	}
-	defer raw.close()
-	as, bs, err := pair(c.Runs, func() error {
-		_, err := runOne(ctx, p, enclave.SessionRequest{Code: hello})
-		return err
-	}, func() error { return raw.run(ctx) })
-	if err != nil {
-		return nil, err
-	}
-	return []Result{compared("cold_run_vs_runsc", median(as), median(bs), "ms", "p50, request to result, against `runsc run`")}, nil
-}
-
-// coldDocker compares a session with docker running the same program from the
-// same image, where a Docker daemon answers.
-func coldDocker(ctx context.Context, c Config) ([]Result, error) {
-	if out, err := exec.CommandContext(ctx, "docker", "info", "--format", "{{.ServerVersion}}").Output(); err != nil || len(out) == 0 {
-		return nil, skip("no Docker daemon answers here")
-	}
-	const ref = "enclave-bench:latest"
-	load := exec.CommandContext(ctx, "sh", "-c", `tar -C "$1" -c . | docker import - "$2"`, "sh", c.Rootfs, ref)
-	if out, err := load.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("import the image into docker: %w: %s", err, out)
-	}
-	defer exec.CommandContext(context.WithoutCancel(ctx), "docker", "rmi", "-f", ref).Run()
-	p, err := c.Boot(ctx, demo.Boot{Backend: "gvisor"})
-	if err != nil {
-		return nil, err
-	}
-	defer p.Close(context.WithoutCancel(ctx))
-	as, bs, err := pair(c.Runs, func() error {
-		_, err := runOne(ctx, p, enclave.SessionRequest{Code: hello})
-		return err
-	}, func() error {
-		out, err := exec.CommandContext(ctx, "docker", "run", "--rm", "--network", "none", ref, "python3", "-c", hello).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("docker run: %w: %s", err, out)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return []Result{compared("cold_run_vs_docker", median(as), median(bs), "ms", "p50, against `docker run --network none`")}, nil
 }
 
 // burst starts 100 sessions at once and waits for the last result.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,15 +24,18 @@ func middle(fs []float64) float64 {
 	return fs[len(fs)/2]
 }
 
-// idleMemory is what one more idle session adds: the proportional set size of
-// its processes, and what the gateway process grew by.
-func idleMemory(ctx context.Context, c Config) (_ []Result, err error) {
-	p, err := c.Boot(ctx, demo.Boot{Backend: "gvisor"})
+// idleMemory is what one more idle session of a backend adds, measured on n: the
+// proportional set size of its processes, and what the gateway process grew by.
+func idleMemory(ctx context.Context, c Config, name, backend string, n int) (_ []Result, err error) {
+	if why := c.Missing[backend]; why != "" {
+		return nil, skip(why)
+	}
+	p, err := c.Boot(ctx, demo.Boot{Backend: backend})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.Close(context.WithoutCancel(ctx))) }()
-	before, err := descendants()
+	before, err := descendants(p.Inside.Instance)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +43,6 @@ func idleMemory(ctx context.Context, c Config) (_ []Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	const n = 10
 	for range n {
 		h, err := p.Client.Run(ctx, enclave.SessionRequest{Code: "import time\nprint('idle', flush=True)\ntime.sleep(3600)\n"})
 		if err != nil {
@@ -60,26 +63,31 @@ func idleMemory(ctx context.Context, c Config) (_ []Result, err error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	after, err := descendants()
+	after, err := descendants(p.Inside.Instance)
 	if err != nil {
 		return nil, err
+	}
+	if len(after) < len(before)+n {
+		return nil, fmt.Errorf("%d processes were found of %d sandboxes", len(after)-len(before), n)
 	}
 	now, err := pss(after)
 	if err != nil {
 		return nil, err
 	}
-	mb := float64(now-base) / n / 1e6
-	return []Result{alone("idle_session_pss", mb, "MB", fmt.Sprintf("each of %d sessions that sleep in Python: all processes, with the gateway's share", n))}, nil
+	mb := float64(now-base) / float64(n) / 1e6
+	return []Result{alone(name, mb, "MB", fmt.Sprintf("each of %d sessions that sleep in Python: all processes, with the gateway's share", n))}, nil
 }
 
 // descendants returns the gateway process and the sandboxes' processes: those
-// in a control group of ours, and our children.
-func descendants() ([]int, error) {
+// in a control group of an instance, our children, and what a Docker daemon
+// started to hold a container of it.
+func descendants(instance string) ([]int, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
 	}
 	var pids []int
+	shims := map[int]bool{}
 	for _, d := range dirs {
 		groups, err := os.ReadFile(filepath.Join(d, "cgroup"))
 		if err != nil {
@@ -94,12 +102,23 @@ func descendants() ([]int, error) {
 			continue
 		}
 		after := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		ours := len(after) > 1 && after[1] == strconv.Itoa(os.Getpid())
-		if ours || strings.Contains(string(groups), "/enclave/") {
+		if len(after) < 2 {
+			continue
+		}
+		parent, err := strconv.Atoi(after[1])
+		if err != nil {
+			continue
+		}
+		if parent == os.Getpid() {
 			pids = append(pids, pid)
+		} else if strings.Contains(string(groups), "/"+instance+"-") {
+			pids = append(pids, pid)
+			if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent)); err == nil && strings.HasPrefix(string(comm), "containerd-shim") {
+				shims[parent] = true
+			}
 		}
 	}
-	return pids, nil
+	return slices.AppendSeq(pids, maps.Keys(shims)), nil
 }
 
 // pss sums the proportional set sizes of processes, in bytes (proc(5),

@@ -79,6 +79,8 @@ type Inside struct {
 	Log    func() []byte // all that the server has logged
 	Rootfs string        // the unpacked image, or "" if there is none
 	LogKey string        // the public key of its log
+	// Instance marks every sandbox and control group of it.
+	Instance string
 	// Versions are those of what isolates, by its name.
 	Versions map[string]string
 }

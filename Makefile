@@ -108,8 +108,8 @@ check-carried:
 	@mkdir -p $(CARRIED) && for f in enclave-guest.zst enclave-runsc.zst SHA256SUMS; do test -e $(CARRIED)/$$f || { touch $(CARRIED)/$$f; made="$$made $(CARRIED)/$$f"; }; done; \
 	  go vet -tags carried ./cmd/enclave && go run honnef.co/go/tools/cmd/staticcheck@v0.7.0 -tags carried ./cmd/enclave; s=$$?; rm -f $$made; rmdir $(CARRIED) 2>/dev/null; exit $$s
 
-bench: image ## measure; ratios within one run; writes evidence/bench.json
-	bin/enclave bench --state $(STATE)
+bench: image ## measure on each backend that runs here; ratios within one run; writes evidence/bench.json
+	build/dockerd run bin/enclave bench --state $(STATE)
 
 SOAKTIME ?= 0s
 soak: image ## 1,000 real and 10,000 simulated sessions; exits non-zero if anything is left of them; SOAKTIME=1h goes on

@@ -20,7 +20,8 @@ import (
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 )
 
-// Config is what the measurements need. All fields but Docker are required.
+// Config is what the measurements need. All fields are required but Docker and
+// Machine, which are for backends that are not missing.
 type Config struct {
 	Out, Err io.Writer
 	Evidence string // directory for bench.json
@@ -29,6 +30,7 @@ type Config struct {
 	Rootfs   string // the image, unpacked
 	Runs     int    // of each command that is compared
 	Docker   string // address of the Docker daemon, for its own client
+	Machine  Machine
 	// Missing says why a backend can't run here. Its measurements are not run.
 	Missing map[string]string
 	Only    []string

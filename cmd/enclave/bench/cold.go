@@ -84,11 +84,3 @@ func (c Config) command(ctx context.Context, name string, args ...string) *exec.
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+c.Docker)
 	return cmd
 }
-
-// coldOnQEMU compares qemu's with a boot of the same kernel in QEMU itself.
-func coldOnQEMU(ctx context.Context, c Config) ([]Result, error) {
-	if why := c.Missing["qemu"]; why != "" {
-		return nil, skip(why)
-	}
-	return nil, skip("a boot of QEMU itself is not measured yet")
-}

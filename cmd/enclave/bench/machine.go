@@ -1,0 +1,74 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+)
+
+// A Machine is what a boot of QEMU itself takes: the same kernel and the same
+// first file system as the backend's.
+type Machine struct {
+	QEMU           string // the program
+	Kernel, Initrd string
+	KVM            bool
+}
+
+// coldOnQEMU compares qemu's with QEMU itself, which boots the same kernel up to
+// its first program and ends: no guest, no network, no workload.
+func coldOnQEMU(ctx context.Context, c Config) ([]Result, error) {
+	if why := c.Missing["qemu"]; why != "" {
+		return nil, skip(why)
+	}
+	c.Runs = min(c.Runs, 5) // seconds each, under emulation
+	return cold(ctx, c, "cold_run_on_qemu", "qemu", "p50, on qemu, against QEMU that boots the kernel and ends", c.Machine.boot)
+}
+
+// boot boots a machine once. Its kernel finds no first program, and ends the
+// machine by panicking, which is as far as a boot goes without one.
+func (m Machine) boot(ctx context.Context) error {
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off",
+		"-m", "512M", "-smp", "1", "-serial", "stdio", "-kernel", m.Kernel, "-initrd", m.Initrd,
+	}
+	line := "console=ttyS0 quiet loglevel=1 8250.nr_uarts=1 reboot=t panic=-1 nokaslr mitigations=off random.trust_cpu=on rdinit=/none"
+	if m.KVM {
+		args = append(args, "-accel", "kvm", "-cpu", "host")
+	} else {
+		rate, err := tscRate()
+		if err != nil {
+			return err
+		}
+		args = append(args, "-accel", "tcg,thread=multi", "-cpu", "max")
+		line += " no_timer_check tsc=reliable tsc_early_khz=" + strconv.FormatInt(rate, 10)
+	}
+	out, err := exec.CommandContext(ctx, m.QEMU, append(args, "-append", line)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("boot QEMU: %w: %s", err, out)
+	}
+	if !strings.Contains(string(out), "Kernel panic") {
+		return fmt.Errorf("QEMU ended before the kernel had come to its first program: %q", out)
+	}
+	return nil
+}
+
+// tscRate is the rate of this host's time stamp counter in kHz, which a kernel
+// under emulation can't measure.
+func tscRate() (int64, error) {
+	raw, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(raw)) {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "cpu MHz" {
+			mhz, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
+			return int64(mhz * 1000), err
+		}
+	}
+	return 0, errors.New("/proc/cpuinfo has no rate")
+}

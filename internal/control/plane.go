@@ -393,6 +393,10 @@ func (p *Plane) Queue(_ context.Context, c auth.Caller) (Queue, error) {
 	return p.queue.view(c.Org), nil
 }
 
+// statusTimeout bounds what a backend takes to say that it is there: one that
+// hangs is not.
+const statusTimeout = 3 * time.Second
+
 // Status says what is wired and whether sessions can run now.
 func (p *Plane) Status(ctx context.Context) Status {
 	info := p.backend.Info()
@@ -408,6 +412,8 @@ func (p *Plane) Status(ctx context.Context) Status {
 		st.Reason = fmt.Sprintf("image: %v", err)
 		return st
 	}
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
 	if _, err := p.backend.List(ctx); err != nil {
 		st.Reason = fmt.Sprintf("backend: %v", err)
 		return st

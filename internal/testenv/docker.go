@@ -6,7 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -34,49 +36,105 @@ func Docker(t testing.TB) string {
 	return host
 }
 
-// DockerApart returns the address of a daemon that nobody else uses, which a
-// test may kill, and its process id.
-func DockerApart(t testing.TB) (host string, restart, kill func()) {
+// A Daemon is one that a test has for itself, to kill or to stop.
+type Daemon struct {
+	Host string
+	Dir  string // of all that it keeps
+	t    testing.TB
+}
+
+// DockerApart starts a daemon that nobody else uses, which ends with t.
+func DockerApart(t testing.TB) *Daemon {
 	t.Helper()
 	Need(t, "docker")
-	dir := t.TempDir()
-	restart = func() {
-		out, err := dockerd("start", dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		host = out
+	// Its sockets' addresses have at most 104 bytes: no t.TempDir.
+	dir, err := os.MkdirTemp("", "dockerd-")
+	if err != nil {
+		t.Fatal(err)
 	}
-	restart()
+	d := &Daemon{t: t, Dir: dir}
 	t.Cleanup(func() {
-		if _, err := dockerd("stop", dir); err != nil {
+		if _, err := dockerd("stop", d.Dir); err != nil {
+			t.Error(err)
+		}
+		if err := os.RemoveAll(d.Dir); err != nil {
 			t.Error(err)
 		}
 	})
-	kill = func() {
-		raw, err := os.ReadFile(filepath.Join(dir, "pid"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var pid int
-		if _, err := fmt.Sscan(string(raw), &pid); err != nil {
-			t.Fatal(err)
-		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(fd)
-		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
-			t.Fatal(err)
-		}
-		for {
-			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); n > 0 || (err != nil && err != unix.EINTR) {
-				return
-			}
+	d.Start()
+	return d
+}
+
+// Start starts the daemon unless it runs.
+func (d *Daemon) Start() {
+	d.t.Helper()
+	host, err := dockerd("start", d.Dir)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.Host = host
+}
+
+// Kill kills the daemon and returns when it is gone.
+func (d *Daemon) Kill() {
+	d.t.Helper()
+	fd := d.signal(unix.SIGKILL)
+	defer unix.Close(fd)
+	for {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); n > 0 || (err != nil && err != unix.EINTR) {
+			return
 		}
 	}
-	return host, restart, kill
+}
+
+// Stop has the daemon hang until the function that it returns is called.
+func (d *Daemon) Stop() (resume func()) {
+	d.t.Helper()
+	unix.Close(d.signal(unix.SIGSTOP))
+	var once sync.Once
+	resume = func() { once.Do(func() { unix.Close(d.signal(unix.SIGCONT)) }) }
+	// What ends the daemon at the end of the test asks it to end.
+	d.t.Cleanup(resume)
+	return resume
+}
+
+// Processes are those of the daemon and of what it has started.
+func (d *Daemon) Processes() []int {
+	d.t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var pids []int
+	for _, name := range all {
+		raw, err := os.ReadFile(name)
+		pid, aerr := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err == nil && aerr == nil && strings.Contains(string(raw), d.Dir+"/") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// signal sends the daemon a signal and returns a handle of its process.
+func (d *Daemon) signal(sig unix.Signal) int {
+	d.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(d.Dir, "pid"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(raw), &pid); err != nil {
+		d.t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
+		d.t.Fatal(err)
+	}
+	return fd
 }
 
 func startDocker() (host string, stop func() error, err error) {

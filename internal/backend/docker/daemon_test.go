@@ -11,15 +11,15 @@ import (
 // A daemon that dies takes its sandboxes with it, and nothing of them is left
 // once it is back.
 func TestASandboxEndsWithItsDaemonAndLeavesNothing(t *testing.T) {
-	host, restart, kill := testenv.DockerApart(t)
-	b := open(t, config(t, host))
+	daemon := testenv.DockerApart(t)
+	b := open(t, config(t, daemon.Host))
 	id := newID()
 	x := start(t, b, id)
 	s, err := b.Sandbox(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	kill()
+	daemon.Kill()
 	e, err := b.Wait(deadline(t), id)
 	if err != nil || e.Cause != backend.Unknown || !strings.Contains(e.Evidence, "daemon") {
 		t.Fatalf("it ended with %+v, %v", e, err)
@@ -37,11 +37,42 @@ func TestASandboxEndsWithItsDaemonAndLeavesNothing(t *testing.T) {
 	if err := b.Destroy(deadline(t), id); err == nil {
 		t.Error("without a daemon the container is said to be gone")
 	}
-	restart()
+	daemon.Start()
 	if err := b.Destroy(deadline(t), id); err != nil {
 		t.Fatal(err)
 	}
-	nothingLeft(t, host, b, s)
+	nothingLeft(t, daemon.Host, b, s)
 	// And the next one runs.
 	start(t, b, newID())
+}
+
+// A daemon that hangs keeps the end of a sandbox from nobody, and says nothing
+// of what there is.
+func TestASandboxEndsThoughItsDaemonHangs(t *testing.T) {
+	daemon := testenv.DockerApart(t)
+	b := open(t, config(t, daemon.Host))
+	x := start(t, b, newID())
+	s, err := b.Sandbox(x.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resume := daemon.Stop()
+	if err := s.Group.KillTree(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	e, err := b.Wait(deadline(t), x.id)
+	if err != nil || e.Cause != backend.Unknown || e.Evidence != errSilent.Error() || e.Usage.CPU <= 0 {
+		t.Errorf("it ended with %+v, %v", e, err)
+	}
+	if ids, err := b.List(deadline(t)); err == nil {
+		t.Errorf("while its daemon hangs List says %v", ids)
+	}
+	if err := b.Destroy(deadline(t), x.id); err == nil {
+		t.Error("while its daemon hangs the container is said to be gone")
+	}
+	resume()
+	if err := b.Destroy(deadline(t), x.id); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, daemon.Host, b, s)
 }

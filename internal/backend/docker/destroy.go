@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/keep"
 )
 
@@ -20,11 +21,16 @@ func (d *driver) Kill(context.Context, *keep.Sandbox) error { return nil }
 func (d *driver) Clear(ctx context.Context, s *keep.Sandbox) error {
 	labels := make(client.Filters).Add("label", markLabel+"="+d.mark, sandboxLabel+"="+string(s.ID))
 	for delay := 2 * time.Millisecond; ; delay = min(2*delay, 100*time.Millisecond) {
-		left, err := d.api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: labels})
+		ask, cancel := context.WithTimeout(ctx, askTime)
+		left, err := d.api.ContainerList(ask, client.ContainerListOptions{All: true, Filters: labels})
+		cancel()
 		if err != nil {
 			return fmt.Errorf("look for its container: %w", err)
 		}
 		if len(left.Items) == 0 {
+			if err := failpoint.Hit("docker.destroy.uncontained"); err != nil {
+				return err
+			}
 			return unseal(s)
 		}
 		for _, c := range left.Items {

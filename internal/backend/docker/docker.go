@@ -89,7 +89,7 @@ const firstUser = 0x70000000
 // sandbox here has one.
 func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir, firstUser) }
 
-// askTime bounds a question to the daemon.
+// askTime bounds a question to the daemon, which may hang.
 const askTime = 10 * time.Second
 
 // New returns a backend and resumes the enforcement of the limits of every
@@ -201,7 +201,9 @@ func (b *Backend) Info() backend.Info {
 // Find returns the sandboxes that have a container. Without the daemon's answer
 // nothing is known.
 func (d *driver) Find(ctx context.Context) ([]backend.ID, error) {
-	containers, err := d.api.ContainerList(ctx, client.ContainerListOptions{
+	ask, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	containers, err := d.api.ContainerList(ask, client.ContainerListOptions{
 		All: true, Filters: make(client.Filters).Add("label", markLabel+"="+d.mark),
 	})
 	if err != nil {

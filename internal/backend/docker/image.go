@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/keep"
 )
 
@@ -62,6 +63,9 @@ func (d *driver) image(ctx context.Context, digest string) (string, error) {
 		id, err = d.find(ctx, l)
 	}
 	if err != nil {
+		return "", err
+	}
+	if err := failpoint.Hit("docker.image.loaded"); err != nil {
 		return "", err
 	}
 	if err := keep.New(record, l); err != nil && !errors.Is(err, fs.ErrExist) {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/keep"
 )
 
@@ -25,6 +26,10 @@ const (
 func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, error) {
 	l, err := keep.Socket(ctx, s.Path(mountDir), keep.SocketFile)
 	if err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit("docker.listen.bound"); err != nil {
+		l.Close()
 		return nil, err
 	}
 	// The guest is root, which here is the host's; a workload never is.

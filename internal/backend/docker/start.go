@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/mountinfo"
 	"github.com/enclave-run/enclave/internal/watch"
@@ -42,19 +43,34 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err := os.Link(d.guest, s.Path(mountDir, keep.GuestFile)); err != nil {
 		return fmt.Errorf("place the guest: %w", err)
 	}
+	if err := failpoint.Hit("docker.start.placed"); err != nil {
+		return err
+	}
 	if err := errors.Join(placeEtc(s, rootfs), seal(s)); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("docker.start.sealed"); err != nil {
+		return err
+	}
 	if err := s.Group.Make(cgroup.Limits{Memory: memoryWall(f.Limits), Pids: tasksWall(f.Limits)}); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("docker.start.grouped"); err != nil {
 		return err
 	}
 	st, err := d.run(ctx, s, image, f)
 	if err != nil {
 		return err
 	}
+	if err := failpoint.Hit("docker.start.ran"); err != nil {
+		return err
+	}
 	// A container is made without its limit of CPU, which would stretch that of a
 	// small one to seconds: until here next to nothing of it was the workload's.
 	if err := s.Group.SetCPU(f.Limits.MilliCPU); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("docker.start.limited"); err != nil {
 		return err
 	}
 	return keep.New(s.Path(keep.StartedFile), st)
@@ -72,6 +88,9 @@ func (d *driver) run(ctx context.Context, s *keep.Sandbox, image string, f keep.
 		return started{}, fmt.Errorf("make the container: its image has gone from Docker since it was found: %w", err)
 	} else if err != nil {
 		return started{}, fmt.Errorf("make the container: %w", err)
+	}
+	if err := failpoint.Hit("docker.start.created"); err != nil {
+		return started{}, err
 	}
 	if err := ctx.Err(); err != nil {
 		return started{}, err

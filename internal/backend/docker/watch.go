@@ -123,6 +123,9 @@ func (w *watcher) Run(closing <-chan struct{}, base *watch.Watcher) {
 	helpers.Go(func() { w.awaitEnd(ctx) })
 	defer func() {
 		cancel()
+		if w.process != nil {
+			w.process.SetReadDeadline(time.Unix(1, 0))
+		}
 		helpers.Wait()
 	}()
 	base.Subject, base.Ended = w, w.status
@@ -226,14 +229,35 @@ func (w *watcher) guestThreads() (int64, bool) {
 var (
 	errDaemon  = errors.New("the Docker daemon has gone")
 	errRemoved = errors.New("somebody has removed the container")
+	errSilent  = errors.New("the Docker daemon does not say how its container ended")
 )
 
 // awaitEnd reports that the container has ended, as its daemon says, or that it
 // has lost its daemon: who is to be told of its end is then gone, and so may be
 // the container at any time.
 func (w *watcher) awaitEnd(ctx context.Context) {
-	st := w.await(ctx)
+	// A daemon that hangs must not keep the end from being known: the kernel says
+	// when it has come.
+	told, giveUp := context.WithCancelCause(ctx)
+	var kernel sync.WaitGroup
+	kernel.Go(func() {
+		if w.process != nil {
+			watch.Await(w.process)
+		}
+		select {
+		case <-time.After(askTime):
+			giveUp(errSilent)
+		case <-told.Done():
+		}
+	})
+	st := w.await(told)
+	giveUp(nil)
+	defer kernel.Wait()
 	if ctx.Err() != nil {
+		return
+	}
+	if context.Cause(told) == errSilent {
+		w.status <- watch.Status{Err: errSilent}
 		return
 	}
 	ask, cancel := context.WithTimeout(ctx, askTime)

@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,11 +89,13 @@ func TestEveryFailpointLosesNothingAndLeavesNothing(t *testing.T) {
 	}
 	t.Run("hit", func(t *testing.T) {
 		for _, name := range slices.Sorted(maps.Keys(points)) {
-			for _, action := range actions {
-				t.Run(name+"="+action, func(t *testing.T) {
-					t.Parallel()
-					c.hit(t, name, action)
-				})
+			for _, backend := range strings.Fields(cmp.Or(points[name].backend, "simulator")) {
+				for _, action := range actions {
+					t.Run(name+"="+action+" on "+backend, func(t *testing.T) {
+						t.Parallel()
+						c.hit(t, name, action, backend)
+					})
+				}
 			}
 		}
 	})
@@ -105,15 +108,12 @@ func TestEveryFailpointLosesNothingAndLeavesNothing(t *testing.T) {
 }
 
 // hit has the program reach the failpoint and checks that everything holds.
-func (c *crashes) hit(t *testing.T, name, action string) {
+func (c *crashes) hit(t *testing.T, name, action, backend string) {
 	p := points[name]
-	if p.backend == "" {
-		p.backend = "simulator"
-	}
 	if p.way == nil {
 		p.way = sessions
 	}
-	s := newSite(t, p.backend)
+	s := newSite(t, backend)
 	j := newJournal()
 	v := p.way(s, j, name+"="+action+p.nth)
 	if v == nil { // the way has checked what there is to check

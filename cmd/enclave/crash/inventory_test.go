@@ -65,12 +65,12 @@ func (s *site) instance() string {
 // groups returns the control groups of the site's instance.
 func (s *site) groups() []string {
 	id := s.instance()
-	if id == "" {
+	if id == "" || s.kernel.groups == "" {
 		return nil
 	}
 	var found []string
-	for _, pattern := range []string{"/sys/fs/cgroup/*/enclave/", "/sys/fs/cgroup/enclave/"} {
-		g, err := filepath.Glob(pattern + id + "-*")
+	for _, hierarchy := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		g, err := filepath.Glob(hierarchy + s.kernel.groups + "/" + id + "-*")
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -82,13 +82,10 @@ func (s *site) groups() []string {
 // inventory names all that exists of sandboxes of the site, wherever it is.
 func (s *site) inventory() []string {
 	var found []string
-	entries, err := os.ReadDir(filepath.Join(s.state, "sandboxes"))
-	if err != nil && !os.IsNotExist(err) {
-		found = append(found, err.Error())
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			found = append(found, "directory "+e.Name())
+	if s.kernel.name != "" {
+		found = s.kernel.left(s)
+		for _, dir := range s.sandboxes() {
+			found = append(found, "directory "+dir)
 		}
 	}
 	for _, g := range s.groups() {

@@ -20,6 +20,7 @@ const (
 	quick  = "quick"  // gives 7 and ends
 	sleepy = "sleepy" // sleeps until it is torn down
 	loud   = "loud"   // says more than it may
+	brief  = "brief"  // sleeps for longer than it may
 	leaky  = "leaky"  // tries to reach a host that it may not, and fails
 )
 
@@ -30,6 +31,8 @@ func request(kind, key string) enclave.SessionRequest {
 		r.Code = "enclave.result(7)\n"
 	case sleepy:
 		r.Code = "import time\ntime.sleep(3600)\n"
+	case brief:
+		r.Code, r.Limits.WallSeconds = "import time\ntime.sleep(3600)\n", 4
 	case loud:
 		r.Code, r.Limits.OutputBytes = "print('x' * 5000)\nprint('y' * 5000)\n", 1000
 	case leaky:
@@ -311,7 +314,7 @@ func (j *journal) plausible(c context.Context, cl *enclave.Client, s enclave.Ses
 		return nil
 	}
 	kind, got := s.Labels["kind"], strings.TrimSuffix(string(s.Outcome)+" "+s.KillReason, " ")
-	want := map[string]string{quick: "succeeded", sleepy: "killed cancelled", loud: "killed output_exceeded", leaky: "failed"}[kind]
+	want := map[string]string{quick: "succeeded", sleepy: "killed cancelled", brief: "killed wall_clock_exceeded", loud: "killed output_exceeded", leaky: "failed"}[kind]
 	if got != want {
 		return fmt.Errorf("a %s session ended as %s", kind, got)
 	}

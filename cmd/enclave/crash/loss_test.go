@@ -1,9 +1,6 @@
 package crash
 
 import (
-	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,37 +45,6 @@ func (s *site) killAll(word string) (n int) {
 	return n
 }
 
-func TestASandboxThatIsKilledFromOutsideIsLost(t *testing.T) {
-	t.Parallel()
-	for what, happens := range map[string]func(*site){
-		"its processes are killed": func(s *site) {
-			if s.killAll("enclave-runsc") == 0 && s.killAll("runsc-sandbox") == 0 {
-				t.Error("there is no process to kill")
-			}
-		},
-		"its directory is removed and its processes are killed": func(s *site) {
-			dirs, err := filepath.Glob(filepath.Join(s.state, "sandboxes", s.instance()+"-*"))
-			if err != nil || len(dirs) != 1 {
-				t.Fatalf("sandboxes %v, error %v", dirs, err)
-			}
-			if err := os.RemoveAll(dirs[0]); err != nil {
-				t.Fatal(err)
-			}
-			s.killAll("runsc")
-		},
-	} {
-		t.Run(what, func(t *testing.T) {
-			s, j := newSite(t, "gvisor"), newJournal()
-			v, d, id := s.running(j)
-			happens(s)
-			s.wantLost(d, id)
-			v.stop()
-			s.wantGone()
-			s.verify(j)
-		})
-	}
-}
-
 func TestTheDeathOfTheGatewayEndsItsSessionsAndNothingElse(t *testing.T) {
 	t.Parallel()
 	s, j := newSite(t, "simulator"), newJournal()
@@ -105,34 +71,6 @@ func TestTheGatewayDiesWithItsControlPlane(t *testing.T) {
 	for end := time.Now().Add(patience); len(s.processes()) > 0; {
 		if time.Now().After(end) {
 			t.Fatalf("left: %v", s.processes())
-		}
-		await(waitStep)
-	}
-	s.recovers(j)
-}
-
-// A reboot leaves the state directory and nothing in the kernel.
-func TestAfterARebootTheSamePromisesHold(t *testing.T) {
-	t.Parallel()
-	s, j := newSite(t, "gvisor"), newJournal()
-	v, d, _ := s.running(j)
-	done := d.run(quick, "")
-	d.follow(done, toEnd)
-	d.look(done)
-	v.kill()
-	for end := time.Now().Add(patience); ; {
-		for _, p := range s.processes() {
-			_ = syscall.Kill(p.pid, syscall.SIGKILL)
-		}
-		var errs []error
-		for _, g := range s.groups() {
-			errs = append(errs, os.Remove(g))
-		}
-		if errors.Join(errs...) == nil && len(s.processes()) == 0 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("what runs can't be removed: %v", errs)
 		}
 		await(waitStep)
 	}

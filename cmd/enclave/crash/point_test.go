@@ -17,7 +17,7 @@ import (
 // A point says how a failpoint is reached, and what lies there.
 type point struct {
 	place   string // after, or before, what
-	backend string // "" is the simulator
+	backend string // "" is the simulator; "gvisor docker" is each of the two
 	way     way    // nil is sessions
 	nth     string // "@3": the third time; "" is the first
 }
@@ -80,22 +80,31 @@ var points = map[string]point{
 	"control.recover.resumed":   {place: "a start leads a session that was pending", way: restarts},
 	"control.recover.destroyed": {place: "a start has destroyed the first of several sandboxes", way: restarts, backend: "gvisor"},
 
-	"keep.listen.made":       {place: "a sandbox has a directory", backend: "gvisor"},
-	"gvisor.listen.bound":    {place: "a sandbox's socket exists, of another owner than its own", backend: "gvisor"},
-	"keep.start.announced":   {place: "a sandbox's facts are written, nothing else is there", backend: "gvisor"},
-	"gvisor.start.placed":    {place: "the guest's program is in its place", backend: "gvisor"},
-	"gvisor.start.described": {place: "a sandbox's description is written", backend: "gvisor"},
-	"cgroup.make.partly":     {place: "a sandbox has a control group in one hierarchy of several", backend: "gvisor"},
-	"gvisor.start.grouped":   {place: "a sandbox has its control groups, and no process", backend: "gvisor"},
-	"gvisor.start.ran":       {place: "a sandbox runs, its process is not known", backend: "gvisor"},
-	"gvisor.start.limited":   {place: "a sandbox runs within its share, its process is not recorded", backend: "gvisor"},
-	"keep.start.recorded":    {place: "a sandbox is recorded, nobody watches it", backend: "gvisor"},
-	"keep.exit.settled":      {place: "a sandbox has ended, how is not recorded", backend: "gvisor"},
-	"keep.destroy.marked":    {place: "a sandbox is marked to be destroyed", backend: "gvisor"},
-	"keep.destroy.killed":    {place: "a sandbox's processes are killed", backend: "gvisor"},
-	"keep.destroy.cleared":   {place: "what a sandbox has outside its directory and groups is removed", backend: "gvisor"},
-	"keep.destroy.ungrouped": {place: "a sandbox's control groups are removed", backend: "gvisor"},
-	"keep.destroy.removed":   {place: "a sandbox's directory is removed", backend: "gvisor"},
+	"docker.listen.bound":        {place: "a container's socket exists, not yet of its root alone", backend: "docker"},
+	"docker.image.loaded":        {place: "the daemon has the image, and it is not recorded", backend: "docker"},
+	"docker.start.placed":        {place: "the guest's program is in its place", backend: "docker"},
+	"docker.start.sealed":        {place: "the socket's directory is mounted read-only", backend: "docker"},
+	"docker.start.grouped":       {place: "a sandbox has its control groups, and no container", backend: "docker"},
+	"docker.start.created":       {place: "a container exists, and has not been started", backend: "docker"},
+	"docker.start.ran":           {place: "a container runs, and is not recorded", backend: "docker"},
+	"docker.start.limited":       {place: "a container runs within its share, and is not recorded", backend: "docker"},
+	"docker.destroy.uncontained": {place: "a container is removed, its mount and groups are not", backend: "docker"},
+	"keep.listen.made":           {place: "a sandbox has a directory", backend: "gvisor docker"},
+	"gvisor.listen.bound":        {place: "a sandbox's socket exists, of another owner than its own", backend: "gvisor"},
+	"keep.start.announced":       {place: "a sandbox's facts are written, nothing else is there", backend: "gvisor docker"},
+	"gvisor.start.placed":        {place: "the guest's program is in its place", backend: "gvisor"},
+	"gvisor.start.described":     {place: "a sandbox's description is written", backend: "gvisor"},
+	"cgroup.make.partly":         {place: "a sandbox has a control group in one hierarchy of several", backend: "gvisor"},
+	"gvisor.start.grouped":       {place: "a sandbox has its control groups, and no process", backend: "gvisor"},
+	"gvisor.start.ran":           {place: "a sandbox runs, its process is not known", backend: "gvisor"},
+	"gvisor.start.limited":       {place: "a sandbox runs within its share, its process is not recorded", backend: "gvisor"},
+	"keep.start.recorded":        {place: "a sandbox is recorded, nobody watches it", backend: "gvisor docker"},
+	"keep.exit.settled":          {place: "a sandbox has ended, how is not recorded", backend: "gvisor docker"},
+	"keep.destroy.marked":        {place: "a sandbox is marked to be destroyed", backend: "gvisor docker"},
+	"keep.destroy.killed":        {place: "a sandbox's processes are killed", backend: "gvisor docker"},
+	"keep.destroy.cleared":       {place: "what a sandbox has outside its directory and groups is removed", backend: "gvisor docker"},
+	"keep.destroy.ungrouped":     {place: "a sandbox's control groups are removed", backend: "gvisor docker"},
+	"keep.destroy.removed":       {place: "a sandbox's directory is removed", backend: "gvisor docker"},
 }
 
 // inSource returns how often each failpoint is named in the program's source,

@@ -23,7 +23,7 @@ func crashTime(t testing.TB) time.Duration {
 // instruction on, under load.
 func TestKillsAtRandomMomentsLoseNothingAndLeaveNothing(t *testing.T) {
 	end := time.Now().Add(crashTime(t) * 2 / 3)
-	for backend, kills := range map[string][2]int{"simulator": {20, 950}, "gvisor": {3, 50}} {
+	for backend, kills := range map[string][2]int{"simulator": {20, 950}, "gvisor": {3, 50}, "docker": {3, 30}} {
 		n := kills[0]
 		if full() {
 			n = kills[1]
@@ -35,8 +35,8 @@ func TestKillsAtRandomMomentsLoseNothingAndLeaveNothing(t *testing.T) {
 			s, j := newSite(t, backend), newJournal()
 			ready, done := 0, 0
 			for ; done < n && time.Now().Before(end); done++ {
-				// On gVisor a session takes longer, and so does what can be cut short.
-				s.fuse = time.Duration(1+random.IntN(map[string]int{"simulator": 400, "gvisor": 2500}[backend])) * time.Millisecond
+				// On a real kernel a session takes longer, and so does what can be cut short.
+				s.fuse = time.Duration(1+random.IntN(map[string]int{"simulator": 400, "gvisor": 2500, "docker": 2500}[backend])) * time.Millisecond
 				v := s.start("")
 				if v.serves() {
 					ready++

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait for something that a loaded machine delays.
@@ -55,14 +57,38 @@ type site struct {
 	dir     string
 	state   string
 	backend string
-	fuse    time.Duration // if not 0, a server is killed so long after its start
+	kernel  kernel          // of the backend; of the simulator it has nothing
+	env     []string        // more of its programs' environment
+	daemon  *testenv.Daemon // its own, if it is apart and its backend has one
+	fuse    time.Duration   // if not 0, a server is killed so long after its start
 }
 
-// newSite makes a site without a state directory.
+// newSite makes a site without a state directory. What its backend needs, such as
+// a daemon, it shares with others.
 func newSite(t testing.TB, backend string) *site {
+	t.Helper()
+	s := emptySite(t, backend)
+	if backend != "simulator" {
+		s.kernel.prepare(s, false)
+	}
+	return s
+}
+
+// newSiteApart makes a site of whose backend a test may kill or stop anything.
+func newSiteApart(t testing.TB, backend string) *site {
+	t.Helper()
+	s := emptySite(t, backend)
+	s.kernel.prepare(s, true)
+	return s
+}
+
+func emptySite(t testing.TB, backend string) *site {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		testenv.Need(t, "root") // the gateway process has a user of its own
+	}
+	if backend != "simulator" {
+		testenv.Need(t, backend)
 	}
 	built, err := program()
 	if err != nil {
@@ -72,17 +98,16 @@ func newSite(t testing.TB, backend string) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, dir: dir, state: filepath.Join(dir, "state"), backend: backend}
+	s := &site{t: t, dir: dir, state: filepath.Join(dir, "state"), backend: backend, kernel: kernels[backend]}
 	t.Cleanup(s.remove)
 	// Sandboxes run as users of their own, and pass through it.
 	if err := errors.Join(os.Chmod(dir, 0o711), os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.Link(built, s.program())); err != nil {
 		t.Fatal(err)
 	}
-	if backend == "gvisor" {
-		testenv.Need(t, "gvisor")
+	if backend != "simulator" {
 		have := testenv.Binaries(t)
-		for name, path := range map[string]string{"enclave-guest": have.Guest, "enclave-runsc": have.Runsc} {
-			if err := copyFile(filepath.Join(dir, "bin", name), path); err != nil {
+		for _, path := range []string{have.Guest, have.Runsc} {
+			if err := copyFile(filepath.Join(dir, "bin", filepath.Base(path)), path); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -120,7 +145,7 @@ func (s *site) command(arm string, args ...string) *exec.Cmd {
 			c.Env = append(c.Env, v)
 		}
 	}
-	c.Env = append(c.Env, "ENCLAVE_STATE="+s.state, "ENCLAVE_BACKEND="+s.backend)
+	c.Env = append(append(c.Env, "ENCLAVE_STATE="+s.state, "ENCLAVE_BACKEND="+s.backend), s.env...)
 	if arm != "" {
 		c.Env = append(c.Env, "ENCLAVE_FAILPOINT="+arm)
 	}
@@ -133,13 +158,17 @@ func (s *site) remove() {
 	for _, p := range s.processes() {
 		_ = syscall.Kill(p.pid, syscall.SIGKILL)
 	}
-	for _, group := range s.groups() {
-		for range 200 {
-			if err := os.Remove(group); err == nil || errors.Is(err, os.ErrNotExist) {
-				break
-			}
-			await(50 * time.Millisecond)
+	for range 200 {
+		for _, pid := range s.members() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
+		if s.removeGroups(); len(s.groups()) == 0 {
+			break
+		}
+		await(50 * time.Millisecond)
+	}
+	for _, m := range slices.Backward(mountsBelow(s.t, s.dir)) {
+		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
 	if err := os.RemoveAll(s.dir); err != nil {
 		s.t.Errorf("remove the site: %v", err)

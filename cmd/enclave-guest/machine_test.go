@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/vsock"
 	"github.com/enclave-run/enclave/internal/image"

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
+	"github.com/enclave-run/enclave/internal/image"
+)
+
+func (p *program) kernelCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "kernel",
+		Short: "Fetch and list the kernels that microVMs boot",
+		Long: `A microVM boots a kernel of its own: Debian's for virtual machines, unchanged, of
+which the few modules that the guest needs are kept. Kernels are kept in the
+state directory; a new microVM boots the newest.`,
+		Example: `  sudo enclave kernel install
+  sudo enclave kernel import linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb`,
+	}
+	c.AddCommand(p.kernelInstall(), p.kernelImport(), p.kernelList())
+	return c
+}
+
+// kernelDir is the directory of guest kernels in the state directory.
+func (p *program) kernelDir() (string, error) {
+	s, err := openState(p.opts.State)
+	if err != nil {
+		return "", err
+	}
+	return s.file("kernels"), nil
+}
+
+// bringKernel imports the package that bring names, with progress, and prints the
+// kernel.
+func (p *program) bringKernel(ctx context.Context, asJSON bool, bring func(ctx context.Context, dir string, say func(string)) (deb string, fetched bool, err error)) error {
+	dir, err := p.kernelDir()
+	if err != nil {
+		return err
+	}
+	ctx, in := p.interruptible(ctx)
+	defer in.stop()
+	show := p.progress(false)
+	say := func(text string) { show.step(image.Step{Text: text, Percent: -1}) }
+	k, err := func() (kernel.Kernel, error) {
+		deb, fetched, err := bring(ctx, dir, say)
+		if err != nil {
+			return kernel.Kernel{}, err
+		}
+		if fetched {
+			defer os.Remove(deb)
+		}
+		say("unpacking the kernel and its modules")
+		return importKernel(ctx, dir, deb)
+	}()
+	show.end()
+	if code := in.status(); code != 0 && err != nil {
+		return &exit{code, errors.New("interrupted; nothing half-made was kept")}
+	}
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(p.out, kernelItem(k))
+	}
+	_, err = fmt.Fprintf(p.out, "%s %s\n", k.Package, k.Version)
+	return err
+}
+
+func importKernel(ctx context.Context, dir, deb string) (kernel.Kernel, error) {
+	f, err := os.Open(deb)
+	if err != nil {
+		return kernel.Kernel{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return kernel.Kernel{}, err
+	}
+	return kernel.Import(ctx, dir, f, info.Size())
+}
+
+func (p *program) kernelInstall() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "install",
+		Short: "Fetch Debian's current kernel for virtual machines",
+		Long: `Install downloads the package that Debian's linux-image-cloud-amd64 leads to, with
+apt-get, which checks its signature. It installs nothing on this host: the kernel
+is unpacked into the state directory.`,
+		Example: "  sudo enclave kernel install",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.bringKernel(cmd.Context(), asJSON, func(ctx context.Context, dir string, say func(string)) (string, bool, error) {
+				deb, err := kernel.Fetch(ctx, dir, say)
+				return deb, true, err
+			})
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}
+
+func (p *program) kernelImport() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "import FILE.deb",
+		Short: "Bring a kernel from a Debian package",
+		Long: `Import brings the kernel of a Debian package, linux-image-VERSION-cloud-amd64, for
+a host that can't fetch one itself.`,
+		Example: `  apt-get download linux-image-6.1.0-56-cloud-amd64
+  sudo enclave kernel import linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.bringKernel(cmd.Context(), asJSON, func(context.Context, string, func(string)) (string, bool, error) {
+				return args[0], false, nil
+			})
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}
+
+func (p *program) kernelList() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the kernels that microVMs may boot, the newest last",
+		Example: "  enclave kernel list --json",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			dir, err := p.kernelDir()
+			if err != nil {
+				return err
+			}
+			all, err := kernel.List(dir)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				items := []kernelJSON{}
+				for _, k := range all {
+					items = append(items, kernelItem(k))
+				}
+				return printJSON(p.out, map[string]any{"items": items})
+			}
+			t := newTable(p.out, "PACKAGE", "VERSION", "DIGEST", "MODULES")
+			for _, k := range all {
+				t.row(k.Package, k.Version, "sha256:"+k.Digest, strings.Join(k.Modules, " "))
+			}
+			return t.flush()
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}
+
+type kernelJSON struct {
+	Digest  string   `json:"digest"` // of the package
+	Package string   `json:"package"`
+	Version string   `json:"version"`
+	Arch    string   `json:"arch"`
+	Modules []string `json:"modules"`
+}
+
+func kernelItem(k kernel.Kernel) kernelJSON {
+	return kernelJSON{"sha256:" + k.Digest, k.Package, k.Version, k.Arch, k.Modules}
+}

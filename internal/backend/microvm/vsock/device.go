@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config says which device to make. Both fields are required.
+// Config says which device to make. GuestCID and UDS are required.
 type Config struct {
 	// GuestCID is the guest's address: 3 to 2^32-2.
 	GuestCID uint32
@@ -31,6 +31,9 @@ type Config struct {
 	// CID 2 reaches the socket at the path UDS + "_N", and is refused if nobody
 	// listens there.
 	UDS string
+	// Listener, if there is one, listens at UDS already: a device whose process may
+	// make no socket is given it. New takes it over, and nobody removes its file.
+	Listener *os.File
 }
 
 // A Device is the virtio socket of one guest.
@@ -39,6 +42,7 @@ type Device struct {
 	uds    string
 	now    func() time.Time
 	listen int // the socket at uds
+	given  bool
 
 	// Everything below belongs to Serve.
 	poll    *poller
@@ -80,12 +84,17 @@ func New(config Config) (*Device, error) {
 	if config.UDS == "" {
 		return nil, errors.New("make a vsock device: no path for its socket")
 	}
-	fd, err := listenUnix(config.UDS)
+	fd, err := -1, error(nil)
+	if config.Listener != nil {
+		fd, err = adopt(config.Listener)
+	} else {
+		fd, err = listenUnix(config.UDS)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make a vsock device: %w", err)
 	}
 	d := &Device{
-		cid: config.GuestCID, uds: config.UDS, now: time.Now, listen: fd,
+		cid: config.GuestCID, uds: config.UDS, now: time.Now, listen: fd, given: config.Listener != nil,
 		conns: map[address]*conn{}, greets: map[int]*greeting{}, port: firstPort - 1,
 	}
 	d.front.fd = -1
@@ -102,6 +111,9 @@ func (d *Device) Close() error {
 		return nil
 	}
 	closeFile(&d.listen)
+	if d.given {
+		return nil
+	}
 	if err := os.Remove(d.uds); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the vsock's socket: %w", err)
 	}

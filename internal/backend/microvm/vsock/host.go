@@ -2,7 +2,9 @@ package vsock
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +41,26 @@ func listenUnix(path string) (fd int, err error) {
 	if err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return fd, nil
+}
+
+// adopt returns a descriptor of the device's own for a listener that it was given.
+func adopt(l *os.File) (int, error) {
+	defer l.Close()
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("use the listener: %w", err)
+	}
+	fd := -1
+	cerr := raw.Control(func(given uintptr) {
+		if fd, err = unix.FcntlInt(given, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		closeFile(&fd)
+		return -1, fmt.Errorf("use the listener: %w", err)
 	}
 	return fd, nil
 }

@@ -398,3 +398,20 @@ func TestWorkloadsAreAList(t *testing.T) {
 		}
 	}
 }
+
+// No bytes but those that Encode made are a certificate of a key.
+func FuzzOpenCertificate(f *testing.F) {
+	s := newSigner(f, "driver.example/log")
+	c := certified(f, "gvisor", "docker")
+	c.Workloads = c.Workloads[:1]
+	c.Workloads[0].Sessions = c.Workloads[0].Sessions[:1]
+	file := must(c.Encode(s))
+	f.Add(file)
+	f.Add([]byte(`{"certificate": {}, "signature": ""}`))
+	f.Add([]byte("{\n  \"certificate\": null,\n  \"signature\": \"\"\n}\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if _, err := Open(data, s.Public()); (err == nil) != bytes.Equal(data, file) {
+			t.Errorf("opened: %v; it is the file that was signed: %v", err == nil, bytes.Equal(data, file))
+		}
+	})
+}

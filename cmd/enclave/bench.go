@@ -59,7 +59,7 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 		return err
 	}
 	c.Runsc, c.Docker, c.Missing = progs.runsc, p.opts.DockerHost, map[string]string{}
-	for _, b := range []string{dockerBackend, qemuBackend} {
+	for _, b := range []string{dockerBackend, "qemu"} {
 		if err := p.cannotBench(b); err != nil {
 			c.Missing[b] = message(err)
 		}
@@ -76,9 +76,6 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	}
 	return err
 }
-
-// qemuBackend is measured as soon as there is one.
-const qemuBackend = "qemu"
 
 // cannotBench says why a backend can't be measured here.
 func (p *program) cannotBench(backend string) error {

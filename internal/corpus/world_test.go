@@ -57,6 +57,12 @@ var kernels = []kernel{
 	{"simulator", "S", func(testing.TB, *world, *image.Store) closer { return modelled{simulator.New()} }},
 }
 
+// absent are backends that lines name and that no test here runs.
+var absent = []struct{ name, letter, why string }{
+	{"firecracker", "F", "it needs KVM that boots guests: the opt-in suite runs on such a host"},
+	{"kubernetes", "K", "there is no such backend"},
+}
+
 type modelled struct{ backend.Backend }
 
 func (modelled) Close() error { return nil }

@@ -38,7 +38,7 @@ const (
 
 var (
 	asRoot     = patch{guestCommand, "Credential: &syscall.Credential{Uid: t.uid, Gid: t.gid, Groups: []uint32{}},", "Credential: &syscall.Credential{},"}
-	unconfined = patch{guestConfine, "func confine() error {\n", "func confine() error {\n\tif os.Getpid() > 0 {\n\t\treturn nil\n\t}\n"}
+	unconfined = patch{guestConfine, "\tfor c := 0; c <= unix.CAP_LAST_CAP; c++ {\n", "\tif os.Getpid() > 0 {\n\t\treturn nil\n\t}\n\tfor c := 0; c <= unix.CAP_LAST_CAP; c++ {\n"}
 	unfiltered = patch{guestConfine, "\tif err := filterSockets(); err != nil {\n\t\treturn err\n\t}\n", ""}
 	unasked    = patch{guestConfine, "\tif !errors.Is(err, unix.EAFNOSUPPORT) {\n\t\treturn fmt.Errorf(\"a vsock socket is possible: %v\", err)\n\t}\n", ""}
 	envKept    = patch{guestCommand, "\tfor k, v := range extra {\n", "\tfor _, e := range os.Environ() {\n\t\tk, v, _ := strings.Cut(e, \"=\")\n\t\tenv[k] = v\n\t}\n\tfor k, v := range extra {\n"}
@@ -108,6 +108,42 @@ func TestEveryControlThatIsOffTurnsItsCasesRed(t *testing.T) {
 	t.Logf("\n%s", table.String())
 }
 
+// sources returns the files of the broken product.
+func (k killed) sources(root string) (map[string]string, error) {
+	changed := map[string]string{}
+	for _, p := range k.patches {
+		src, ok := changed[p.file]
+		if !ok {
+			b, err := os.ReadFile(filepath.Join(root, p.file))
+			if err != nil {
+				return nil, err
+			}
+			src = string(b)
+		}
+		if n := strings.Count(src, p.old); n != 1 {
+			return nil, fmt.Errorf("%s has %q %d times: this switch is worn out", p.file, p.old, n)
+		}
+		changed[p.file] = strings.Replace(src, p.old, p.new, 1)
+	}
+	return changed, nil
+}
+
+// TestEverySwitchFits finds a switch for a line that the product has no more, long
+// before somebody turns it.
+func TestEverySwitchFits(t *testing.T) {
+	_, lines := corpus(t)
+	for _, k := range kills {
+		if _, err := k.sources("../.."); err != nil {
+			t.Errorf("%s on %s: %v", k.control, k.kernel, err)
+		}
+		for _, id := range k.cases {
+			if lines[id].ID == "" {
+				t.Errorf("%s on %s: there is no case %s", k.control, k.kernel, id)
+			}
+		}
+	}
+}
+
 // run runs the cases with the control off and returns what the tests said.
 func (k killed) run(t *testing.T) string {
 	root, err := filepath.Abs("../..")
@@ -115,20 +151,9 @@ func (k killed) run(t *testing.T) string {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	changed := map[string]string{}
-	for _, p := range k.patches {
-		src, ok := changed[p.file]
-		if !ok {
-			b, err := os.ReadFile(filepath.Join(root, p.file))
-			if err != nil {
-				t.Fatal(err)
-			}
-			src = string(b)
-		}
-		if n := strings.Count(src, p.old); n != 1 {
-			t.Fatalf("%s has %q %d times: this switch is worn out", p.file, p.old, n)
-		}
-		changed[p.file] = strings.Replace(src, p.old, p.new, 1)
+	changed, err := k.sources(root)
+	if err != nil {
+		t.Fatal(err)
 	}
 	overlay := struct{ Replace map[string]string }{map[string]string{}}
 	for file, src := range changed {

@@ -44,6 +44,12 @@ var table = map[string][]string{
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
 	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
+	// One path for every machine monitor, over what speaks to each and what machines
+	// boot. The boot channel, on which a guest reports what its kernel counts, is wire's.
+	"internal/backend/microvm": {
+		"internal/backend", "internal/cgroup", "internal/watch", "internal/keep", "internal/wire",
+		"internal/backend/microvm/firecracker", "internal/backend/microvm/qemu", "internal/backend/microvm/kernel",
+	},
 	// The API of a VMM, spoken to Firecracker and served over QEMU: one set of
 	// types, so that both are the same to the backend.
 	"internal/backend/microvm/firecracker": {},

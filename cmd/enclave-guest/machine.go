@@ -113,7 +113,12 @@ func (m *machine) prepare(ctx context.Context) error {
 	if err := setKernel(); err != nil {
 		return err
 	}
-	return hide()
+	if err := hide(); err != nil {
+		return err
+	}
+	// The host learns that the machine stands; whether a core hears it is another
+	// question, and a sandbox that nobody listens for has been started too.
+	return m.send(m.group.read())
 }
 
 // meet opens the boot channel and hears what this machine is to be.

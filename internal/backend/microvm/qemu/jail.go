@@ -42,6 +42,11 @@ const maxFiles = 1024
 // filter has no system call that takes the id of another process but QEMU's.
 func enter(o options) error {
 	runtime.LockOSThread() // and it ends with the process
+	for _, dir := range o.Groups {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+			return fmt.Errorf("enter the machine's control group: %w", err)
+		}
+	}
 	// What a careless ancestor left open goes no further (CVE-2024-21626).
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("keep open files to itself: %w", err)

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 )
 
 // An Accel is how the guest's instructions are executed.
@@ -43,13 +44,15 @@ type options struct {
 	Root     string // the directory that has the machine's files: see Main
 	UID, GID int
 	Accel    Accel
-	QEMU     string // path of qemu-system-x86_64
+	QEMU     string   // path of qemu-system-x86_64
+	Groups   []string // directories of the machine's control group, one for each hierarchy
 }
 
 // Main is the VMM process. It is started as root, with
 //
-//	--id ID --root DIR --uid N --gid N [--accel kvm|tcg] [--qemu PATH]
+//	--id ID --root DIR --uid N --gid N [--accel kvm|tcg] [--qemu PATH] [--cgroup DIR]...
 //
+// It enters each control group DIR before anything else, and QEMU with it.
 // and its standard error is where it explains itself. DIR belongs to root, and has
 // vmlinux, initrd and disk.erofs, readable to uid N, and the sockets v.sock_PORT.
 // Nobody but root can reach DIR/api.sock, which Main makes, and neither it nor QEMU
@@ -86,6 +89,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.GID, "gid", 0, "")
 	f.StringVar((*string)(&o.Accel), "accel", string(TCG), "")
 	f.StringVar(&o.QEMU, "qemu", "", "")
+	f.Func("cgroup", "", func(s string) error { o.Groups = append(o.Groups, s); return nil })
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -98,6 +102,8 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("--root %q is no absolute path", o.Root)
 	case o.UID <= 0 || o.GID <= 0:
 		return o, errors.New("--uid and --gid are required, and are not root's")
+	case slices.ContainsFunc(o.Groups, func(d string) bool { return !filepath.IsAbs(d) }):
+		return o, fmt.Errorf("--cgroup %q are not all absolute paths", o.Groups)
 	case o.Accel != KVM && o.Accel != TCG:
 		return o, fmt.Errorf("--accel %q is neither kvm nor tcg", o.Accel)
 	}

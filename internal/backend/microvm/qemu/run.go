@@ -48,7 +48,7 @@ func (in inside) run() error {
 			return fmt.Errorf("use QEMU's sockets: %w", err)
 		}
 	}
-	drain(&r.console, console)
+	heard := drain(&r.console, console)
 	r.said = drain(&r.words, os.NewFile(uintptr(in.Words), "words"))
 
 	s := &http.Server{
@@ -65,6 +65,8 @@ func (in inside) run() error {
 		return fmt.Errorf("wait for QEMU: %w", err)
 	}
 	ended := r.verdict(status)
+	<-heard // its socket closed with QEMU
+	r.console.save()
 	// Who waits for the start gets his answer before the process is gone.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()

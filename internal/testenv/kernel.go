@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
@@ -13,11 +14,16 @@ import (
 
 // Kernels returns a directory with a guest kernel: the newest in it is the one
 // of the package that ENCLAVE_TEST_KERNEL names, or of the one that Debian's
-// linux-image-cloud-amd64 leads to, fetched once. Without either t is skipped.
+// linux-image-cloud-amd64 leads to, fetched once. Without either t is skipped, or
+// fails where ENCLAVE_REQUIRE names qemu or firecracker, which boot one.
 func Kernels(t testing.TB) string {
 	t.Helper()
-	Need(t, "qemu")
 	dir, err := kernels(os.Getenv("ENCLAVE_TEST_KERNEL"))
+	for r := range strings.SplitSeq(os.Getenv("ENCLAVE_REQUIRE"), ",") {
+		if r = strings.TrimSpace(r); err != nil && (r == "qemu" || r == "firecracker") {
+			t.Fatalf("needs a guest kernel, as ENCLAVE_REQUIRE names %s: %v", r, err)
+		}
+	}
 	if errors.Is(err, errNoPackages) {
 		t.Skipf("needs a guest kernel: %v; or set ENCLAVE_TEST_KERNEL to a linux-image package", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -146,10 +147,36 @@ func docker() error {
 	return all(gvisor, has("dockerd"), has("runc"), has("curl"), device("/dev/net/tun"))
 }
 
-func qemu() error { return has("qemu-system-" + machine())() }
+// qemu is its program, and the rights to jail it. The kernel that it boots is
+// another matter (see Kernels).
+func qemu() error { return all(gvisor, has("qemu-system-"+machine())) }
 
+// firecracker is asked for by naming its two programs: it runs nowhere else.
 func firecracker() error {
-	return all(isRoot, has("firecracker"), device("/dev/kvm"))
+	for _, v := range []string{"FIRECRACKER_BIN", "JAILER_BIN"} {
+		if os.Getenv(v) == "" {
+			return fmt.Errorf("%s names no program (make test-firecracker FIRECRACKER_BIN=... JAILER_BIN=...)", v)
+		}
+		if err := has(os.Getenv(v))(); err != nil {
+			return fmt.Errorf("%s: %w", v, err)
+		}
+	}
+	return all(sysAdmin, device("/dev/kvm"))
+}
+
+// Firecracker returns the programs that FIRECRACKER_BIN and JAILER_BIN name.
+func Firecracker(t testing.TB) (firecracker, jailer string) {
+	t.Helper()
+	Need(t, "firecracker")
+	var paths []string
+	for _, v := range []string{"FIRECRACKER_BIN", "JAILER_BIN"} {
+		path, err := filepath.Abs(os.Getenv(v))
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	return paths[0], paths[1]
 }
 
 func kubernetes() error {

@@ -1,0 +1,143 @@
+package microvm
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+// TestMain is the monitor of QEMU's machines too, and one that misbehaves as its
+// first argument says: this program started again.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
+		if err := qemu.Main(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if len(os.Args) > 2 && os.Args[1] == "misbehave" {
+		misbehave(os.Args[2], os.Args[3:])
+	}
+	os.Exit(m.Run())
+}
+
+// misbehave is a monitor without a machine: it serves as much of the API as a
+// backend calls, and plays the guest as how says.
+func misbehave(how string, args []string) {
+	var id, root, accel, qemuPath string
+	var user, group int
+	var dirs []string
+	f := flag.NewFlagSet("monitor", flag.ExitOnError)
+	f.StringVar(&id, "id", "", "")
+	f.StringVar(&root, "root", "", "")
+	f.IntVar(&user, "uid", 0, "")
+	f.IntVar(&group, "gid", 0, "")
+	f.StringVar(&accel, "accel", "", "")
+	f.StringVar(&qemuPath, "qemu", "", "")
+	f.Func("cgroup", "", func(s string) error { dirs = append(dirs, s); return nil })
+	f.Parse(args)
+	die := func(code int, format string, args ...any) {
+		fmt.Fprintf(os.Stderr, format+"\n", args...)
+		os.Exit(code)
+	}
+	if how == "exits at once" {
+		die(3, "the disk is broken")
+	}
+	for _, d := range dirs {
+		if err := os.WriteFile(filepath.Join(d, "cgroup.procs"), []byte("0"), 0o644); err != nil {
+			die(4, "%v", err)
+		}
+	}
+	signal.Ignore(syscall.SIGPIPE)
+	if err := os.Chdir(root); err != nil {
+		die(4, "%v", err)
+	}
+	fmt.Println("a kernel boots")
+	if how == "never serves" {
+		select {}
+	}
+	l, err := net.Listen("unix", apiSocket)
+	if err != nil {
+		die(4, "%v", err)
+	}
+	http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if how == "refuses the disk" && r.URL.Path == "/drives/image" {
+			w.WriteHeader(http.StatusBadRequest)
+			io.WriteString(w, `{"fault_message":"the block device is no erofs"}`)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+		if r.URL.Path == "/actions" && string(body) == `{"action_type":"InstanceStart"}` {
+			go playGuest(how, die)
+		}
+	}))
+}
+
+// playGuest is what a guest says on the boot channel.
+func playGuest(how string, die func(int, string, ...any)) {
+	switch how {
+	case "never says hello":
+		return
+	case "dies while it boots":
+		fmt.Println("Kernel panic - not syncing: no init")
+		die(1, "the machine has reset itself")
+	}
+	conn, err := net.Dial("unix", portSocket(wire.BootPort))
+	if err != nil {
+		die(5, "%v", err)
+	}
+	lines := wire.NewLineReader(conn)
+	wire.SendLine(conn, wire.Machine{Version: wire.Version})
+	var s wire.Setup
+	if err := lines.Next(&s); err != nil {
+		die(5, "%v", err)
+	}
+	if how == "dies while it is set up" {
+		die(1, "the machine has reset itself")
+	}
+	report := wire.Report{Tasks: 1}
+	wire.SendLine(conn, report)
+	var f *os.File // told by the test what to do next
+	for {
+		time.Sleep(5 * time.Millisecond)
+		if f, err = os.Open("do"); err == nil {
+			break
+		}
+		wire.SendLine(conn, report)
+	}
+	var do struct {
+		Report wire.Report
+		Hangup bool
+		Die    bool
+		Spin   bool
+	}
+	if err := json.NewDecoder(f).Decode(&do); err != nil {
+		die(6, "%v", err)
+	}
+	switch {
+	case do.Die:
+		die(9, "the machine is gone")
+	case do.Hangup:
+		conn.Close()
+		select {}
+	case do.Spin:
+		for {
+		}
+	}
+	wire.SendLine(conn, do.Report)
+	select {}
+}

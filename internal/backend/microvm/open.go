@@ -1,0 +1,92 @@
+package microvm
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/backend"
+)
+
+// bootingAtOnce is how many machines boot at once: each keeps one processor of the
+// host busy until it is up.
+func bootingAtOnce() int { return max(1, runtime.NumCPU()) }
+
+// launcher returns how machines are launched here, or what is missing for it.
+func (c Config) launcher() (launcher, error) {
+	if c.Firecracker != nil {
+		return c.Firecracker.launcher()
+	}
+	return c.QEMU.launcher()
+}
+
+func (q QEMU) launcher() (launcher, error) {
+	path, err := q.find()
+	if err != nil {
+		return nil, err
+	}
+	// KVM is taken for absent: only a guest that has booted shows that it is not.
+	return byQEMU{shim: q.Shim, qemu: path, at: bootingAtOnce()}, nil
+}
+
+// find returns QEMU's program.
+func (q QEMU) find() (string, error) {
+	name := q.Path
+	if name == "" {
+		name = "qemu-system-" + machineName()
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%w: QEMU is missing: apt-get install qemu-system-x86, or name its program with ENCLAVE_QEMU: %w", backend.ErrUnavailable, err)
+	}
+	return path, nil
+}
+
+// machineName is what QEMU and Firecracker call the host's kind of processor.
+func machineName() string {
+	if runtime.GOARCH == "arm64" {
+		return "aarch64"
+	}
+	return "x86_64"
+}
+
+func (f Firecracker) launcher() (launcher, error) {
+	missing := func(what string, err error) (launcher, error) {
+		return nil, fmt.Errorf("%w: %s: %w", backend.ErrUnavailable, what, err)
+	}
+	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return missing("Firecracker needs KVM", err)
+	}
+	// KVM_GET_API_VERSION: 12 since Linux 2.6.22, for ever (kvm/api.rst, 4.1).
+	const getVersion, stable = 0xAE00, 12
+	version, err := unix.IoctlRetInt(int(kvm.Fd()), getVersion)
+	kvm.Close()
+	if err != nil || version != stable {
+		return missing("Firecracker needs KVM", fmt.Errorf("/dev/kvm answers %d: %w", version, err))
+	}
+	l := byJailer{at: bootingAtOnce()}
+	for _, p := range []struct {
+		into       *string
+		name, path string
+	}{{&l.exec, "firecracker", f.Path}, {&l.jailer, "jailer", f.Jailer}} {
+		real, err := filepath.EvalSymlinks(p.path)
+		if err != nil {
+			return missing("the program "+p.name+" is missing: name it with ENCLAVE_"+strings.ToUpper(p.name)+"_BIN", err)
+		}
+		if info, err := os.Stat(real); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+			return missing("the program "+p.name, fmt.Errorf("%s is no program", real))
+		}
+		*p.into = real
+	}
+	// The jailer refuses another name, and names directories by it.
+	if !strings.Contains(filepath.Base(l.exec), "firecracker") {
+		return missing("the program firecracker", fmt.Errorf("the file name of %s has no \"firecracker\" in it, which the jailer asks for", l.exec))
+	}
+	return l, nil
+}

@@ -1,0 +1,237 @@
+package microvm
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/wire"
+)
+
+// started is what is recorded of a machine that runs.
+type started struct {
+	Process watch.Process // the monitor's
+	Inner   string        // the group below the machine's that the monitor is in, or empty
+	Boot    time.Duration // CPU time that was used before any of it was the workload's
+}
+
+// endFile has the guest program's status, for another process that watches the
+// same machine and is not told.
+const endFile = "end.json"
+
+// A watcher is what a watch.Watcher needs of one machine. Its goroutine owns it.
+//
+// The guest's kernel counts tasks, memory and files: nobody else can. The host
+// counts CPU time, and the machine's group of processes is a wall behind all of
+// it that the guest can't move.
+type watcher struct {
+	*keep.Sandbox
+	limits  backend.Limits
+	started started
+	inner   *cgroup.Group // where the monitor's own counters are
+	process *os.File      // nil if the monitor has ended
+	link    *link         // nil in a process that has not started the machine
+	told    chan struct{}
+	ready   chan struct{}
+	tasks   chan int64
+	status  chan watch.Status
+}
+
+// A link is what only the process that started a machine has of it.
+type link struct {
+	*channel
+	vmm *vmm
+}
+
+// Ready is closed at once: the monitor's process can't end unnoticed.
+func (w *watcher) Ready() <-chan struct{} { return w.ready }
+
+// Close closes what the watcher owns. A machine whose channel is closed ends.
+func (w *watcher) Close() {
+	if w.link != nil {
+		w.link.close()
+	}
+	if w.process != nil {
+		w.process.Close()
+	}
+}
+
+// Run implements keep.Watcher.
+func (w *watcher) Run(closing <-chan struct{}, run *watch.Watcher) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var helpers sync.WaitGroup
+	if w.link != nil {
+		helpers.Go(func() { w.link.read(w.told, w.recordEnd) })
+		helpers.Go(func() { w.relay(ctx) })
+	}
+	helpers.Go(func() { w.awaitEnd(ctx) })
+	defer func() {
+		cancel()
+		if w.process != nil {
+			w.process.SetReadDeadline(time.Unix(1, 0))
+		}
+		if w.link != nil {
+			w.link.close()
+		}
+		helpers.Wait()
+	}()
+	close(w.ready)
+	run.Subject, run.Ended, run.Tasks = w, w.status, w.tasks
+	run.Run(closing)
+}
+
+// recordEnd is called before anybody learns of the end from this process.
+func (w *watcher) recordEnd(code int) {
+	_ = keep.New(w.Path(endFile), code) // only another watcher misses it, and says that it does not know
+}
+
+// relay has the watcher judge what the guest has reported.
+func (w *watcher) relay(ctx context.Context) {
+	for {
+		select {
+		case <-w.told:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case w.tasks <- w.link.report().Tasks:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Look has nothing to ask: the guest reports by itself.
+func (w *watcher) Look() {}
+
+// Counted judges a report that has just come.
+func (w *watcher) Counted(int64) *watch.Breach {
+	if w.link == nil {
+		return nil
+	}
+	return judge(w.link.report(), w.limits)
+}
+
+// Breached returns the first limit, in order of precedence, that was passed.
+func (w *watcher) Breached(used time.Duration) *watch.Breach {
+	found := w.Counted(0)
+	if found != nil && found.Cause != backend.DiskLimit {
+		return found
+	}
+	for _, g := range []*cgroup.Group{w.inner, w.Group} {
+		if g == nil {
+			continue
+		}
+		if n, err := g.OOMKills(); err == nil && n > 0 {
+			peak, _ := w.Group.PeakMemory()
+			return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: g.MemoryEvidence()}
+		}
+	}
+	if found != nil {
+		return found
+	}
+	if used -= w.started.Boot; used > w.limits.CPU {
+		return &watch.Breach{Cause: backend.CPULimit, Observed: int64(used), Evidence: w.Group.CPUEvidence()}
+	}
+	return nil
+}
+
+// judge returns the first limit that a report says was passed. All of it is the
+// guest kernel's word.
+func judge(r wire.Report, l backend.Limits) *watch.Breach {
+	breach := func(c backend.Cause, observed int64, counter string) *watch.Breach {
+		return &watch.Breach{Cause: c, Observed: observed, Evidence: "guest " + counter, FromGuest: true}
+	}
+	switch {
+	case r.Tasks > l.Pids:
+		return breach(backend.PidsLimit, r.Tasks, "cgroup pids.current")
+	case r.ForksRefused > 0:
+		return breach(backend.PidsLimit, tasksWall(l), "cgroup pids.events max")
+	case r.OOMKills > 0:
+		return breach(backend.MemoryLimit, max(r.Memory, l.Memory), "cgroup memory.events oom_kill")
+	case r.Memory > memoryAllowed(l, r.Tasks):
+		return breach(backend.MemoryLimit, r.Memory, "cgroup memory.current")
+	case r.Disk > l.Disk:
+		return breach(backend.DiskLimit, r.Disk, "blocks of the file system of /work and /tmp")
+	}
+	return nil
+}
+
+// Settle records how the machine ended. Its boot is not the workload's.
+func (w *watcher) Settle(e backend.Exit) {
+	e.Usage.CPU = max(0, e.Usage.CPU-w.started.Boot)
+	w.Sandbox.Settle(e)
+}
+
+// errNoWord is why nobody knows how a machine ended.
+var errNoWord = errors.New("the machine ended without a word of its guest's")
+
+// lastWord is how long is waited for the other of the two ways to learn of an end,
+// which come together.
+const lastWord = time.Second
+
+// awaitEnd reports that the guest has ended, as it says; that it has broken off;
+// or that the monitor's process is gone.
+func (w *watcher) awaitEnd(ctx context.Context) {
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		if w.process != nil {
+			watch.Await(w.process) // or until Run ends
+		}
+	}()
+	defer func() { <-gone }()
+	if w.link == nil {
+		<-gone
+		w.say(ctx, w.recorded())
+		return
+	}
+	select {
+	case <-gone:
+	case <-w.link.done:
+	case <-ctx.Done():
+		return
+	}
+	// A monitor that dies breaks the channel, in which a last word may still be;
+	// and a guest that hangs up does so because it ends.
+	wait, cancel := context.WithTimeout(ctx, lastWord)
+	defer cancel()
+	select {
+	case <-w.link.done:
+	case <-wait.Done():
+		w.say(ctx, watch.Status{Err: errNoWord})
+		return
+	}
+	if w.link.exit != nil {
+		w.say(ctx, watch.Status{Code: *w.link.exit})
+		return
+	}
+	select {
+	case <-gone:
+		w.say(ctx, watch.Status{Err: w.link.vmm.sayWhy(errNoWord)})
+	case <-wait.Done():
+		w.say(ctx, watch.Status{Err: w.link.err})
+	}
+}
+
+// recorded is what another process has learned of the end.
+func (w *watcher) recorded() watch.Status {
+	var code int
+	if err := keep.Read(w.Path(endFile), &code); err != nil {
+		return watch.Status{Err: errNoWord}
+	}
+	return watch.Status{Code: code}
+}
+
+// say tells the watcher of the end, unless it does not listen any more.
+func (w *watcher) say(ctx context.Context, st watch.Status) {
+	if ctx.Err() == nil {
+		w.status <- st
+	}
+}

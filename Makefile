@@ -3,7 +3,7 @@ SHELL   := /bin/bash
 .DEFAULT_GOAL := help
 .PRECIOUS: bin/guest-% bin/runsc-% bin/pack/%.zst
 .NOTPARALLEL:
-.PHONY: help setup build demo demo-parity test check check-carried crash race bench soak fuzz clean release image corpus kill-matrix
+.PHONY: help setup build demo demo-parity kernel test test-firecracker check check-carried crash race bench soak fuzz clean release image corpus kill-matrix
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    := -trimpath
@@ -54,10 +54,14 @@ release: setup ## bin/enclave-amd64 and bin/enclave-arm64, with their sums
 image: build ## the sandbox image, if it is not there yet
 	@bin/enclave image list --state $(STATE) --json | grep -q '"default"' || bin/enclave image build --state $(STATE)
 
+kernel: build ## the kernel of virtual machines, if it is not there yet
+	@bin/enclave kernel list --state $(STATE) --json | grep -q '"digest"' || bin/enclave kernel install --state $(STATE)
+
 demo: image ## five hostile workloads in five real gVisor sandboxes; exits non-zero unless 6/6
 	bin/enclave demo adversarial --state $(STATE)
 
-demo-parity: image ## one verdict on every real backend of this host, and a signed certificate of it; exits non-zero unless the verdicts are one
+demo-parity: image kernel ## one verdict on every real backend of this host, and a signed certificate of it; exits non-zero unless the verdicts are one
+	@./build/setup docker qemu
 	build/dockerd run sh -c 'bin/enclave demo backend-parity --state "$$0" && bin/enclave parity --state "$$0"' $(STATE)
 
 # Tests find the programs by the names that they have in an installation. These
@@ -65,7 +69,7 @@ demo-parity: image ## one verdict on every real backend of this host, and a sign
 LINK = mkdir -p $(TESTBIN) && ln -f bin/guest-$(HOSTARCH) $(TESTBIN)/enclave-guest && ln -f bin/runsc-$(HOSTARCH) $(TESTBIN)/enclave-runsc
 
 test: setup ## all tests, real gVisor, a Docker daemon and the first tier of crashes included
-	@./build/setup docker
+	@./build/setup docker qemu
 	@$(MAKE) --no-print-directory bin/enclave bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK) && ln -f bin/enclave-$(HOSTARCH) $(TESTBIN)/enclave
 	ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout 15m -p 2 ./...
@@ -75,15 +79,23 @@ crash: setup ## kill the program at every failpoint and 1,000 random moments, fo
 	@$(LINK)
 	ENCLAVE_CRASH=full CRASHTIME=$(CRASHTIME) ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout $(CRASHTIME) -v ./cmd/enclave/crash -args -update
 
+# The programs are not in Debian. Without KVM, or without one of them, it fails.
+test-firecracker: setup ## the contract and the cases on Firecracker: needs KVM; FIRECRACKER_BIN=... JAILER_BIN=...
+	@test -n "$(FIRECRACKER_BIN)" && test -n "$(JAILER_BIN)" || { echo 'name both programs of one release: make test-firecracker FIRECRACKER_BIN=... JAILER_BIN=...' >&2; exit 1; }
+	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
+	@$(LINK)
+	FIRECRACKER_BIN=$(FIRECRACKER_BIN) JAILER_BIN=$(JAILER_BIN) ENCLAVE_REQUIRE=root,gvisor,firecracker ENCLAVE_TEST_BIN=$(TESTBIN) \
+	  go test -count=1 -timeout 30m -p 1 -v -run '^TestFirecracker$$|/(gvisor|firecracker)$$' ./internal/conform ./internal/control
+
 CORPUS = go test -count=1 -v ./internal/corpus
 corpus: setup ## attack every backend of this host, for at most CORPUSTIME; exits non-zero unless all is contained; writes evidence
-	@./build/setup docker
+	@./build/setup docker qemu
 	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK)
 	ENCLAVE_CORPUS=full CORPUSTIME=$(CORPUSTIME) ENCLAVE_TEST_BIN=$(TESTBIN) $(CORPUS) -timeout 90m
 
 kill-matrix: setup ## switch one control of the product off after the other, and want the attacks on it red
-	@./build/setup docker
+	@./build/setup docker qemu
 	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK)
 	ENCLAVE_CORPUS=kill ENCLAVE_TEST_BIN=$(TESTBIN) $(CORPUS) -timeout 90m -run TestEveryControlThatIsOff

@@ -217,7 +217,7 @@ func (p *program) spawn(ctx context.Context, s *stateDir) error {
 	defer theirs.Close()
 	cmd := &exec.Cmd{
 		Path:        "/proc/self/exe",
-		Args:        []string{programName, "serve", "--embedded", "--state", s.path, "--backend", p.opts.Backend, "--docker-host", p.opts.DockerHost},
+		Args:        append([]string{programName, "serve", "--embedded", "--state", s.path, "--backend", p.opts.Backend, "--docker-host", p.opts.DockerHost}, p.opts.Machine.arguments()...),
 		Env:         append(p.environ(), "ENCLAVE_BASE_URL=", "ENCLAVE_API_KEY=", "ENCLAVE_TOKEN="),
 		Dir:         "/",
 		Stdout:      log,

@@ -155,12 +155,7 @@ func (p *program) parityTargets(c *demo.Config) error {
 	}
 	c.Backends = []string{b}
 	if err == nil && p.opts.Backend == autoBackend && b == gvisorBackend {
-		if why := p.dockerAnswers(); why == nil {
-			c.Backends = append(c.Backends, dockerBackend)
-			p.warnOfDocker()
-		} else {
-			fmt.Fprintf(p.err, "enclave: docker is not compared: %s\n", message(why))
-		}
+		c.Backends = append(c.Backends, p.realBackends(context.Background())...)
 	}
 	return err
 }
@@ -235,7 +230,7 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 		return nil, err
 	}
 	n, err := p.wire(ctx, nodeConfig{
-		state: locked, images: images, bin: s.file("bin"), backend: b.Backend, logger: logger,
+		state: locked, images: images, bin: s.file("bin"), kernels: s.file("kernels"), backend: b.Backend, logger: logger,
 		gateway: b.Gateway, table: b.Table,
 		admission: admission{running: b.Places, waiting: b.Places, usual: control.Quotas{PerMinute: control.Unlimited, Waiting: b.Places}},
 	})

@@ -11,7 +11,6 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/docker"
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
 )
 
 // notBoundary is said of docker wherever a backend or an isolation is shown.
@@ -48,17 +47,6 @@ func (p *program) dockerAnswers() error {
 	return api.Close()
 }
 
-// chooseReal returns the backend that auto stands for: gVisor, unless this host
-// can't run it and a Docker daemon answers.
-func (p *program) chooseReal() string {
-	err := gvisor.Available()
-	if err == nil || p.dockerAnswers() != nil {
-		return gvisorBackend // which says what is missing
-	}
-	fmt.Fprintf(p.err, "enclave: gvisor can't run here (%v): using docker\n", err)
-	return dockerBackend
-}
-
 // warnOfDocker says that docker is weaker than it may look, once.
 func (p *program) warnOfDocker() {
 	if !p.warned {
@@ -69,8 +57,11 @@ func (p *program) warnOfDocker() {
 
 // inWords returns an isolation, and what must be said of it.
 func inWords(isolation string) string {
-	if isolation == backend.SharedKernel.String() {
+	switch isolation {
+	case backend.SharedKernel.String():
 		return isolation + " (" + notBoundary + ")"
+	case backend.Emulated.String():
+		return isolation + " (" + forTests + ")"
 	}
 	return isolation
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave/cmd/enclave/doctor"
+	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/image"
 )
 
@@ -41,7 +42,7 @@ neither way.`,
 
 // doctor exits with 1 if a check failed.
 func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
-	backends := []string{gvisorBackend, dockerBackend, simulatorBackend}
+	backends := []string{gvisorBackend, dockerBackend, qemuBackend, firecrackerBackend, simulatorBackend}
 	if p.opts.Backend != autoBackend {
 		backends = []string{p.opts.Backend}
 	}
@@ -62,6 +63,8 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	show := &findings{p: p, json: asJSON, color: !asJSON && terminal(p.out) && p.env("NO_COLOR") == ""}
 	err = doctor.Run(ctx, doctor.Config{
 		State: state.path, Backends: backends, Docker: p.opts.DockerHost, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
+		Firecracker: p.opts.Machine.Firecracker, Jailer: p.opts.Machine.Jailer,
+		Machine: func(b string) (microvm.Config, error) { return p.machineConfig(b, "") },
 		Programs: func(bin string) (string, string, error) {
 			progs, err := p.carrier.unpack(bin)
 			return progs.runsc, progs.guest, err
@@ -142,7 +145,7 @@ func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove 
 		defer locked.unlock()
 		return p.removeState(ctx, locked, own.file("bin"))
 	}
-	return doctor.Room{Sandboxes: own.file("sandboxes"), Containers: own.file("containers"), Programs: own.file("bin"), Instance: own.instance}, remove, nil
+	return doctor.Room{Sandboxes: own.file("sandboxes"), Containers: own.file("containers"), Machines: own.file("machines"), Programs: own.file("bin"), Instance: own.instance}, remove, nil
 }
 
 // findings are told as they come, and summed up.

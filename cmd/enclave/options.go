@@ -22,6 +22,8 @@ type options struct {
 	// ENCLAVE_DOCKER_HOST, DOCKER_HOST.
 	DockerHost string
 
+	Machine machineOptions // of the backends whose sandboxes are virtual machines
+
 	Serve serveOptions // of serve alone, and of the control plane behind run
 
 	// BaseURL names a control plane to drive instead of one on this host. It and
@@ -40,14 +42,7 @@ type options struct {
 const (
 	defaultState  = "/var/lib/enclave"
 	defaultListen = "127.0.0.1:8090"
-
-	autoBackend      = "auto"
-	gvisorBackend    = "gvisor"
-	dockerBackend    = "docker"
-	simulatorBackend = "simulator"
 )
-
-var backends = [...]string{autoBackend, gvisorBackend, dockerBackend, simulatorBackend}
 
 // defaults returns the options before any flag was read.
 func defaults(env func(string) string) options {
@@ -62,6 +57,7 @@ func defaults(env func(string) string) options {
 		Backend:    or("ENCLAVE_BACKEND", autoBackend),
 		Serve:      serveDefaults(env),
 		DockerHost: dockerDefault(env),
+		Machine:    machineDefaults(env),
 		BaseURL:    env("ENCLAVE_BASE_URL"),
 		APIKey:     env("ENCLAVE_API_KEY"),
 		Token:      env("ENCLAVE_TOKEN"),

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -13,26 +12,6 @@ import (
 
 // errNotRoot is what a user gets who has not the rights that isolation takes.
 var errNotRoot = errors.New("running code in gVisor needs root: sudo enclave ... (`--backend simulator` models outcomes without root, and runs nothing)")
-
-// chooseBackend returns the backend to boot. A boundary is never exchanged for
-// a weaker one without a word: without the rights for gVisor there is an error,
-// not a simulator.
-func (p *program) chooseBackend() (string, error) {
-	if p.opts.Backend == simulatorBackend {
-		return simulatorBackend, nil
-	}
-	if os.Geteuid() != 0 {
-		return "", errNotRoot
-	}
-	b := p.opts.Backend
-	if b == autoBackend {
-		b = p.chooseReal()
-	}
-	if b == dockerBackend {
-		p.warnOfDocker()
-	}
-	return b, nil
-}
 
 // prepare makes this host ready to run a session, with progress on stderr. It
 // does nothing for a remote control plane.

@@ -144,7 +144,7 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	if err != nil {
 		return err
 	}
-	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), backend: backend, logger: logger, serve: p.opts.Serve, admission: admission})
+	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), kernels: s.file("kernels"), backend: backend, logger: logger, serve: p.opts.Serve, admission: admission})
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,8 @@ var subdirs = map[string]fs.FileMode{
 	"db":         0o700,
 	"sandboxes":  0o711,
 	"containers": 0o711,
+	"machines":   0o711,
+	"kernels":    0o755,
 	"images":     0o755,
 	"bin":        0o755,
 	"tmp":        0o711,

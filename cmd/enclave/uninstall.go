@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/mountinfo"
 )
@@ -105,6 +106,7 @@ func (p *program) uninstall(ctx context.Context, yes bool) error {
 func (s *stateDir) contents() []string {
 	names := map[string]string{
 		"db": "sessions, audit records and keys", "images": "images", "sandboxes": "sandboxes", "containers": "sandboxes that are containers",
+		"machines": "sandboxes that are virtual machines", "kernels": "kernels of virtual machines",
 		"bin": "programs", "run": "the control socket and log", "tmp": "temporary files",
 	}
 	var lines []string
@@ -204,13 +206,20 @@ func (p *program) destroyAll(ctx context.Context, s *lockedState, bin string) er
 	if err != nil {
 		return err
 	}
+	if some, err := anySandbox(s.file("machines")); err != nil {
+		return err
+	} else if some {
+		if err := microvm.Clear(ctx, s.file("machines"), s.instance); err != nil {
+			return err
+		}
+	}
 	for backend, dir := range map[string]string{gvisorBackend: "sandboxes", dockerBackend: "containers"} {
 		if some, err := anySandbox(s.file(dir)); err != nil {
 			return err
 		} else if !some {
 			continue
 		}
-		if err := p.destroyOn(ctx, nodeConfig{state: s, images: images, bin: bin, backend: backend}); err != nil {
+		if err := p.destroyOn(ctx, nodeConfig{state: s, images: images, bin: bin, kernels: s.file("kernels"), backend: backend}); err != nil {
 			return err
 		}
 	}

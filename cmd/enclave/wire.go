@@ -30,7 +30,8 @@ type nodeConfig struct {
 	state   *lockedState
 	images  *image.Store
 	bin     string // where carried programs are unpacked
-	backend string // gvisorBackend, dockerBackend or simulatorBackend
+	kernels string // the directory of guest kernels
+	backend string // any but autoBackend
 	logger  *slog.Logger
 	serve   serveOptions // where traces and webhooks go, what is kept; the zero value sends no traces and keeps all
 
@@ -223,6 +224,14 @@ func (p *program) openBackend(c nodeConfig) (backend.Backend, error) {
 	}
 	if c.backend == dockerBackend {
 		return p.openDocker(c)
+	}
+	if isMachine(c.backend) {
+		b, err := p.openMachine(c)
+		if err != nil {
+			return nil, err
+		}
+		p.warnOfEmulation(b.Info())
+		return b, nil
 	}
 	progs, err := p.carrier.unpack(c.bin)
 	if err != nil {

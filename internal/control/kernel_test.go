@@ -5,18 +5,35 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/gateway"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
+
+// TestMain is the monitor of QEMU's machines too, which is this program started
+// again.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
+		if err := qemu.Main(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
 
 // source is a host of the tests' own: it resolves to an address for
 // documentation (RFC 5737), and the dialer leads there and nowhere else.
@@ -95,6 +112,24 @@ var kernels = []kernel{
 		}
 		return b
 	}},
+	{"qemu", func(t *testing.T, images *image.Store) closer {
+		return machines(t, images, microvm.Config{QEMU: &microvm.QEMU{Shim: []string{"/proc/self/exe", "vmm-qemu"}}})
+	}},
+	{"firecracker", func(t *testing.T, images *image.Store) closer {
+		fc, jailer := testenv.Firecracker(t)
+		return machines(t, images, microvm.Config{Firecracker: &microvm.Firecracker{Path: fc, Jailer: jailer}})
+	}},
+}
+
+// machines opens a backend of virtual machines.
+func machines(t *testing.T, images *image.Store, c microvm.Config) closer {
+	c.Dir, c.Instance, c.Guest, c.Disk, c.Now = t.TempDir(), "control", testenv.Binaries(t).Guest, images.Disk, time.Now
+	c.Kernels = testenv.Kernels(t)
+	b, err := microvm.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // onKernel returns a plane on a real backend of this host.

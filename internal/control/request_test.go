@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -80,15 +82,30 @@ func TestBadRequestsAreRefusedWithTheirField(t *testing.T) {
 	}
 }
 
+// A claiming backend says that it isolates as it is told.
+type claiming struct {
+	backend.Backend
+	isolation backend.Isolation
+}
+
+func (c claiming) Info() backend.Info {
+	i := c.Backend.Info()
+	i.Isolation = c.isolation
+	return i
+}
+
+// TestIsolationBelowTheWishIsRefused has each isolation meet each wish: what is
+// emulated is less than gVisor, whatever its kernel is.
 func TestIsolationBelowTheWishIsRefused(t *testing.T) {
-	p, _ := newPlane(t) // the simulator isolates nothing
-	for _, want := range []string{"shared_kernel", "emulated", "userspace_kernel", "microvm"} {
-		if _, err := p.Create(t.Context(), caller, Request{Code: "1", MinIsolation: want}); !errors.Is(err, ErrIsolation) {
-			t.Errorf("minIsolation %s: error is %v", want, err)
+	order := []string{"none", "shared_kernel", "emulated", "userspace_kernel", "microvm"}
+	for have, name := range order {
+		p, _ := newPlaneOn(t, claiming{simulator.New(), backend.Isolation(have)})
+		for want, wish := range order {
+			_, err := p.Create(t.Context(), caller, Request{Code: "1", MinIsolation: wish})
+			if want > have && !errors.Is(err, ErrIsolation) || want <= have && err != nil {
+				t.Errorf("minIsolation %s on %s: error is %v", wish, name, err)
+			}
 		}
-	}
-	if _, err := p.Create(t.Context(), caller, Request{Code: "1", MinIsolation: "none"}); err != nil {
-		t.Errorf("minIsolation none: %v", err)
 	}
 }
 

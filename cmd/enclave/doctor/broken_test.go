@@ -30,6 +30,8 @@ func healthy() *host {
 		gateway: known(struct{}{}), neighbor: known(""), open: known[[]string](nil),
 		auditKey: known(keyFile{exists: true, path: "/k", mode: 0o600}),
 		audit:    known(record{held: true, told: true, second: "/mnt/checkpoints"}),
+		kvm:      known(device{mode: 0o660}), smt: known(false), ksm: known(0), swap: known[[]string](nil), weak: known[[]string](nil),
+		monitors: known([]monitor{{"firecracker", "/f", "1.16.1", true, false}, {"jailer", "/j", "1.16.1", true, false}}),
 	}
 }
 
@@ -177,6 +179,38 @@ var brokenHosts = map[string]map[string]struct {
 	"checkpoint": {
 		"none":      {Failed, func(h *host) { h.audit = learn(record{}, errBroken) }},
 		"no server": {NotRun, func(h *host) { h.audit = known(record{}) }},
+	},
+	"KVM": {
+		"none":                {Failed, func(h *host) { h.kvm = known(device{missing: true}) }},
+		"one that is dead":    {Failed, func(h *host) { h.kvm = known(device{mode: 0o660, opens: errBroken}) }},
+		"everybody's":         {Warned, func(h *host) { h.kvm = known(device{mode: 0o666}) }},
+		"not to know":         {Failed, func(h *host) { h.kvm = learn(device{}, errBroken) }},
+		"no Firecracker here": {NotRun, func(h *host) { h.monitors = known[[]monitor](nil) }},
+	},
+	"programs": {
+		"one is missing":    {Failed, func(h *host) { h.monitors.value = h.monitors.value[:1] }},
+		"of two versions":   {Failed, func(h *host) { h.monitors.value[1].version = "1.15.1" }},
+		"not static":        {Failed, func(h *host) { h.monitors.value[1].static = false }},
+		"open to others":    {Failed, func(h *host) { h.monitors.value[0].writable = true }},
+		"wanted and absent": {Failed, func(h *host) { h.backend, h.monitors = firecrackerBackend, known[[]monitor](nil) }},
+		"not to know":       {Failed, func(h *host) { h.backend, h.monitors = firecrackerBackend, learn[[]monitor](nil, errBroken) }},
+	},
+	"version": {
+		"a jailer that follows links": {Failed, func(h *host) { h.monitors.value[1].version = "1.14.3" }},
+		"old":                         {Failed, func(h *host) { h.monitors.value[0].version = "1.13.1" }},
+		"one that does not say":       {Failed, func(h *host) { h.monitors.value[0].version = "unknown" }},
+		"wanted and absent":           {Failed, func(h *host) { h.backend, h.monitors = firecrackerBackend, known[[]monitor](nil) }},
+	},
+	"SMT":  {"on": {Warned, func(h *host) { h.smt = known(true) }}, "not to know": {Failed, func(h *host) { h.smt = learn(false, errBroken) }}},
+	"KSM":  {"on": {Warned, func(h *host) { h.ksm = known(1) }}, "not to know": {Failed, func(h *host) { h.ksm = learn(0, errBroken) }}},
+	"swap": {"on": {Warned, func(h *host) { h.swap = known([]string{"/dev/sda2"}) }}, "not to know": {Failed, func(h *host) { h.swap = learn([]string(nil), errBroken) }}},
+	"CPU": {
+		"without microcode": {Failed, func(h *host) { h.weak = known([]string{"mds: Vulnerable: no microcode"}) }},
+		"not to know":       {Failed, func(h *host) { h.weak = learn([]string(nil), errBroken) }},
+	},
+	"jailer's groups": {
+		"none":        {Failed, func(h *host) { h.groups = known(groups{}) }},
+		"not to know": {Failed, func(h *host) { h.groups = learn(groups{}, errBroken) }},
 	},
 	"second path": {
 		"none":      {Warned, func(h *host) { h.audit.value.second = "" }},

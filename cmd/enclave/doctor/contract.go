@@ -29,6 +29,8 @@ func contracts(ctx context.Context, c Config, tell func(Finding) error) error {
 			err = contract(ctx, conform.Lab{Backend: simulator.New(), Image: "sha256:" + strings.Repeat("0", 64)}, conform.Checks(), tell)
 		case b == dockerBackend:
 			err = onDocker(ctx, c, tell)
+		case b == qemuBackend, b == firecrackerBackend:
+			err = onMachines(ctx, c, b, tell)
 		default:
 			err = onGVisor(ctx, c, tell)
 		}

@@ -86,7 +86,7 @@ func forSandboxes(judge func(*host) verdict) func(*host) verdict {
 // checks are all that are judged by facts, in the order in which they are told.
 func checks() []check {
 	var all []check
-	for _, section := range [][]check{hostChecks, groupChecks, stateChecks, programChecks, serviceChecks} {
+	for _, section := range [][]check{hostChecks, groupChecks, stateChecks, programChecks, serviceChecks, firecrackerChecks} {
 		all = append(all, section...)
 	}
 	return all

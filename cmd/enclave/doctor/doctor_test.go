@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/conform"
 	"github.com/enclave-run/enclave/internal/egress"
@@ -82,7 +83,7 @@ func config(t *testing.T, state string) Config {
 		Programs: func(string) (string, string, error) { return "", "", errBroken },
 		Scratch: func(context.Context) (Room, func(context.Context) error, error) {
 			rooms++
-			r := Room{t.TempDir(), t.TempDir(), "room", t.TempDir()}
+			r := Room{t.TempDir(), t.TempDir(), "room", t.TempDir(), t.TempDir()}
 			return r, func(context.Context) error { rooms--; return os.RemoveAll(r.Sandboxes) }, nil
 		},
 		Gateway: func(context.Context) error { return nil },
@@ -90,9 +91,10 @@ func config(t *testing.T, state string) Config {
 			table, err := egress.Standard()
 			return &table, err
 		},
-		Holder: func() (bool, int, string, string, error) { return false, 0, "", "", nil },
-		Dial:   func(context.Context) (net.Conn, error) { return nil, errBroken },
-		Images: func() (*image.Store, error) { return nil, os.ErrNotExist },
+		Holder:  func() (bool, int, string, string, error) { return false, 0, "", "", nil },
+		Dial:    func(context.Context) (net.Conn, error) { return nil, errBroken },
+		Images:  func() (*image.Store, error) { return nil, os.ErrNotExist },
+		Machine: func(string) (microvm.Config, error) { return microvm.Config{}, errBroken },
 	}
 }
 
@@ -136,11 +138,11 @@ func TestAnInterruptEndsTheChecks(t *testing.T) {
 func TestAConfigWithoutAPartIsRefused(t *testing.T) {
 	for name, spoil := range map[string]func(*Config){
 		"state": func(c *Config) { c.State = "" }, "backends": func(c *Config) { c.Backends = nil },
-		"unknown backend": func(c *Config) { c.Backends = []string{"firecracker"} }, "clock": func(c *Config) { c.Now = nil },
+		"unknown backend": func(c *Config) { c.Backends = []string{"wasm"} }, "clock": func(c *Config) { c.Now = nil },
 		"programs": func(c *Config) { c.Programs = nil }, "scratch": func(c *Config) { c.Scratch = nil },
 		"gateway": func(c *Config) { c.Gateway = nil }, "user": func(c *Config) { c.GatewayUser = 0 },
 		"table": func(c *Config) { c.Table = nil }, "holder": func(c *Config) { c.Holder = nil },
-		"dial": func(c *Config) { c.Dial = nil }, "images": func(c *Config) { c.Images = nil },
+		"dial": func(c *Config) { c.Dial = nil }, "images": func(c *Config) { c.Images = nil }, "machine": func(c *Config) { c.Machine = nil },
 	} {
 		c := config(t, "/x")
 		spoil(&c)

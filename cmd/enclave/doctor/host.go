@@ -48,6 +48,13 @@ type host struct {
 	open     fact[[]string] // addresses of this host that a session could be allowed
 	auditKey fact[keyFile]
 	audit    fact[record]
+
+	kvm      fact[device]
+	monitors fact[[]monitor] // those of Firecracker's programs that are there
+	smt      fact[bool]      // threads share cores
+	ksm      fact[int]       // 1: equal pages are merged
+	swap     fact[[]string]  // what the host swaps to
+	weak     fact[[]string]  // flaws of the CPU that are open for machines
 }
 
 type (

@@ -41,6 +41,7 @@ func look(ctx context.Context, c Config) *host {
 	h.lookAtState(ctx, c)
 	h.lookInRoom(ctx, c)
 	h.lookAtServices(ctx, c)
+	h.lookAtFirecracker(ctx, c)
 	h.clock = learn(readClock(begun, c.Now()))
 	return h
 }

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
+)
+
+// Backends by the names that users give them.
+const (
+	autoBackend        = "auto"
+	gvisorBackend      = "gvisor"
+	firecrackerBackend = "firecracker"
+	qemuBackend        = "qemu"
+	dockerBackend      = "docker"
+	simulatorBackend   = "simulator"
+)
+
+var backends = [...]string{autoBackend, gvisorBackend, firecrackerBackend, qemuBackend, dockerBackend, simulatorBackend}
+
+// chooseBackend returns the backend to boot. A boundary is never exchanged for
+// a weaker one without a word: without the rights for gVisor there is an error,
+// not a simulator.
+func (p *program) chooseBackend() (string, error) {
+	if p.opts.Backend == simulatorBackend {
+		return simulatorBackend, nil
+	}
+	if os.Geteuid() != 0 {
+		return "", errNotRoot
+	}
+	b := p.opts.Backend
+	if b == autoBackend {
+		b = p.chooseReal()
+	}
+	if b == dockerBackend {
+		p.warnOfDocker()
+	}
+	return b, nil
+}
+
+// chooseReal returns the backend that auto stands for: gVisor; where that can't
+// run, machines on hardware; and where there are none, a Docker daemon that
+// answers. An emulated machine is never chosen: it isolates less than it seems to.
+func (p *program) chooseReal() string {
+	err := gvisor.Available()
+	if err == nil {
+		return gvisorBackend
+	}
+	for _, b := range []string{firecrackerBackend, qemuBackend} {
+		if i, merr := p.machineAnswers(context.Background(), b); merr == nil && i.Isolation == backend.MicroVM {
+			fmt.Fprintf(p.err, "enclave: gvisor can't run here (%v): using %s\n", err, b)
+			return b
+		}
+	}
+	if p.dockerAnswers() != nil {
+		return gvisorBackend // which says what is missing
+	}
+	fmt.Fprintf(p.err, "enclave: gvisor can't run here (%v): using docker\n", err)
+	return dockerBackend
+}
+
+// realBackends are the real backends that this host can run beside gVisor, for
+// backend-parity. It says of each other why it is not compared.
+func (p *program) realBackends(ctx context.Context) []string {
+	var all []string
+	if err := p.dockerAnswers(); err == nil {
+		all = append(all, dockerBackend)
+		p.warnOfDocker()
+	} else {
+		fmt.Fprintf(p.err, "enclave: docker is not compared: %s\n", message(err))
+	}
+	for _, b := range []string{qemuBackend, firecrackerBackend} {
+		i, err := p.machineAnswers(ctx, b)
+		if err != nil {
+			fmt.Fprintf(p.err, "enclave: %s is not compared: %s\n", b, message(err))
+			continue
+		}
+		all = append(all, b)
+		p.warnOfEmulation(i)
+	}
+	return all
+}

@@ -45,13 +45,13 @@ var (
 	dockerRoot = patch{dockerMake, "ReadonlyRootfs: true,", "ReadonlyRootfs: false,"}
 	dockerOpen = patch{dockerMake, `SecurityOpt:    []string{"no-new-privileges"},`, `SecurityOpt:    []string{"no-new-privileges", "seccomp=unconfined"},`}
 	dockerAll  = patch{dockerMake, `var guestCapabilities = []string{`, `var guestCapabilities = []string{"SYS_ADMIN", "SYS_CHROOT", "DAC_OVERRIDE", "DAC_READ_SEARCH", "SYS_BOOT", "SYS_MODULE", `}
-	dockerHost = patch{dockerMake, "\th.Mounts = append(h.Mounts, bind(s.Path(sealDir)", "\th.Mounts = append(h.Mounts, bind(\"/var/tmp\", \"/mnt/var/tmp\", true))\n\th.Mounts = append(h.Mounts, bind(s.Path(sealDir)"}
-	gvisorHost = patch{gvisorBundle, "\t\t\t{Destination: \"/.enclave\",", "\t\t\t{Destination: \"/mnt\", Type: \"bind\", Source: \"/\", Options: []string{\"rbind\", \"ro\"}},\n\t\t\t{Destination: \"/.enclave\","}
+	dockerHost = patch{dockerMake, "\th.Mounts = append(h.Mounts, bind(s.Path(sealDir)", "\th.Mounts = append(h.Mounts, bind(\"/var/tmp\", \"/var/tmp\", true))\n\th.Mounts = append(h.Mounts, bind(s.Path(sealDir)"}
+	gvisorHost = patch{gvisorBundle, "\t\t\t{Destination: \"/.enclave\",", "\t\t\t{Destination: \"/var/tmp\", Type: \"bind\", Source: \"/var/tmp\", Options: []string{\"bind\", \"ro\"}},\n\t\t\t{Destination: \"/.enclave\","}
 )
 
 var kills = []killed{
-	{control: "no directory of the host", kernel: "docker", cases: []string{"C02"}, patches: []patch{dockerHost}},
-	{control: "no directory of the host", kernel: "gvisor", cases: []string{"C02"}, patches: []patch{gvisorHost}},
+	{control: "no directory of the host", kernel: "docker", cases: []string{"C01", "C02", "D13"}, patches: []patch{dockerHost}},
+	{control: "no directory of the host", kernel: "gvisor", cases: []string{"C01", "C02", "D13"}, patches: []patch{gvisorHost}},
 	{
 		control: "the image is read-only, and the workload is not root", kernel: "docker", cases: []string{"C14"},
 		patches: []patch{dockerRoot, {dockerCheck, `"/": {"ro"}, `, ``}, asRoot},

@@ -36,8 +36,8 @@ func TestGuestThatBreaksItsRingsIsServedNoMore(t *testing.T) {
 		"an empty descriptor":              func(v *driver) { v.tx.desc(0, 0, 0, descNext, 1); v.tx.desc(1, 0, 64, 0, 0); v.tx.publish(0) },
 		"a buffer to be written, sent":     func(v *driver) { v.tx.desc(0, 0, 64, descWrite, 0); v.tx.publish(0) },
 		"a packet shorter than a header":   func(v *driver) { v.tx.desc(0, 0, headerSize-1, 0, 0); v.tx.publish(0) },
-		"an index that jumps ahead":        func(v *driver) { v.tx.setAvail(2*testSlots + 1) },
-		"an index that jumps back":         func(v *driver) { v.tx.setAvail(0xffff) },
+		"an index that jumps ahead":        func(v *driver) { v.tx.desc(0, 0, 64, 0, 0); v.tx.setAvail(2*testSlots + 1) },
+		"an index that jumps back":         func(v *driver) { v.tx.desc(0, 0, 64, 0, 0); v.tx.setAvail(0xffff) },
 		"a buffer to be read, received": func(v *driver) {
 			v.rx.desc(0, rxBase, rxBuffer, 0, 0)
 			v.rx.publish(0)
@@ -54,6 +54,7 @@ func TestGuestThatBreaksItsRingsIsServedNoMore(t *testing.T) {
 			v.send(whole, nil)
 		},
 		"an index of received buffers that jumps": func(v *driver) {
+			v.rx.desc(0, rxBase, rxBuffer, descWrite, 0)
 			v.rx.setAvail(0x8000)
 			v.send(whole, nil)
 		},
@@ -87,15 +88,15 @@ func TestBufferOfTooManyPiecesIsRefused(t *testing.T) {
 		binary.LittleEndian.PutUint32(b[8:], uint32(3*page))
 		binary.LittleEndian.PutUint16(b[12:], descNext)
 		binary.LittleEndian.PutUint16(b[14:], uint16(i+1))
-		if i == maxSlices/3-1 {
-			binary.LittleEndian.PutUint16(b[12:], 0)
-		}
 	}
+	ends := func(last int) []byte { return r.desc[descSize*last+12:] }
+	binary.LittleEndian.PutUint16(ends(maxSlices/3-1), 0)
+	binary.LittleEndian.PutUint16(ends(maxSlices/3), 0)
 	binary.LittleEndian.PutUint16(r.avail[2:], 1)
 	if c, ok, err := r.peek(m, false); !ok || err != nil || len(c.slices) != maxSlices/3*3 {
 		t.Fatalf("a buffer of %d pieces: %t, %v", len(c.slices), ok, err)
 	}
-	binary.LittleEndian.PutUint16(r.desc[descSize*(maxSlices/3-1)+12:], descNext)
+	binary.LittleEndian.PutUint16(ends(maxSlices/3-1), descNext)
 	if _, _, err := r.peek(m, false); !errors.Is(err, ErrGuest) {
 		t.Errorf("a buffer of more than %d pieces: %v", maxSlices, err)
 	}

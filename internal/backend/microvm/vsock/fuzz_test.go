@@ -64,6 +64,8 @@ func FuzzRing(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 0, 0, 0}, slices.Concat(entry(8, 44, 3, 1), entry(4090, 7, 2, 0)), uint16(0), true)
 	f.Add([]byte{0, 0, 1, 0, 1, 0}, slices.Concat(entry(8, 4, 1, 1), entry(9, 4, 1, 0)), uint16(0), false)
 	f.Add([]byte{0, 0, 0, 0, 1, 0}, entry(1<<64-4, 8, 0, 0), uint16(0xffff), false)
+	f.Add([]byte{0, 0, 8, 0}, entry(0, 44, 0, 0), uint16(0), false)
+	f.Add([]byte{0, 0, 9, 0}, entry(0, 44, 0, 0), uint16(0), false)
 	f.Fuzz(func(t *testing.T, avail, desc []byte, next uint16, write bool) {
 		const size = 8
 		guest := make([]byte, 4096)

@@ -104,3 +104,27 @@ func TestStreamsArriveByteExact(t *testing.T) {
 		}
 	}
 }
+
+func TestCreditIsWhatTheGuestCanHave(t *testing.T) {
+	c := &conn{}
+	for i, step := range []struct {
+		sent, room, taken uint32 // what was sent so far, and what the guest says then
+		credit            uint32
+	}{
+		{0, 1000, 0, 1000},
+		{1000, 1000, 0, 0},
+		{1000, 1000, 600, 600},
+		{1000, 1000, 500, 600},  // a packet that was overtaken
+		{1000, 1000, 1001, 600}, // more than it was sent
+		{1000, 100, 600, 0},     // the room shrinks below what is on its way
+		{1000, 1 << 31, 1000, 1 << 31},
+		{1<<32 - 1, 500, 1<<32 - 100, 401}, // the counts wrap around
+		{50, 500, 20, 470},
+		{50, 500, 1<<32 - 100, 470},
+	} {
+		c.sent = step.sent
+		if c.trust(header{bufAlloc: step.room, fwdCnt: step.taken}); c.credit() != step.credit {
+			t.Errorf("step %d: the credit is %d, not %d", i, c.credit(), step.credit)
+		}
+	}
+}

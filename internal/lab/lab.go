@@ -47,6 +47,8 @@ type Config struct {
 	// closes it after the Plane.
 	Backend backend.Backend
 	Image   string
+	// Quotas are those of every organisation.
+	Quotas control.Quotas
 	// World is where allowed traffic goes; nil is nowhere.
 	World World
 }
@@ -129,7 +131,7 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 		Backend: c.Backend, Store: p.store, Keys: p.store, Log: p.store, Gateway: g, Table: table,
 		Image:    func(context.Context) (string, error) { return c.Image, nil },
 		Logger:   logger,
-		Observer: metrics, Tracer: c.Tracer, Now: c.Now,
+		Observer: metrics, Tracer: c.Tracer, Now: c.Now, Quotas: c.Quotas,
 	})
 	if err != nil {
 		return nil, err

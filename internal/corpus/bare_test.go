@@ -2,6 +2,7 @@ package corpus
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,10 @@ type bare struct {
 	inherit func(r *run) string
 	// network is the host's; else one without links.
 	network bool
+	// sinks is the network in which everything that is sent arrives.
+	sinks bool
+	// work are files below /work.
+	work map[string]string
 	// companion is a program of the host that runs beside the code, and ends.
 	companion bool
 	// look is what a careless host does with a held victim, whose root directory
@@ -58,6 +63,8 @@ type bare struct {
 	// stand are kernel settings for which a file stands in.
 	stand []string
 	limit time.Duration // 0 is 30 s
+	// What its control group has: 256 and 1 GiB, unless they say otherwise.
+	pids, memory int64
 }
 
 func onBare(b bare) control {
@@ -67,12 +74,19 @@ func onBare(b bare) control {
 			return &run{attack: a, world: w, bare: true, infra: err}
 		}
 		r.bare = true
+		if r.infra = w.sinks.begin(r.nonce); r.infra != nil {
+			return r
+		}
 		if a.prepare != nil {
 			r.infra = a.prepare(r)
 		}
 		if r.infra == nil {
+			r.meter = newMeter("enclave-corpus/bare-*", r.flagPath)
 			r.infra = b.execute(ctx, r)
+			r.meter.end()
 		}
+		r.settle()
+		r.infra = errors.Join(r.infra, r.hear())
 		return r
 	}}
 }
@@ -83,8 +97,10 @@ mount --make-rprivate /
 mount -t overlay none -o lowerdir=$LOWER,upperdir=$SCRATCH/up,workdir=$SCRATCH/work $SCRATCH/root
 cd $SCRATCH/root
 mount --rbind /dev dev
+mount -t tmpfs -o size=256m,mode=1777 none dev/shm
 mount -t tmpfs -o size=256m,mode=1777 none tmp
 mkdir -p work && mount -t tmpfs -o size=256m,mode=1777 none work
+if [ -d "$SCRATCH/files" ]; then cp -r $SCRATCH/files/. work/; fi
 if [ -n "$HOSTPROC" ]; then mount --rbind /proc proc; else mount -t proc none proc; fi
 if [ -n "$CGROUPS" ]; then mount --rbind /sys sys; else mount -t sysfs none sys; fi
 mkdir -p ./$FLAGDIR && mount --bind $FLAGDIR ./$FLAGDIR
@@ -116,6 +132,11 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 	if err := os.Chmod(scratch, 0o755); err != nil {
 		return err
 	}
+	if len(b.work) > 0 {
+		if err := os.CopyFS(filepath.Join(scratch, "files"), inMemory(b.work)); err != nil {
+			return err
+		}
+	}
 	tree, err := cgroup.Host()
 	if err != nil {
 		return err
@@ -124,7 +145,7 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := group.Make(cgroup.Limits{Memory: 1 << 30, Pids: 256}); err != nil {
+	if err := group.Make(cgroup.Limits{Memory: cmp.Or(b.memory, 1<<30), Pids: cmp.Or(b.pids, 256)}); err != nil {
 		return err
 	}
 	defer func() {
@@ -152,7 +173,11 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 	defer cancel()
 	code := r.fill(r.attack.code)
 	argv := map[string][]string{"": {"python3", "-c", code}, "python": {"python3", "-c", code}, "bash": {"bash", "-c", code}}[r.attack.language]
-	cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", victim, "sh"}, argv...)...)
+	argv = append([]string{"sh", "-c", victim, "sh"}, argv...)
+	if b.sinks {
+		argv = append([]string{"nsenter", "--net=" + r.world.sinks.path()}, argv...)
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	set := func(k, v string) { cmd.Env = append(cmd.Env, k+"="+v) }
 	cmd.Env = os.Environ()
 	set("SCRATCH", scratch)
@@ -173,7 +198,7 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 	}
 	companionWas := inode(companion)
 	flags := syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS
-	if !b.network {
+	if !b.network && !b.sinks {
 		flags |= syscall.CLONE_NEWNET
 	}
 	if !b.hostProc {
@@ -221,6 +246,7 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 			r.signal = e.Sys().(syscall.WaitStatus).Signal()
 		}
 	}
+	r.outlived = ctx.Err() != nil
 	r.result.Stdout, r.result.Stderr = out.String(), problem.String()
 	r.surfaces = append(r.surfaces, surface{"standard output", []byte(out.String())}, surface{"standard error", problem.Bytes()})
 	seen, err := marks(r.nonce, inside(r.tasks))

@@ -76,14 +76,28 @@ type attack struct {
 	// drive is the attack itself where no code in a sandbox can be it; code and
 	// request do not count then.
 	drive func(ctx context.Context, r *run) error
+	// ends is how its session must end, and what its record must say; nil is that of
+	// the code's own making.
+	ends *ends
+	// lets are the hits that its policy allows: "question NAME", "dial ADDRESS" and
+	// "at ADDRESS".
+	lets []string
+	// bounds are what its sandbox and the control plane may use of the host.
+	bounds *bounds
 	// judge returns what this attack broke beyond what judgeAlways finds.
 	judge func(r *run) []finding
-	// control is where it must break.
+	// control is where it must break, in this way; empty is any.
 	control control
+	breaks  class
 }
 
 // groups are the translations by the first letter of their ids.
 var groups = map[byte][]attack{
+	'A': egressAttacks,
+	'B': metadataAttacks,
+	'E': exhaustionAttacks,
+	'F': processAttacks,
+	'G': channelAttacks,
 	'C': fileAttacks,
 	'D': syscallAttacks,
 }

@@ -42,7 +42,7 @@ func TestAttacks(t *testing.T) {
 			ready = true
 			for _, a := range attacks(t) {
 				l := lines[a.id]
-				if a.missing != "" || !slices.Contains(l.Backends, k.letter) || !(full || a.smoke) {
+				if !a.runsOn(k, l) {
 					continue
 				}
 				t.Run(a.id, func(t *testing.T) {
@@ -64,7 +64,7 @@ func TestAttacks(t *testing.T) {
 		})
 		if !ready {
 			for _, a := range attacks(t) {
-				if a.missing == "" && slices.Contains(lines[a.id].Backends, k.letter) && (full || a.smoke) {
+				if a.runsOn(k, lines[a.id]) {
 					all.add(row{Case: a.id, Name: lines[a.id].Name, Backend: k.name, Verdict: notRun, Reason: "this host does not run " + k.name + ", or the test did not ask for it"})
 				}
 			}
@@ -80,6 +80,11 @@ func TestAttacks(t *testing.T) {
 	if full {
 		all.write(t, "../../evidence")
 	}
+}
+
+// runsOn reports whether a is to be run on k.
+func (a *attack) runsOn(k kernel, l line) bool {
+	return a.missing == "" && slices.Contains(l.Backends, k.letter) && (full || a.smoke)
 }
 
 func corpusTime(t *testing.T) time.Duration {
@@ -122,7 +127,7 @@ func (r *run) looked() []string {
 	all := []string{
 		fmt.Sprintf("%d public surfaces scanned for the flag, the canary and the key", len(r.surfaces)),
 		fmt.Sprintf("%d facts of the host unchanged", len(r.before)),
-		"no mark of the nonce on the host, no process left", "nothing reached the world", "the control plane answers",
+		"no mark of the nonce on the host, no process left", "nothing reached the world but what the policy lets", "the control plane answers",
 	}
 	if r.held {
 		all = append(all, fmt.Sprintf("%d processes of the living sandbox inspected", len(r.tasks)))
@@ -154,9 +159,9 @@ func (c *controls) of(ctx context.Context, a *attack, w *world) *outcome {
 	r := a.control.run(ctx, a, w)
 	defer r.close()
 	all := r.judge()
-	o := &outcome{broke: broke(all)}
-	if at := slices.IndexFunc(all, func(f finding) bool { return f.class != vacuous && f.class != infra }); at >= 0 {
-		o.said = all[at].String()
+	o := &outcome{}
+	if f, ok := a.foundOut(all); ok {
+		o.broke, o.said = true, f.String()
 	} else {
 		o.said = fmt.Sprintf("%v; it said %.500q, and %.500q", all, r.stdout(), r.result.StderrBytes())
 	}

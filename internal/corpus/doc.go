@@ -36,8 +36,15 @@
 // processes left, the plane's health, the order of the record. What only this
 // attack can break is judged by its judge, which returns findings.
 //
+// The network is of the lab's own (sinks): every address answers there, and every
+// packet is seen. What an attack's policy lets out it names in lets; how its session
+// must end, on every backend alike, and each row of its record, it says in ends; what
+// it may take of the host in bounds, which a meter holds against the host's counters.
+//
 // The control is the same payload where what contains it is missing, and must be
 // found out by the same judgement: onBare runs it as root on an overlay of this
-// host in namespaces and a control group of its own; allowing runs it in a session
-// whose policy allows it. An attack whose control is not found out is VACUOUS.
+// host in namespaces and a control group of its own, with sinks in the network in
+// which everything that is sent arrives; allowing runs it in a session whose policy
+// or limits allow it. An attack whose control is not found out, as the class that it
+// says in breaks, is VACUOUS.
 package corpus

@@ -188,6 +188,7 @@ type task struct {
 	uid        int    // effective, as the host counts
 	caps       string // effective, in hex
 	noNewPrivs bool
+	ns         map[string]string // of each kind, as the host counts
 	userNS     string
 	mountNS    string
 	uidMap     string
@@ -225,6 +226,10 @@ func tasksIn(part string) []task {
 			case k == "NoNewPrivs" && len(f) > 0:
 				t.noNewPrivs = f[0] == "1"
 			}
+		}
+		t.ns = map[string]string{}
+		for _, kind := range []string{"mnt", "net", "pid", "ipc", "uts", "user"} {
+			t.ns[kind], _ = os.Readlink(dir + "ns/" + kind)
 		}
 		t.userNS, _ = os.Readlink(dir + "ns/user")
 		t.mountNS, _ = os.Readlink(dir + "ns/mnt")

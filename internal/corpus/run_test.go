@@ -42,6 +42,7 @@ type run struct {
 	tasks         []task // the sandbox's processes while it was held
 	held          bool
 	hits          []hit
+	received      int64 // bytes that the sinks got by TCP
 	marks         []string
 	left          []task // processes of the sandbox after its end
 	sick          error  // what the control plane answers with, once it is over
@@ -50,11 +51,14 @@ type run struct {
 	mu       sync.Mutex
 	findings []finding // what prepare, during and look have seen broken
 
-	sums   map[string]string // of programs, before
-	vars   []string          // what else code has, and what it stands for
-	signal syscall.Signal    // that ended a bare control
-	undo   []func()
-	proofs []string // what was looked at, in words
+	sums     map[string]string // of programs, before
+	vars     []string          // what else code has, and what it stands for
+	signal   syscall.Signal    // that ended a bare control
+	outlived bool              // it had not ended by itself in its time
+	meter    *meter            // of what it took
+	then     []func()          // once it has ended
+	undo     []func()
+	proofs   []string // what was looked at, in words
 
 	declared string // what this backend is known not to keep, and says so
 }
@@ -149,9 +153,13 @@ func planeRun(ctx context.Context, a *attack, w *world, on string, change func(r
 	ctx, cancel := context.WithTimeout(ctx, runTime)
 	defer cancel()
 	logged := w.log.len()
-	w.sinks.hits()
-	r.infra = r.through(ctx, change)
-	r.hits = w.sinks.hits()
+	if r.infra = w.sinks.begin(r.nonce); r.infra == nil {
+		r.meter = newMeter("*/"+w.instance+"-*", w.dir)
+		r.infra = r.through(ctx, change)
+		r.meter.end()
+		r.settle()
+		r.infra = errors.Join(r.infra, r.hear())
+	}
 	r.surfaces = append(r.surfaces, surface{"the control plane's log", w.log.since(logged)})
 	after, err := look(w)
 	r.after, r.infra = after, errors.Join(r.infra, err)
@@ -163,6 +171,31 @@ func planeRun(ctx context.Context, a *attack, w *world, on string, change func(r
 	found, err := marks(r.nonce, inside)
 	r.marks, r.infra = append(r.marks, found...), errors.Join(r.infra, err)
 	return r
+}
+
+// hear collects what came to the sinks.
+func (r *run) hear() (err error) {
+	r.received = r.world.sinks.received()
+	r.hits, err = r.world.sinks.hits()
+	return err
+}
+
+// afterwards has f called once the attack has ended, before the host is looked at.
+func (r *run) afterwards(f func()) { r.then = append(r.then, f) }
+
+// settle calls what was to be done afterwards.
+func (r *run) settle() {
+	for _, f := range r.then {
+		f()
+	}
+	r.then = nil
+}
+
+// proof notes what was looked at.
+func (r *run) proof(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.proofs = append(r.proofs, fmt.Sprintf(format, args...))
 }
 
 // through prepares, attacks, and asks the control plane for all that it says.
@@ -267,7 +300,7 @@ func (r *run) collect(ctx context.Context, h *enclave.Handle) error {
 	if r.events, err = h.Audit(ctx); err != nil {
 		return err
 	}
-	for _, path := range []string{"/v1/sessions/" + h.ID(), "/v1/sessions/" + h.ID() + "/audit", "/v1/sessions", "/metrics", "/readyz", "/v1/sessions/s-000000-0"} {
+	for _, path := range []string{"/v1/sessions/" + h.ID(), "/v1/sessions/" + h.ID() + "/result", "/v1/sessions/" + h.ID() + "/stream", "/v1/sessions/" + h.ID() + "/audit", "/v1/sessions", "/metrics", "/readyz", "/v1/sessions/s-000000-0"} {
 		raw, err := r.get(ctx, path)
 		if err != nil {
 			return err

@@ -69,12 +69,19 @@ func TestEachBreachHasItsVerdict(t *testing.T) {
 // did not run, or the platform failed, is not found out.
 func TestNothingShownIsNeverABreak(t *testing.T) {
 	for _, all := range [][]finding{nil, {found(vacuous, "x")}, {found(infra, "x")}, {found(infra, "x"), found(vacuous, "y")}} {
-		if broke(all) {
+		if _, ok := (&attack{}).foundOut(all); ok {
 			t.Errorf("%v is taken for a break", all)
 		}
 	}
-	if !broke([]finding{found(vacuous, "x"), found(escape, "y")}) {
+	all := []finding{found(vacuous, "x"), found(escape, "y")}
+	if _, ok := (&attack{}).foundOut(all); !ok {
 		t.Error("a break beside something vacuous is not taken for one")
+	}
+	if _, ok := (&attack{breaks: exfil}).foundOut(all); ok {
+		t.Error("a break is taken for one of another class")
+	}
+	if f, ok := (&attack{breaks: exfil}).foundOut(append(all, found(exfil, "z"))); !ok || f.what != "z" {
+		t.Errorf("a break of its class is not taken for one, but %v", f)
 	}
 }
 

@@ -103,12 +103,11 @@ func (r *run) judgeAlways() []finding {
 	for _, t := range r.left {
 		add(escape, "process %d (%.60s) of the sandbox is left", t.pid, t.cmd)
 	}
+	// EXFIL and LATERAL.
+	all = append(all, r.judgeHits()...)
+	all = append(all, r.judgeBounds()...)
 	if r.bare {
 		return all
-	}
-	// EXFIL.
-	for _, h := range r.hits {
-		add(exfil, "a %s reached the world: %.100q", h.kind, h.what)
 	}
 	if r.sick != nil {
 		add(hostDoS, "the control plane answers with %v", r.sick)
@@ -119,6 +118,7 @@ func (r *run) judgeAlways() []finding {
 		} else if err := literalOrder(r.events); err != nil {
 			add(auditBreak, "%v", err)
 		}
+		all = append(all, r.judgeEnd()...)
 	}
 	return all
 }
@@ -150,12 +150,6 @@ func worst(all []finding) (class, string) {
 	at := slices.IndexFunc(all, func(f finding) bool { return f.class != vacuous && f.class != infra })
 	f := all[max(at, 0)]
 	return f.class, f.what
-}
-
-// broke reports whether findings are those of an attack that was not contained.
-func broke(all []finding) bool {
-	c, _ := worst(all)
-	return c != contained && c != vacuous && c != infra
 }
 
 func readAll(r io.Reader) []byte {

@@ -3,14 +3,10 @@ package corpus
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -123,8 +119,7 @@ func open(t testing.TB, k kernel) *world {
 		}
 	})
 	w.sinks = newSinks(t)
-	store := t.TempDir()
-	w.plane, err = lab.Open(store, lab.Config{Backend: b, Image: digest, World: w.sinks, Log: slog.NewJSONHandler(w.log, nil)})
+	w.plane, err = lab.Open(t.TempDir(), lab.Config{Backend: b, Image: digest, World: w.sinks, Log: slog.NewJSONHandler(w.log, nil)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,105 +155,4 @@ func (r *record) len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.b.Len()
-}
-
-// sinks are all that the gateway reaches: names that resolve to addresses for
-// documentation (RFC 5737), and one TCP server on loopback behind every address,
-// which keeps what it is sent. With no policy that allows it, nothing may be asked
-// of them: neither a name, nor a connection.
-type sinks struct {
-	server string
-	names  map[string]netip.Addr
-
-	mu    sync.Mutex
-	asked []string // names
-	dials []string // addresses
-	heard [][]byte // first bytes of each connection
-}
-
-const (
-	allowedHost = "allowed.example.com"
-	evilHost    = "evil.example.com"
-)
-
-func newSinks(t testing.TB) *sinks {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &sinks{server: l.Addr().String(), names: map[string]netip.Addr{
-		allowedHost: netip.MustParseAddr("192.0.2.1"),
-		evilHost:    netip.MustParseAddr("192.0.2.66"),
-	}}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() { s.serve(c) })
-		}
-	})
-	t.Cleanup(func() { l.Close(); serving.Wait() })
-	return s
-}
-
-// serve answers every connection as a web server that has nothing to say.
-func (s *sinks) serve(c net.Conn) {
-	defer c.Close()
-	b := make([]byte, 64<<10)
-	n, _ := c.Read(b)
-	s.mu.Lock()
-	s.heard = append(s.heard, b[:n])
-	s.mu.Unlock()
-	_, _ = c.Write([]byte("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"))
-}
-
-// Opened are the addresses for documentation that stand for public ones.
-func (s *sinks) Opened() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")} }
-
-// LookupNetIP answers for the names of the lab.
-func (s *sinks) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.asked = append(s.asked, host)
-	a, ok := s.names[strings.TrimSuffix(host, ".")]
-	if !ok || network == "ip6" {
-		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
-	}
-	return []netip.Addr{a}, nil
-}
-
-// DialContext leads everywhere to the one server.
-func (s *sinks) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	s.mu.Lock()
-	s.dials = append(s.dials, address)
-	s.mu.Unlock()
-	if !strings.HasPrefix(network, "tcp") {
-		return nil, errors.New("the lab has TCP only")
-	}
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", s.server)
-}
-
-// A hit is what reached the world.
-type hit struct{ kind, what string }
-
-// hits returns what has reached the world, and forgets it.
-func (s *sinks) hits() []hit {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []hit
-	for kind, list := range map[string][]string{"question": s.asked, "dial": s.dials} {
-		for _, what := range list {
-			all = append(all, hit{kind, what})
-		}
-	}
-	for _, b := range s.heard {
-		all = append(all, hit{"bytes", string(b)})
-	}
-	s.asked, s.dials, s.heard = nil, nil, nil
-	slices.SortFunc(all, func(a, b hit) int { return strings.Compare(a.kind+a.what, b.kind+b.what) })
-	return all
 }

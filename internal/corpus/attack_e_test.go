@@ -1,0 +1,476 @@
+package corpus
+
+import (
+	"archive/zip"
+	"bytes"
+	"compress/flate"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/auth"
+	quotas "github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/lab"
+)
+
+// exhaustionAttacks are group E: what a workload takes until nobody has any. Each
+// has its neighbours, who must not notice. A control has the same attack in a
+// control group whose limits are wide, and only so wide that this host lives.
+var exhaustionAttacks = []attack{
+	{
+		id:    "E01",
+		smoke: true,
+		code: `
+import os
+print('$ARMED', flush=True)
+while True: os.fork()
+`,
+		request: limited(enclave.Limits{PidsLimit: 64}),
+		ends:    &ends{kill: "pids_exceeded", resource: "pidsLimit"},
+		bounds:  &bounds{tasks: mostTasks},
+		during:  neighbours,
+		breaks:  hostDoS,
+		control: onBare(bare{pids: 2 * mostTasks, limit: 4 * time.Second}),
+	},
+	{
+		id: "E02",
+		code: `
+import threading, time
+print('$ARMED', flush=True)
+while True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+`,
+		request: limited(enclave.Limits{PidsLimit: 64}),
+		ends:    &ends{kill: "pids_exceeded", resource: "pidsLimit"},
+		bounds:  &bounds{tasks: mostTasks},
+		during:  neighbours,
+		breaks:  hostDoS,
+		control: onBare(bare{pids: 2 * mostTasks, limit: 4 * time.Second}),
+	},
+	{
+		id:       "E04",
+		language: "bash",
+		code: `
+echo '$ARMED'
+dd if=/dev/zero of=/dev/shm/x bs=1M count=4096
+dd if=/dev/zero of=/tmp/x bs=1M count=4096
+sleep 60
+`,
+		request: limited(enclave.Limits{PidsLimit: 64, MemoryMB: 128, DiskMB: 32}),
+		ends:    &ends{kill: "disk_exceeded", resource: "diskMb"},
+		bounds:  &bounds{memory: mostMemory, disk: 48 << 20},
+		during:  neighbours,
+		breaks:  hostDoS,
+		control: onBare(bare{memory: 2 * mostMemory, limit: 4 * time.Second}),
+	},
+	{
+		id:       "E05",
+		language: "bash",
+		code: `
+echo '$ARMED'
+dd if=/dev/zero of=/work/x bs=1M count=100000
+dd if=/dev/zero of=/tmp/x bs=1M count=100000
+sleep 60
+`,
+		request: limited(enclave.Limits{PidsLimit: 64, MemoryMB: 128, DiskMB: 32}),
+		ends:    &ends{kill: "disk_exceeded", resource: "diskMb"},
+		bounds:  &bounds{memory: mostMemory, disk: 48 << 20},
+		during:  neighbours,
+		breaks:  hostDoS,
+		control: onBare(bare{memory: 2 * mostMemory, limit: 4 * time.Second}),
+	},
+	{
+		id: "E07",
+		code: `
+import socket
+print('$ARMED', flush=True)
+l = []
+try:
+    while True: l.append(socket.socket())
+except OSError as e: print('SOCKETS', len(l), e.errno)
+`,
+		request: limited(enclave.Limits{MemoryMB: 1024}),
+		ends:    &ends{},
+		bounds:  &bounds{opened: mostFiles(), fds: 64},
+		during:  neighbours,
+		breaks:  hostDoS,
+		control: onBare(bare{limit: 20 * time.Second}).changed(func(a *attack) {
+			a.code = "import os\n[os.fork() for _ in range(3)]\n" + a.code // a limit of each process is none of all
+		}),
+	},
+	{
+		id:    "E08",
+		smoke: true,
+		code: `
+import os
+print('$ARMED', flush=True)
+while True: os.write(1, b'A' * 65536)
+`,
+		request: limited(enclave.Limits{OutputBytes: 50_000}),
+		ends:    &ends{kill: "output_exceeded", resource: "outputBytes"},
+		bounds:  &bounds{rss: 64 << 20},
+		judge:   outputIsCut,
+		breaks:  hostDoS,
+		control: allowing("a limit of 200,000 bytes", limited(enclave.Limits{OutputBytes: 200_000})),
+	},
+	{
+		id:       "E10",
+		language: "bash",
+		code:     "echo '$ARMED'\nsleep 1000000",
+		request:  limited(enclave.Limits{WallSeconds: 1}),
+		ends:     &ends{kill: "wall_clock_exceeded", resource: "wallSeconds"},
+		bounds:   &bounds{},
+		judge:    endless,
+		breaks:   hostDoS,
+		control:  onBare(bare{limit: 3 * time.Second}),
+	},
+	{
+		id: "E11",
+		code: `
+import os
+print('$ARMED', flush=True)
+[os.fork() for _ in range(4)]
+while True: pass
+`,
+		request: limited(enclave.Limits{CPUSeconds: 2}),
+		ends:    &ends{kill: "cpu_exceeded", resource: "cpuSeconds"},
+		bounds:  &bounds{},
+		during:  neighbours,
+		judge:   endless,
+		breaks:  hostDoS,
+		control: onBare(bare{limit: 3 * time.Second}),
+	},
+	{
+		id: "E13",
+		code: `
+import os
+print('$ARMED', flush=True)
+while True:
+    if os.fork() == 0: os._exit(0)
+`,
+		request: limited(enclave.Limits{PidsLimit: 64}),
+		ends:    &ends{kill: "pids_exceeded", resource: "pidsLimit"},
+		bounds:  &bounds{tasks: mostTasks},
+		during:  neighbours,
+		breaks:  hostDoS,
+		control: onBare(bare{pids: 2 * mostTasks, limit: 4 * time.Second}),
+	},
+	{
+		id:      "E14",
+		instead: "nothing collects files from a sandbox; the archive comes out as output, and is scanned and kept as it is",
+		code: `
+import sys, zipfile
+z = zipfile.ZipFile('/work/out.zip', 'w', zipfile.ZIP_DEFLATED)
+for i in range(2): z.writestr('%d' % i, b'0' * (64 << 20))
+z.close()
+b = open('/work/out.zip', 'rb').read()
+print('$ARMED', flush=True)
+sys.stdout.buffer.write(b); sys.stdout.flush()
+enclave.result(len(b))
+`,
+		ends:    &ends{},
+		bounds:  &bounds{rss: 64 << 20},
+		judge:   archiveIsOpaque,
+		breaks:  hostDoS,
+		control: control{what: "a collector that inflates", run: inflate},
+	},
+	{
+		id:      "E16",
+		instead: "there is no descriptor of the result; its socket is sent the same bytes. Valid JSON that parsers read differently is passed on word for word",
+		code: resultFrame + `
+print('$ARMED', flush=True)
+for b in (b'[' * 200000 + b']' * 200000, b'[' * 300 + b']' * 300, b'NaN', b'[Infinity]', b'9' * (10 << 20), b'"\xed\xa0\x80"', b'{"a":1}{', b'\xef\xbb\xbf1', b''):
+    print(frame(b))
+print(frame(b'` + oddJSON + `'.replace(b'$', b'\\')))
+`,
+		ends:    &ends{},
+		bounds:  &bounds{rss: 64 << 20, fds: 64},
+		judge:   resultIs(strings.ReplaceAll(oddJSON, "$", `\`)),
+		breaks:  spoof,
+		control: instead("enclave.result([])"),
+	},
+	{
+		// The guest, as the first process of its sandbox, is stopped, and then the
+		// workload stops itself: nothing inside can keep the time.
+		id: "E17",
+		code: `
+import os, signal
+print('$ARMED', flush=True)
+try: os.kill(1, signal.SIGSTOP)
+except OSError as e: print(e)
+child = os.fork()
+if child == 0: os.kill(os.getpid(), signal.SIGSTOP)
+os.waitpid(child, 0)
+`,
+		request: limited(enclave.Limits{WallSeconds: 2}),
+		ends:    &ends{kill: "wall_clock_exceeded", resource: "wallSeconds"},
+		bounds:  &bounds{},
+		judge:   endless,
+		breaks:  hostDoS,
+		control: onBare(bare{limit: 3 * time.Second}),
+	},
+	{
+		id:       "E19",
+		language: "bash",
+		code: `
+ulimit -c unlimited
+cd /work
+echo '$ARMED'
+python3 -c 'import ctypes; ctypes.string_at(0)' $NONCE
+c=$?
+ls -la /work
+exit $c
+`,
+		ends:    &ends{outcome: enclave.Failed},
+		judge:   noCore,
+		breaks:  hostDoS,
+		control: onBare(bare{}).changed(func(a *attack) { a.code = strings.ReplaceAll(a.code, "cd /work", "cd /var/tmp") }),
+	},
+	{
+		id:      "E20",
+		smoke:   true,
+		drive:   createStorm,
+		breaks:  hostDoS,
+		control: control{what: "a control plane without quotas", run: stormWithoutQuotas},
+	},
+}
+
+const (
+	// mostTasks is what a sandbox of 64 processes has on this host at most: gVisor
+	// has threads of its own for them, docker the guest's.
+	mostTasks = 384
+	// mostMemory is what one of 128 MB and 32 MB of files has at most: those, shared
+	// memory of 64 MB, the guest or gVisor's kernel, and what the kernel keeps.
+	mostMemory = 320 << 20
+)
+
+// mostFiles is how many a sandbox of one process opens on this host at most, beside
+// what others open meanwhile.
+func mostFiles() int64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		panic(err)
+	}
+	return int64(min(l.Max, 65536)) + 8192
+}
+
+const oddJSON = `{"a":1,"a":2,"n":1e400,"s":"$ud800"}`
+
+func limited(l enclave.Limits) func(*run, *enclave.SessionRequest) {
+	return func(_ *run, req *enclave.SessionRequest) { req.Limits = l }
+}
+
+// outputIsCut judges E08: the first bytes up to the limit are kept, and no more.
+func outputIsCut(r *run) (all []finding) {
+	n := len(r.result.StdoutBytes()) + len(r.result.StderrBytes())
+	if n > 50_000 {
+		all = append(all, found(hostDoS, "%d bytes of output were kept under a limit of 50,000", n))
+	}
+	if n < 50_000 || !r.result.Truncated {
+		all = append(all, found(auditBreak, "%d bytes of output were kept, truncated %t", n, r.result.Truncated))
+	}
+	return all
+}
+
+// archiveIsOpaque judges E14: what came is an archive that would be large.
+func archiveIsOpaque(r *run) []finding {
+	if r.bare {
+		return nil
+	}
+	_, b, _ := bytes.Cut(r.result.StdoutBytes(), []byte("\n"))
+	z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
+	if err != nil || len(z.File) != 2 || z.File[0].UncompressedSize64 != 64<<20 {
+		return []finding{found(auditBreak, "of the archive %d bytes came, error %v", len(b), err)}
+	}
+	r.proof("an archive of %d bytes that holds 128 MiB came as it is", len(b))
+	return nil
+}
+
+// inflate is the control of E14.
+func inflate(_ context.Context, a *attack, w *world) *run {
+	r, err := newRun(a, w, "control: a collector that inflates")
+	if err != nil {
+		return &run{attack: a, world: w, bare: true, infra: err}
+	}
+	r.bare = true
+	r.result.Stdout = r.receipt()
+	var packed bytes.Buffer
+	z, _ := flate.NewWriter(&packed, 1)
+	zeros := make([]byte, 1<<20)
+	for range 128 {
+		_, _ = z.Write(zeros) // to memory
+	}
+	_ = z.Close()
+	n, err := io.Copy(io.Discard, flate.NewReader(&packed))
+	if err != nil {
+		r.infra = err
+	}
+	if n > a.bounds.rss {
+		r.find(hostDoS, "%d bytes inflated, of at most %d", n, a.bounds.rss)
+	}
+	return r
+}
+
+// noCore judges E19: the program was killed by SIGSEGV, and its memory is in no
+// file of this host.
+func noCore(r *run) (all []finding) {
+	if !r.bare && (r.result.ExitCode == nil || *r.result.ExitCode != 139) {
+		all = append(all, found(auditBreak, "its exit status is not 139: %v", r.result.ExitCode))
+	}
+	for _, c := range r.changed {
+		if strings.Contains(c, "core") {
+			all = append(all, found(hostDoS, "there is a core file: %s", c))
+		}
+	}
+	if r.bare {
+		return all
+	}
+	for _, dir := range []string{"/", "/work", "/tmp", "/var/tmp", "/var/crash", "/var/lib/systemd/coredump", ".", r.world.dir} {
+		cores, err := filepath.Glob(filepath.Join(dir, "core*"))
+		if err != nil {
+			return append(all, found(infra, "%v", err))
+		}
+		for _, c := range cores {
+			if fi, err := os.Stat(c); err == nil && fi.Mode().IsRegular() && fi.ModTime().After(r.meter.began) {
+				all = append(all, found(hostDoS, "this host has %s", c))
+			}
+		}
+	}
+	if strings.Contains(r.stdout(), " core") {
+		all = append(all, found(hostDoS, "there is a core file in the sandbox"))
+	}
+	return all
+}
+
+// A storm is a tenant that asks for many sessions at once, and what it got.
+type storm struct{ created, refused, other int }
+
+// storms is how many sessions the tenant of E20 asks for.
+const storms = 1000
+
+// createStorm is E20: one tenant asks for a thousand sessions while another runs
+// twenty, one after the other.
+func createStorm(ctx context.Context, r *run) error {
+	calm, err := twenty(ctx, r.world.client)
+	if err != nil {
+		return fmt.Errorf("the neighbour alone: %w", err)
+	}
+	key, err := r.world.plane.NewKey("stormers", auth.Owner)
+	if err != nil {
+		return err
+	}
+	var got storm
+	var wg sync.WaitGroup
+	wg.Go(func() { got = ask(ctx, r.world.plane.URL, key) })
+	beside, err := twenty(ctx, r.world.client)
+	wg.Wait()
+	if err != nil {
+		r.find(peerDoS, "the neighbour: %v", err)
+	}
+	r.proof("%d sessions were created, %d refused with 429 and when to come again", got.created, got.refused)
+	r.proof("the neighbour's slowest of twenty took %s alone and %s beside the storm", calm, beside)
+	if got.created+got.refused != storms {
+		r.find(infra, "%+v", got)
+	}
+	if most := 700; got.created > most { // 600 a minute, and what comes back meanwhile
+		r.find(hostDoS, "%d sessions of one tenant were created at once, of at most %d", got.created, most)
+	}
+	return nil
+}
+
+// ask creates sessions as fast as ten connections can.
+func ask(ctx context.Context, url, key string) (got storm) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			for range storms / 10 {
+				status, after := create(ctx, url, key)
+				mu.Lock()
+				switch {
+				case status == http.StatusCreated:
+					got.created++
+				case status == http.StatusTooManyRequests && after != "":
+					got.refused++
+				default:
+					got.other++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return got
+}
+
+// create asks for a session, once.
+func create(ctx context.Context, url, key string) (status int, after string) {
+	req, err := http.NewRequestWithContext(ctx, "POST", url+"/v1/sessions", strings.NewReader(`{"code":"pass"}`))
+	if err != nil {
+		return 0, ""
+	}
+	req.Header.Set("Authorization", "Bearer "+key)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		return 0, ""
+	}
+	defer resp.Body.Close()
+	_ = readAll(resp.Body)
+	return resp.StatusCode, resp.Header.Get("Retry-After")
+}
+
+// twenty runs twenty sessions, one after the other, and returns how long the
+// slowest took.
+func twenty(ctx context.Context, c *enclave.Client) (time.Duration, error) {
+	var slowest time.Duration
+	for range 20 {
+		start := time.Now()
+		h, err := c.Run(ctx, enclave.SessionRequest{Code: "enclave.result(1)"})
+		if err != nil {
+			return 0, err
+		}
+		if _, err := h.Result(ctx); err != nil {
+			return 0, err
+		}
+		if err := h.Teardown(ctx); err != nil {
+			return 0, err
+		}
+		slowest = max(slowest, time.Since(start))
+	}
+	return slowest.Round(time.Millisecond), nil
+}
+
+// stormWithoutQuotas is the control of E20.
+func stormWithoutQuotas(ctx context.Context, a *attack, w *world) *run {
+	r, err := newRun(a, w, "control: no quotas")
+	if err != nil {
+		return &run{attack: a, world: w, bare: true, infra: err}
+	}
+	r.bare = true
+	dir, err := os.MkdirTemp("/var/tmp", ours)
+	if err != nil {
+		r.infra = err
+		return r
+	}
+	r.cleanup(func() { os.RemoveAll(dir) })
+	plane, err := lab.Open(dir, lab.Config{Quotas: quotas.Quotas{PerMinute: quotas.Unlimited, Waiting: 2 * storms}})
+	if err != nil {
+		r.infra = err
+		return r
+	}
+	other := *w
+	other.plane, other.client = plane, &enclave.Client{BaseURL: plane.URL, APIKey: plane.Key}
+	r.world = &other
+	r.infra = errors.Join(createStorm(ctx, r), plane.Close())
+	return r
+}

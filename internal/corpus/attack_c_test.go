@@ -26,6 +26,7 @@ var fileAttacks = []attack{
 	{
 		id:    "C01",
 		smoke: true,
+		boots: true,
 		// The image has an /etc/shadow of its own, which may be read; the flag is in
 		// a file that only the host has, and so are the host's accounts.
 		code: `
@@ -192,6 +193,7 @@ print(open('/proc/net/unix').read())
 	{
 		id:    "C14",
 		smoke: true,
+		boots: true,
 		code: `
 print('$ARMED', flush=True)
 for p in ('/$NONCE', '/usr/bin/python3', '/etc/passwd', '/etc/ld.so.preload', '/lib/$NONCE.so', '/usr/bin/env', '/.enclave/enclave-guest', '/etc/resolv.conf'):

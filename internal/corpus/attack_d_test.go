@@ -68,6 +68,7 @@ print('$HELD', flush=True); signal.pause()
 	{
 		id:    "D04",
 		smoke: true,
+		boots: true,
 		held:  true,
 		code: sc + `
 attr = ctypes.create_string_buffer(struct.pack('<IIIII', 2, 4, 8, 1, 0), 128)   # an array map

@@ -56,6 +56,8 @@ type attack struct {
 	lacks map[string]string
 	// smoke has it run in "make test".
 	smoke bool
+	// boots has it run there on machines too, whose boot takes seconds.
+	boots bool
 
 	language string // of code; "" is python
 	code     string

@@ -10,11 +10,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/lab"
@@ -49,14 +51,29 @@ var kernels = []kernel{
 		}
 		return b
 	}},
+	{"qemu", "F", func(t testing.TB, w *world, images *image.Store) closer {
+		return machines(t, w, images, microvm.Config{QEMU: &microvm.QEMU{Shim: []string{"/proc/self/exe", vmm}}})
+	}},
+	{"firecracker", "F", func(t testing.TB, w *world, images *image.Store) closer {
+		fc, jailer := testenv.Firecracker(t)
+		return machines(t, w, images, microvm.Config{Firecracker: &microvm.Firecracker{Path: fc, Jailer: jailer}})
+	}},
 	// It executes nothing: what it is asked here is that its model agrees.
 	{"simulator", "S", func(testing.TB, *world, *image.Store) closer { return modelled{simulator.New()} }},
 }
 
 // absent are backends that lines name and that no test here runs.
 var absent = []struct{ name, letter, why string }{
-	{"firecracker", "F", "it needs KVM that boots guests: the opt-in suite runs on such a host"},
 	{"kubernetes", "K", "there is no such backend"},
+}
+
+func machines(t testing.TB, w *world, images *image.Store, c microvm.Config) closer {
+	c.Dir, c.Instance, c.Guest, c.Disk, c.Kernels, c.Now = w.dir, w.instance, testenv.Binaries(t).Guest, images.Disk, testenv.Kernels(t), time.Now
+	b, err := microvm.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 type modelled struct{ backend.Backend }

@@ -14,6 +14,7 @@ var egressAttacks = []attack{
 	{
 		id:    "A01",
 		smoke: true,
+		boots: true,
 		code: `
 import urllib.request as u
 print('$ARMED', flush=True)

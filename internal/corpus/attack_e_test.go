@@ -30,6 +30,7 @@ var exhaustionAttacks = []attack{
 	{
 		id:    "E01",
 		smoke: true,
+		boots: true,
 		code: `
 import os
 print('$ARMED', flush=True)

@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -223,6 +226,77 @@ func FuzzPackets(f *testing.F) {
 			t.Fatalf("the host reads %d bytes, not the %d that were sent", len(read), len(sent))
 		}
 	})
+}
+
+// A guest that writes while it is read may be taken for the one thing or the
+// other, but never for one when it is checked and the other when it is used.
+func TestGuestThatChangesWhatIsReadIsNotBelievedTwice(t *testing.T) {
+	guest, err := unix.Mmap(-1, 0, 1<<17, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(guest)
+	d := desk(t)
+	d.mem = memory{{0, userBase, guest}}
+	r := &ring{size: 2, desc: guest[:32], avail: guest[64:72], use: guest[128:148]}
+	// One buffer, available for ever: a header and data, of sizes that change.
+	h := header{srcCID: testCID, dstCID: hostCID, srcPort: 1, dstPort: 9, kind: typeStream, op: opData}
+	h.put((*[headerSize]byte)(guest[4096:]))
+	binary.LittleEndian.PutUint64(guest, 4096)
+	guest[66] = 1
+	described, _ := word(guest[8:])
+	claimed, _ := word(guest[4096+24:])
+	atomic.StoreUint32(described, headerSize)
+	stop := make(chan struct{})
+	var flips sync.WaitGroup
+	flips.Go(func() {
+		for i := uint32(0); ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			atomic.StoreUint32(described, []uint32{headerSize, headerSize + 50_000, 1 << 31, 0}[i%4])
+			atomic.StoreUint32(claimed, []uint32{0, 50_000, 1 << 31}[i%3])
+		}
+	})
+	at := address{host: 9, guest: 1}
+	arrived, refused, broken := 0, 0, 0
+	host := -1
+	defer func() { unix.Close(host) }()
+	for ; arrived < 1000 || refused < 100 || broken < 1000; runtime.Gosched() {
+		c := d.conns[at]
+		if c == nil {
+			refused++
+			closeFile(&host)
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			host = pair[1]
+			if c, err = d.open(at, pair[0]); err != nil {
+				t.Fatal(err)
+			}
+			d.resets = fifo[refusal]{}
+		}
+		b, _, err := r.peek(d.mem, false)
+		if err != nil {
+			broken++
+			continue
+		}
+		if err := d.packet(b); err != nil {
+			t.Fatal(err)
+		}
+		if int(c.received-c.passed) != c.backlog.len() && !c.gone {
+			close(stop)
+			t.Fatalf("the guest is said to have sent %d bytes more than were passed on, of which %d are kept", c.received-c.passed, c.backlog.len())
+		}
+		if c.received > 0 {
+			arrived++
+		}
+	}
+	close(stop)
+	flips.Wait()
 }
 
 // FuzzFront lets a VMM say anything: it is answered or sent away.

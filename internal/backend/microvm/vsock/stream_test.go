@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"io"
 	"math/rand/v2"
+	"net"
+	"sync"
 	"testing"
 )
 
@@ -102,6 +104,41 @@ func TestStreamsArriveByteExact(t *testing.T) {
 		if err := <-sent; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestHundredStreamsAtOnceKeepApart(t *testing.T) {
+	const streams, size = 100, 300_000
+	g := bootGuest(t)
+	l := g.hostListen(1024)
+	var done sync.WaitGroup
+	defer done.Wait()
+	for i := range streams {
+		s, err := g.dial(1024)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		done.Go(func() {
+			defer s.close(shutSend)
+			if _, err := io.Copy(struct{ io.Writer }{s}, s); err != nil {
+				t.Errorf("stream %d: the guest: %v", i, err)
+			}
+		})
+		done.Go(func() {
+			defer c.Close()
+			go func() {
+				noise(c, uint64(i), size)
+				c.(*net.UnixConn).CloseWrite()
+			}()
+			h := sha256.New()
+			if n, err := io.Copy(h, c); n != size || err != nil || [32]byte(h.Sum(nil)) != digest(t, uint64(i), size) {
+				t.Errorf("stream %d: of %d bytes %d come back, or others, %v", i, size, n, err)
+			}
+		})
 	}
 }
 

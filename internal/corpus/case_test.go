@@ -104,6 +104,15 @@ var groups = map[byte][]attack{
 	'D': syscallAttacks,
 }
 
+// later are the groups without translations, and what stands for them until then.
+var later = map[byte]string{
+	'H': "no translation yet: it needs brokered secrets",
+	'I': "no translation yet: internal/httpapi and internal/control test it without sandboxes",
+	'J': "no translation yet: internal/httpapi, internal/auth and internal/lab test it without sandboxes",
+	'K': "no translation yet: internal/audit and internal/store test it without sandboxes",
+	'L': "no translation yet: cmd/enclave/crash and enclave soak test it",
+}
+
 // attacks returns all translations in the order of the corpus.
 func attacks(t testing.TB) []*attack {
 	ids, _ := corpus(t)
@@ -140,7 +149,7 @@ func TestEachLineIsTranslated(t *testing.T) {
 		}
 	}
 	for _, id := range ids {
-		if groups[id[0]] != nil && seen[id] == nil {
+		if groups[id[0]] != nil && seen[id] == nil || groups[id[0]] == nil && later[id[0]] == "" {
 			t.Errorf("%s (%s) has neither a translation nor a reason", id, lines[id].Name)
 		}
 	}

@@ -69,7 +69,7 @@ demo-parity: image kernel ## one verdict on every real backend of this host, and
 LINK = mkdir -p $(TESTBIN) && ln -f bin/guest-$(HOSTARCH) $(TESTBIN)/enclave-guest && ln -f bin/runsc-$(HOSTARCH) $(TESTBIN)/enclave-runsc
 
 test: setup ## all tests, real gVisor, a Docker daemon and the first tier of crashes included
-	@./build/setup docker qemu
+	@./build/setup docker qemu corpus
 	@$(MAKE) --no-print-directory bin/enclave bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK) && ln -f bin/enclave-$(HOSTARCH) $(TESTBIN)/enclave
 	ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout 15m -p 2 ./...
@@ -89,13 +89,13 @@ test-firecracker: setup ## the contract and the cases on Firecracker: needs KVM;
 
 CORPUS = go test -count=1 -v ./internal/corpus
 corpus: setup ## attack every backend of this host, for at most CORPUSTIME; exits non-zero unless all is contained; writes evidence
-	@./build/setup docker qemu
+	@./build/setup docker qemu corpus
 	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK)
 	ENCLAVE_CORPUS=full CORPUSTIME=$(CORPUSTIME) ENCLAVE_TEST_BIN=$(TESTBIN) $(CORPUS) -timeout 90m
 
 kill-matrix: setup ## switch one control of the product off after the other, and want the attacks on it red
-	@./build/setup docker qemu
+	@./build/setup docker qemu corpus
 	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK)
 	ENCLAVE_CORPUS=kill ENCLAVE_TEST_BIN=$(TESTBIN) $(CORPUS) -timeout 90m -run TestEveryControlThatIsOff

@@ -3,10 +3,13 @@ package corpus
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -97,6 +100,10 @@ print('$HELD', flush=True); signal.pause()
 	{
 		id:   "D07",
 		held: true,
+		prepare: func(r *run) (err error) {
+			r.modules, err = modules()
+			return err
+		},
 		code: sc + `
 print('$ARMED', flush=True)
 sc(175, 0, 0, b''); sc(313, 0, b'', 0); sc(246, 0, 0, 0, 0); sc(320, -1, -1, 0, b'', 0)
@@ -108,6 +115,13 @@ print('$HELD', flush=True); signal.pause()
 		judge: func(r *run) []finding {
 			if r.bare && r.signal == syscall.SIGHUP {
 				return []finding{found(hostDoS, "the machine was rebooted")}
+			}
+			now, err := modules()
+			if err != nil {
+				return []finding{found(infra, "%v", err)}
+			}
+			if now != r.modules {
+				return []finding{found(escape, "the host's modules were %q and are %q", r.modules, now)}
 			}
 			return nil
 		},
@@ -255,6 +269,22 @@ print('$HELD', flush=True); signal.pause()
 		},
 		control: onBare(bare{user: nobody, limit: time.Minute}),
 	},
+}
+
+// modules are the names of the host's kernel modules; their counts change by
+// themselves.
+func modules() (string, error) {
+	b, err := os.ReadFile("/proc/modules")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil // a kernel without modules
+	}
+	var names []string
+	for line := range strings.Lines(string(b)) {
+		name, _, _ := strings.Cut(line, " ")
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, " "), err
 }
 
 // sc calls the kernel by number.

@@ -23,7 +23,7 @@ var settings = []string{
 	"/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname", "/proc/sys/kernel/kexec_load_disabled", "/proc/sys/kernel/modules_disabled",
 	"/proc/sys/kernel/unprivileged_bpf_disabled", "/proc/sys/kernel/randomize_va_space", "/proc/sys/kernel/yama/ptrace_scope",
 	"/proc/sys/vm/overcommit_memory", "/proc/sys/vm/panic_on_oom", "/proc/sys/fs/suid_dumpable", "/proc/sys/net/ipv4/ip_forward",
-	"/sys/kernel/uevent_helper", "/sys/kernel/kexec_loaded", "/proc/modules", "/proc/swaps",
+	"/sys/kernel/uevent_helper", "/sys/kernel/kexec_loaded",
 }
 
 // files are those of the host that no sandbox has.

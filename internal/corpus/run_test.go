@@ -52,6 +52,7 @@ type run struct {
 	findings []finding // what prepare, during and look have seen broken
 
 	sums     map[string]string // of programs, before
+	modules  string            // of the host, before
 	vars     []string          // what else code has, and what it stands for
 	signal   syscall.Signal    // that ended a bare control
 	outlived bool              // it had not ended by itself in its time

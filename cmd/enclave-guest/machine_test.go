@@ -30,6 +30,7 @@ type testMachine struct {
 	boot    net.Conn
 	console *bytes.Buffer // what the kernel and the guest said; complete once ended
 	born    time.Time
+	pid     int // of QEMU
 
 	mu      sync.Mutex
 	reports []wire.Report
@@ -68,9 +69,18 @@ func hostClock(t testing.TB) int {
 	return 0
 }
 
-// startMachine starts the guest with what setup says. The default image's disk is
-// its root.
+// startMachine starts the guest with what setup says.
 func startMachine(t testing.TB, setup wire.Setup) *testMachine {
+	t.Helper()
+	var boot, core net.Listener
+	m := launchMachine(t, func(b, c net.Listener) { boot, core = b, c })
+	m.meet(t, setup, boot, core)
+	return m
+}
+
+// launchMachine starts a machine with the default image's disk as its root. listening
+// is given the host's ends of its two ports before it starts.
+func launchMachine(t testing.TB, listening func(boot, core net.Listener)) *testMachine {
 	t.Helper()
 	kernels := testenv.Kernels(t)
 	k, err := kernel.Newest(kernels)
@@ -106,7 +116,8 @@ func startMachine(t testing.TB, setup wire.Setup) *testMachine {
 		t.Cleanup(func() { l.Close() })
 		return l
 	}
-	front, core, boot := listen("front"), listen("v_1024"), listen("v_1025")
+	front := listen("front")
+	listening(listen("v_1025"), listen("v_1024"))
 	device, err := vsock.New(vsock.Config{GuestCID: 3, UDS: filepath.Join(dir, "v")})
 	if err != nil {
 		t.Fatal(err)
@@ -135,6 +146,7 @@ func startMachine(t testing.TB, setup wire.Setup) *testMachine {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	m.pid = cmd.Process.Pid
 	go func() {
 		_ = cmd.Wait()
 		m.code = cmd.ProcessState.ExitCode()
@@ -153,6 +165,13 @@ func startMachine(t testing.TB, setup wire.Setup) *testMachine {
 			t.Logf("the console said: %s", m.console)
 		}
 	})
+	return m
+}
+
+// meet tells the machine what it is to be, as a backend does, and waits until it says
+// hello.
+func (m *testMachine) meet(t testing.TB, setup wire.Setup, boot, core net.Listener) {
+	t.Helper()
 	limit, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	go func() {
@@ -164,12 +183,11 @@ func startMachine(t testing.TB, setup wire.Setup) *testMachine {
 	}()
 	fail := func(err error) {
 		t.Helper()
-		_ = cmd.Process.Kill()
-		<-m.ended
-		t.Fatalf("%v; the console said: %s", err, m.console)
+		t.Fatalf("the machine did not start: %v", err)
 	}
 	unblock := context.AfterFunc(limit, func() { boot.Close() })
 	defer unblock()
+	var err error
 	if m.boot, err = boot.Accept(); err != nil {
 		fail(err)
 	}
@@ -179,7 +197,7 @@ func startMachine(t testing.TB, setup wire.Setup) *testMachine {
 	if err := lines.Next(&hello); err != nil {
 		fail(err)
 	}
-	t.Logf("the guest said hello after %v", time.Since(m.born).Round(time.Millisecond))
+	t.Logf("the guest said hello after %v, of which %v on a CPU", time.Since(m.born).Round(time.Millisecond), m.cpu(t))
 	if err := wire.SendLine(m.boot, setup); err != nil {
 		fail(err)
 	}
@@ -191,8 +209,26 @@ func startMachine(t testing.TB, setup wire.Setup) *testMachine {
 	if m.sandbox.hello, err = m.Hello(limit); err != nil {
 		fail(err)
 	}
-	t.Logf("and was ready after %v", time.Since(m.born).Round(time.Millisecond))
-	return m
+	t.Logf("and was ready after %v, of which %v on a CPU", time.Since(m.born).Round(time.Millisecond), m.cpu(t))
+}
+
+// cpu is the CPU time that QEMU has used: what a boot costs, however busy the host is.
+func (m *testMachine) cpu(t testing.TB) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	var user, system int64 // the 14th and 15th field, in hundredths of a second
+	fields := strings.Fields(rest)
+	if _, err := fmt.Sscan(fields[11], &user); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscan(fields[12], &system); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 // hear keeps every report until the guest sends no more, or its last.

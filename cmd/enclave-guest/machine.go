@@ -66,7 +66,8 @@ func runMachine(ctx context.Context, born time.Time) {
 	code := 0
 	if err != nil {
 		code = 1
-		fmt.Fprintln(os.Stderr, "enclave-guest:", err) // to the console, which the host reads
+		fmt.Fprintln(os.Stderr, "enclave-guest:", err)            // to the console, which the host reads
+		_ = unix.IoctlSetInt(int(os.Stderr.Fd()), unix.TCSBRK, 1) // and waits for it to have been sent (tcdrain(3))
 	}
 	m.leave(code)
 	// Both machines end at the reset of a guest that was told not to start again.

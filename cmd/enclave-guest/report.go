@@ -43,7 +43,7 @@ func (m *machine) report() error {
 		var seq uint64
 		select {
 		case err := <-failed:
-			return fmt.Errorf("the host has closed the boot channel: %w", err)
+			return broken(err)
 		case <-m.leaving:
 			return errLeft
 		case seq = <-looks:
@@ -61,10 +61,13 @@ func (m *machine) report() error {
 		last, sent = r, time.Now()
 		r.Seq = seq
 		if err := m.send(r); err != nil {
-			return err
+			return broken(err)
 		}
 	}
 }
+
+// broken is err of the boot channel, whichever way of it was noticed first.
+func broken(err error) error { return fmt.Errorf("the boot channel has ended: %w", err) }
 
 // errLeft says that the last report has been sent.
 var errLeft = errors.New("the last report has been sent")

@@ -193,7 +193,7 @@ func TestMachineEndsWithItsBootChannel(t *testing.T) {
 	defer p.Close()
 	m.boot.Close()
 	<-m.ended
-	if said := m.console.String(); !strings.Contains(said, "the host has closed the boot channel") {
+	if said := m.console.String(); !strings.Contains(said, "the boot channel has ended") {
 		t.Errorf("the console says %q", said)
 	}
 }

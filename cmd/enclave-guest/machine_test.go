@@ -137,7 +137,7 @@ func launchMachine(t testing.TB, listening func(boot, core net.Listener)) *testM
 		"-object", "memory-backend-memfd,id=ram,size=512M,share=on",
 		"-global", "virtio-mmio.force-legacy=false", "-serial", "stdio",
 		"-kernel", k.Vmlinux(), "-initrd", initrd,
-		"-append", fmt.Sprintf("console=ttyS0 8250.nr_uarts=1 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on rcupdate.rcu_expedited=1 no_timer_check tsc=reliable tsc_early_khz=%d %s", hostClock(t), os.Getenv("ENCLAVE_TEST_BOOT")),
+		"-append", fmt.Sprintf("console=ttyS0 8250.nr_uarts=1 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=init_kprobe_trace,crypto_kdf108_init no_timer_check tsc=reliable tsc_early_khz=%d %s", hostClock(t), os.Getenv("ENCLAVE_TEST_BOOT")),
 		"-drive", "if=none,id=drive,format=raw,read-only=on,file="+disk, "-device", "virtio-blk-device,drive=drive",
 		"-chardev", "socket,id=vsock,path="+filepath.Join(dir, "front"), "-device", "vhost-user-vsock-device,chardev=vsock")
 	cmd.Stdout, cmd.Stderr = m.console, m.console

@@ -13,7 +13,7 @@ import (
 
 // initramfsLayout is part of the name of what Initramfs makes: it changes with
 // what is in it.
-const initramfsLayout = "enclave initramfs 1"
+const initramfsLayout = "enclave initramfs 2"
 
 // Initramfs returns the path of the file system that a machine starts from: the
 // guest program, as /init, and the kernel's modules. It is made once in dir for each
@@ -75,7 +75,7 @@ func (k Kernel) pack(w io.Writer, guest, digest string) error {
 		if err != nil {
 			return err
 		}
-		c.entry(fmt.Sprintf("%s/%02d-%s.ko", modFolder, i, name), isFile|0o400, b)
+		c.entry(fmt.Sprintf("%s/%02d-%s.ko", modFolder, i, name), isFile|0o400, unsigned(b))
 	}
 	b, err := os.ReadFile(guest)
 	if err != nil {

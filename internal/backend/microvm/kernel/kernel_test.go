@@ -292,6 +292,21 @@ func TestInitramfsIsMadeOnceForEachGuest(t *testing.T) {
 	}
 }
 
+func TestModuleLosesItsSignatureAlone(t *testing.T) {
+	const magic = "~Module signature appended~\n"
+	signed := "module" + "signature" + "\x00\x00\x02\x00\x00\x00\x00\x00" + "\x00\x00\x00\x09" + magic
+	for in, want := range map[string]string{
+		signed:               "module",
+		"module":             "module",
+		magic:                magic,
+		"\xff" + signed[15:]: "\xff" + signed[15:], // longer than the module
+	} {
+		if got := string(unsigned([]byte(in))); got != want {
+			t.Errorf("%q becomes %q", in, got)
+		}
+	}
+}
+
 // readCPIO is another reader of what cpio writes, by the format's documentation.
 func readCPIO(t *testing.T, b []byte) map[string]string {
 	t.Helper()

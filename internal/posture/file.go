@@ -3,6 +3,7 @@ package posture
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -27,6 +28,9 @@ func (v *view) files(p *process, dir string) error {
 	}
 	return nil
 }
+
+// numbered are names of processes, and of files that have none.
+var numbered = regexp.MustCompile(`(^/proc/|/#)\d+\b`)
 
 // magic names the file systems that are not for files.
 var magic = map[int64]string{
@@ -106,6 +110,7 @@ func (v *view) file(dir, fd string) (string, error) {
 	if fsys == "" {
 		fsys = "host"
 	}
+	name = numbered.ReplaceAllString(name, "${1}N")
 	return fmt.Sprintf("%s %s %s (%s)", how, kind, name, fsys), nil
 }
 

@@ -26,31 +26,29 @@ type process struct {
 	outside     bool // in none of the sandbox's control groups
 }
 
-// The roles of processes. A process of another name is a role of its own, which
-// no golden description has.
-const (
-	gofer  = "gofer"  // gVisor's file server
-	sentry = "sentry" // gVisor's kernel
-	stub   = "stub"   // where the workload's own instructions run
-)
-
-var kinds = []string{"cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"}
+var namespaceKinds = []string{"cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"}
 
 // A view is what has been read of a host about one sandbox.
 type view struct {
+	kind    kind
 	id      backend.ID
 	roots   []string          // the names that the root file system has on the host
 	self    map[string]string // our own namespaces
 	procs   []*process
+	own     int               // the user of the host that is the sandbox's, once it was seen
 	sockets map[string]string // inode → what it is
 	facts   Facts
 }
 
-// OnHost describes the processes of the sandbox id, whose root file system is the
-// directory rootfs of the host. It finds them by the control groups and the
+// OnHost describes the processes of the sandbox id of a backend, whose root file
+// system is the directory rootfs of the host. It finds them by the control groups and the
 // namespaces that are theirs. What ends while it looks is left out.
-func OnHost(id backend.ID, rootfs string) (Facts, error) {
-	v := &view{id: id, facts: Facts{}, sockets: map[string]string{}}
+func OnHost(of string, id backend.ID, rootfs string) (Facts, error) {
+	k, ok := kinds[of]
+	if !ok {
+		return nil, fmt.Errorf("describe sandbox %s: it is not known what one of %s is to be", id, of)
+	}
+	v := &view{kind: k, id: id, facts: Facts{}, sockets: map[string]string{}}
 	rootfs, err := filepath.EvalSymlinks(rootfs)
 	if err != nil {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
@@ -82,7 +80,7 @@ func OnHost(id backend.ID, rootfs string) (Facts, error) {
 			return nil, fmt.Errorf("describe process %d of sandbox %s: %w", p.pid, id, err)
 		}
 	}
-	for _, role := range []string{gofer, sentry} {
+	for _, role := range v.kind.counted {
 		v.facts.add("%s: processes %d", role, count[role])
 	}
 	if err := v.limits(); err != nil {
@@ -100,7 +98,7 @@ func (v *view) find() error {
 		return err
 	}
 	var all []*process
-	users := map[string]bool{}
+	theirs := map[string]bool{} // user and pid namespaces
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -125,34 +123,28 @@ func (v *view) find() error {
 			continue // it can do nothing any more
 		}
 		p.outside = outside
-		if !p.outside && p.ns["user"] != v.self["user"] {
-			users[p.ns["user"]] = true
+		for _, k := range []string{"user", "pid"} {
+			if !p.outside && p.ns[k] != v.self[k] {
+				theirs[p.ns[k]] = true
+			}
 		}
 		all = append(all, p)
 	}
 	byPID := map[int]*process{}
 	for _, p := range all {
-		// A process in a user namespace of the sandbox is its own, wherever it is.
-		if p.outside && !users[p.ns["user"]] {
+		// A process in such a namespace of the sandbox is its own, wherever it is.
+		if p.outside && !theirs[p.ns["user"]] && !theirs[p.ns["pid"]] {
 			continue
 		}
 		byPID[p.pid] = p
 		v.procs = append(v.procs, p)
 	}
 	for _, p := range v.procs {
-		name, _, _ := strings.Cut(p.args, "\x00")
-		switch parent := byPID[p.parent]; {
-		case name == "runsc-gofer":
-			p.role = gofer
-		case name == "runsc-sandbox" && parent == nil:
-			p.role = sentry
-		case parent != nil && (name == "" || name == "runsc-sandbox"):
-			p.role = stub
-		default:
+		if p.role = v.kind.role(p, byPID[p.parent]); p.role == "" {
 			p.role = "other(" + p.status["Name"] + ")"
 		}
 	}
-	order := []string{gofer, sentry, stub}
+	order := v.kind.roles
 	slices.SortFunc(v.procs, func(a, b *process) int {
 		return slices.Index(order, a.role) - slices.Index(order, b.role)
 	})
@@ -196,7 +188,7 @@ func status(dir string) (map[string]string, error) {
 
 func namespaces(dir string) (map[string]string, error) {
 	m := map[string]string{}
-	for _, k := range kinds {
+	for _, k := range namespaceKinds {
 		link, err := os.Readlink(dir + "/ns/" + k)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
@@ -225,7 +217,8 @@ func (v *view) whose(p *process, kind, link string) string {
 	return "its own"
 }
 
-// limits describes the sandbox's control groups.
+// limits describes the sandbox's control groups: the one that has its id in its
+// name, and the one below that its processes are in if it is another.
 func (v *view) limits() error {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", v.procs[0].pid))
 	if err != nil {
@@ -242,7 +235,7 @@ func (v *view) limits() error {
 		{"memory in bytes", "memory", "memory.limit_in_bytes", "memory.max"},
 		{"CPU time per period in µs", "cpu", "cpu.cfs_quota_us", "cpu.max"},
 	} {
-		value := "none"
+		found := map[string]string{"group": "none"}
 		for line := range strings.Lines(string(b)) {
 			f := strings.SplitN(strings.TrimSpace(line), ":", 3)
 			if len(f) != 3 || !strings.Contains(f[2], string(v.id)) {
@@ -256,15 +249,45 @@ func (v *view) limits() error {
 				if c != "" && c != l.controller {
 					continue
 				}
-				raw, err := os.ReadFile(filepath.Join(at[c], f[2], file))
-				if err == nil {
-					value, _, _ = strings.Cut(strings.TrimSpace(string(raw)), " ")
-				} else if !ended(err) {
-					return err
+				for dir := f[2]; strings.Contains(dir, string(v.id)); dir = filepath.Dir(dir) {
+					which := "group"
+					if !strings.Contains(filepath.Base(dir), string(v.id)) {
+						which = "inner group"
+					}
+					raw, err := os.ReadFile(filepath.Join(at[c], dir, file))
+					if err == nil {
+						found[which], _, _ = strings.Cut(strings.TrimSpace(string(raw)), " ")
+					} else if !ended(err) {
+						return err
+					}
 				}
 			}
 		}
-		v.facts.add("group: limit of %s %s", l.name, value)
+		for which, value := range found {
+			v.facts.add("%s: limit of %s %s", which, l.name, value)
+		}
+	}
+	return v.devices(string(b), at)
+}
+
+// devices describes which devices the processes may open or make, where the
+// kernel says so: control groups of version 2 don't.
+func (v *view) devices(groups string, at map[string]string) error {
+	if at["devices"] == "" {
+		return nil
+	}
+	for line := range strings.Lines(groups) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 || f[1] != "devices" || !strings.Contains(f[2], string(v.id)) {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(at["devices"], f[2], "devices.list"))
+		if err != nil {
+			return err
+		}
+		for rule := range strings.Lines(string(raw)) {
+			v.facts.add("inner group: may have device %s", strings.TrimSpace(rule))
+		}
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-// Package posture describes a live sandbox of gVisor, exhaustively: what each of
+// Package posture describes a live sandbox, exhaustively: what each of
 // its processes could do on the host if a workload took them over, as the host's
 // kernel tells it, and what the workload itself sees. The description is compared
 // with a golden one that is part of the program. It judges nothing else, and
@@ -11,7 +11,6 @@
 package posture
 
 import (
-	_ "embed" // the golden descriptions
 	"fmt"
 	"slices"
 	"strings"
@@ -42,18 +41,6 @@ const (
 // A Golden is the description that sandboxes must have. The zero Golden allows
 // nothing.
 type Golden struct{ facts map[string]when }
-
-//go:embed testdata/host.golden
-var hostText string
-
-//go:embed testdata/inside.golden
-var insideText string
-
-// Host is the golden description of a sandbox's processes, as the host sees them.
-func Host() (Golden, error) { return parse(hostText) }
-
-// Inside is the golden description of what a workload sees.
-func Inside() (Golden, error) { return parse(insideText) }
 
 // parse reads lines of "when fact". Empty lines and those that begin with # say
 // nothing.

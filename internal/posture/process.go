@@ -21,7 +21,7 @@ func (v *view) describe(p *process) error {
 		v.identity, v.surroundings, v.rlimits, v.mounts, v.threads, v.files,
 	} {
 		if err := f(p, dir); err != nil {
-			return err
+			return fmt.Errorf("%s: %w", p.role, err)
 		}
 	}
 	return nil
@@ -93,6 +93,15 @@ func (v *view) user(p *process, id string) string {
 			return fmt.Sprintf("BASE+%d", n-base)
 		}
 	}
+	// Where users are the host's, a sandbox has one for itself.
+	if err == nil && n >= firstUser {
+		if v.own == 0 {
+			v.own = n
+		}
+		if v.own == n {
+			return "ITS OWN"
+		}
+	}
 	return "host " + id
 }
 
@@ -110,7 +119,7 @@ func (v *view) surroundings(p *process, dir string) error {
 	}
 	slices.Sort(names)
 	v.facts.add("%s: environment %q", p.role, names)
-	if p.role != stub {
+	if !v.kind.isChosen(p.role) {
 		v.arguments(p)
 	}
 	for _, name := range []string{"oom_score_adj", "personality"} {
@@ -155,34 +164,62 @@ func (v *view) arguments(p *process) {
 	}
 }
 
+// resources are what proc_pid_limits(5) calls the resources of getrlimit(2).
+var resources = map[string]string{
+	"address space": "as", "core file size": "core", "cpu time": "cpu", "data size": "data", "file size": "fsize",
+	"file locks": "locks", "locked memory": "memlock", "msgqueue size": "msgqueue", "nice priority": "nice",
+	"open files": "nofile", "processes": "nproc", "resident set": "rss", "realtime priority": "rtprio",
+	"realtime timeout": "rttime", "pending signals": "sigpending", "stack size": "stack",
+}
+
+// rlimitsOf reads the resource limits of a process: soft and hard.
+func rlimitsOf(dir string) (map[string][2]string, error) {
+	b, err := os.ReadFile(dir + "/limits")
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][2]string{}
+	for line := range strings.Lines(string(b)) {
+		for words, name := range resources {
+			if rest, ok := strings.CutPrefix(line, "Max "+words+" "); ok {
+				if f := strings.Fields(rest); len(f) >= 2 {
+					all[name] = [2]string{f[0], f[1]}
+				}
+			}
+		}
+	}
+	if len(all) != len(resources) {
+		return nil, fmt.Errorf("%s/limits has %d of %d resources", dir, len(all), len(resources))
+	}
+	return all, nil
+}
+
 // rlimits describes the resource limits: those that are not the starter's in full.
-func (v *view) rlimits(p *process, _ string) error {
-	for name, which := range map[string]int{
-		"as": unix.RLIMIT_AS, "core": unix.RLIMIT_CORE, "cpu": unix.RLIMIT_CPU, "data": unix.RLIMIT_DATA,
-		"fsize": unix.RLIMIT_FSIZE, "locks": unix.RLIMIT_LOCKS, "memlock": unix.RLIMIT_MEMLOCK,
-		"msgqueue": unix.RLIMIT_MSGQUEUE, "nice": unix.RLIMIT_NICE, "nofile": unix.RLIMIT_NOFILE,
-		"nproc": unix.RLIMIT_NPROC, "rss": unix.RLIMIT_RSS, "rtprio": unix.RLIMIT_RTPRIO,
-		"rttime": unix.RLIMIT_RTTIME, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
-	} {
-		var own, theirs unix.Rlimit
-		if err := unix.Prlimit(0, which, nil, &own); err != nil {
-			return err
-		}
-		if err := unix.Prlimit(p.pid, which, nil, &theirs); err != nil {
-			return err
-		}
+func (v *view) rlimits(p *process, dir string) error {
+	own, err := rlimitsOf("/proc/self")
+	if err != nil {
+		return err
+	}
+	theirs, err := rlimitsOf(dir)
+	if err != nil {
+		return err
+	}
+	for name, limit := range theirs {
 		value := "its starter's"
 		switch {
-		case own == theirs:
-		case own.Max == theirs.Max:
-			value = fmt.Sprintf("soft %d", theirs.Cur)
+		case own[name] == limit:
+		case own[name][1] == limit[1]:
+			value = "soft " + limit[0]
 		default:
-			value = fmt.Sprintf("soft %d hard %d", theirs.Cur, theirs.Max)
+			value = "soft " + limit[0] + " hard " + limit[1]
 		}
 		v.facts.add("%s: rlimit %s %s", p.role, name, value)
 	}
 	return nil
 }
+
+// cgroupPoint is where one of several hierarchies of control groups is mounted.
+var cgroupPoint = regexp.MustCompile(`^(/sys/fs/cgroup)/[^/]+$`)
 
 // mounts describes every mount that a process can reach.
 func (v *view) mounts(p *process, dir string) error {
@@ -200,10 +237,15 @@ func (v *view) mounts(p *process, dir string) error {
 		}
 		fstype := m.Type
 		root := v.path(m.Root)
-		if root == "ROOTFS" || strings.HasPrefix(root, "SANDBOX") {
+		point := v.path(m.Point)
+		switch {
+		case strings.HasPrefix(fstype, "cgroup"):
+			// Which hierarchies there are is the host's choice.
+			point = cgroupPoint.ReplaceAllString(point, "$1/*")
+		case root == "ROOTFS" || strings.HasPrefix(root, "SANDBOX"):
 			fstype = "host directory"
 		}
-		v.facts.add("%s: mount %s at %s %s %s%s", p.role, root, v.path(m.Point), strings.Join(options, ","), fstype, shared)
+		v.facts.add("%s: mount %s at %s %s %s%s", p.role, root, point, strings.Join(options, ","), fstype, shared)
 	}
 	for _, name := range []string{"root", "cwd"} {
 		link, err := os.Readlink(dir + "/" + name)
@@ -271,7 +313,7 @@ func (v *view) thread(p *process, tid int, dir string) error {
 	if ns["user"] == "" {
 		return os.ErrNotExist // it has ended
 	}
-	for _, k := range kinds {
+	for _, k := range namespaceKinds {
 		v.facts.add("%s: every thread's namespace %s %s", p.role, k, v.whose(p, k, ns[k]))
 	}
 	if tid != p.pid {
@@ -319,6 +361,9 @@ func capabilities(key, value string) string {
 	return fmt.Sprint(names)
 }
 
+// containerPath leads to a directory that is named by a container's id.
+var containerPath = regexp.MustCompile(`(^/\S*?)?\b[0-9a-f]{64}\b`)
+
 // path names what a path of the host stands for.
 func (v *view) path(s string) string {
 	for _, root := range v.roots {
@@ -328,6 +373,7 @@ func (v *view) path(s string) string {
 	}
 	id := regexp.QuoteMeta(string(v.id))
 	s = regexp.MustCompile(`^/\S*?`+id+`(/|$)`).ReplaceAllString(s, "SANDBOX$1")
+	s = containerPath.ReplaceAllString(s, "CONTAINER")
 	return strings.ReplaceAll(s, string(v.id), "ID")
 }
 

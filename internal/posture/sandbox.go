@@ -21,7 +21,7 @@ var insideProbe string
 //go:embed busy.py
 var busyWorkload string
 
-// A Lab is a backend of gVisor and what it needs to have a sandbox described.
+// A Lab is a backend and what it needs to have a sandbox described.
 type Lab struct {
 	Backend backend.Backend
 	Image   string // manifest digest of an image with python3
@@ -88,10 +88,10 @@ func Describe(ctx context.Context, lab Lab) (all [2]Description, err error) {
 	}
 
 	look := func(d *Description) (err error) {
-		if d.Host, err = OnHost(id, lab.Rootfs); err != nil {
+		if d.Host, err = OnHost(lab.Backend.Info().Name, id, lab.Rootfs); err != nil {
 			return err
 		}
-		d.Inside, err = inside(ctx, client)
+		d.Inside, err = inside(ctx, lab.Backend.Info().Name, id, client)
 		return err
 	}
 	if err := look(&all[Idle]); err != nil {
@@ -125,14 +125,18 @@ func begin(ctx context.Context, client *wire.Client) (*wire.Process, error) {
 	}
 }
 
-// inside has the workload describe what it sees.
-func inside(ctx context.Context, client *wire.Client) (Facts, error) {
+// inside has the workload of the sandbox id describe what it sees.
+func inside(ctx context.Context, of string, id backend.ID, client *wire.Client) (Facts, error) {
 	p, err := client.Start(ctx, wire.StartRequest{Language: "python", Code: insideProbe})
 	if err != nil {
 		return nil, fmt.Errorf("start the probe: %w", err)
 	}
 	defer p.Close()
 	defer context.AfterFunc(ctx, func() { p.Close() })()
+	name, err := namer(of, id)
+	if err != nil {
+		return nil, err
+	}
 	var stdout, stderr []byte
 	for {
 		e, err := p.Next()
@@ -151,7 +155,7 @@ func inside(ctx context.Context, client *wire.Client) (Facts, error) {
 			}
 			f := Facts{}
 			for _, l := range lines {
-				f[l] = true
+				f[name(l)] = true
 			}
 			return f, nil
 		}

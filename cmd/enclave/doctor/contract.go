@@ -140,7 +140,7 @@ func stance(ctx context.Context, lab posture.Lab, tell func(Finding) error) erro
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	for _, f := range compare(seen, err) {
+	for _, f := range compare(lab.Backend.Info().Name, seen, err) {
 		if err := tell(f); err != nil {
 			return err
 		}
@@ -149,9 +149,9 @@ func stance(ctx context.Context, lab posture.Lab, tell func(Finding) error) erro
 }
 
 // compare judges a description, or that there is none.
-func compare(seen [2]posture.Description, err error) []Finding {
-	host, herr := posture.Host()
-	inside, ierr := posture.Inside()
+func compare(backend string, seen [2]posture.Description, err error) []Finding {
+	host, herr := posture.Host(backend)
+	inside, ierr := posture.Inside(backend)
 	err = errors.Join(err, herr, ierr)
 	var all []Finding
 	for _, part := range []struct {
@@ -162,7 +162,7 @@ func compare(seen [2]posture.Description, err error) []Finding {
 		{"from the host", "A live sandbox's processes can do on the host exactly what they are declared to, idle and busy.", host, func(d posture.Description) posture.Facts { return d.Host }},
 		{"from inside", "A workload sees exactly what it is declared to, idle and busy.", inside, func(d posture.Description) posture.Facts { return d.Inside }},
 	} {
-		f := Finding{Section: "posture of gvisor", Name: part.name, Doc: part.doc}
+		f := Finding{Section: "posture of " + backend, Name: part.name, Doc: part.doc}
 		if err != nil {
 			f.Status, f.Detail, f.Do = Failed, err.Error(), broken
 			all = append(all, f)

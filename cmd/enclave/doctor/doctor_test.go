@@ -176,8 +176,8 @@ func TestABrokenContractIsTold(t *testing.T) {
 
 func TestAnotherPostureIsTold(t *testing.T) {
 	for name, findings := range map[string][]Finding{
-		"one that can't be described": compare([2]posture.Description{}, errBroken),
-		"one without facts":           compare([2]posture.Description{}, nil),
+		"one that can't be described": compare(gvisorBackend, [2]posture.Description{}, errBroken),
+		"one without facts":           compare(gvisorBackend, [2]posture.Description{}, nil),
 	} {
 		for _, f := range findings {
 			if f.Status != Failed || f.Do == "" || f.Detail == "" {

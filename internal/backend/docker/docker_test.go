@@ -234,3 +234,12 @@ func nothingLeft(t *testing.T, host string, b *Backend, s *keep.Sandbox) {
 		t.Errorf("containers %v, %v", all.Items, err)
 	}
 }
+
+// confined is what stands between a daemon that does other than it was told and
+// a sandbox that trusts it.
+func TestAContainerThatIsMountedOtherwiseIsRefused(t *testing.T) {
+	testenv.Need(t, "root")
+	if err := confined(os.Getpid()); err == nil {
+		t.Error("the mounts of this process are taken for a sandbox's")
+	}
+}

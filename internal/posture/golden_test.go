@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
@@ -20,9 +22,35 @@ var update = flag.Bool("update", false, "rewrite the golden descriptions")
 // rewritten: what is not seen in each of them is "maybe".
 const rounds = 5
 
-func lab(t *testing.T) Lab {
+// backends are those whose sandboxes have golden descriptions.
+var backends = map[string]func(t *testing.T, images *image.Store) closer{
+	"gvisor": func(t *testing.T, images *image.Store) closer {
+		bin := testenv.Binaries(t)
+		b, err := gvisor.New(gvisor.Config{Dir: t.TempDir(), Instance: instance(), Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: images.Rootfs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	},
+	"docker": func(t *testing.T, images *image.Store) closer {
+		b, err := docker.New(docker.Config{Dir: t.TempDir(), Instance: instance(), Host: testenv.Docker(t), Guest: testenv.Binaries(t).Guest, Images: images})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	},
+}
+
+type closer interface {
+	backend.Backend
+	Close() error
+}
+
+func instance() string { return fmt.Sprintf("posture-%d", os.Getpid()) }
+
+func lab(t *testing.T, name string) Lab {
 	t.Helper()
-	testenv.Need(t, "gvisor")
+	testenv.Need(t, name)
 	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
 	if err != nil {
 		t.Fatal(err)
@@ -34,11 +62,7 @@ func lab(t *testing.T) Lab {
 	if l.Rootfs, err = store.Rootfs(l.Image); err != nil {
 		t.Fatal(err)
 	}
-	bin := testenv.Binaries(t)
-	b, err := gvisor.New(gvisor.Config{Dir: t.TempDir(), Instance: fmt.Sprintf("posture-%d", os.Getpid()), Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: store.Rootfs})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := backends[name](t, store)
 	t.Cleanup(func() {
 		if err := b.Close(); err != nil {
 			t.Error(err)
@@ -48,40 +72,54 @@ func lab(t *testing.T) Lab {
 	return l
 }
 
-// TestASandboxIsWhatItIsDeclaredToBe compares a live sandbox with its golden
-// description, as the host sees it and from inside, idle and under load.
+// TestASandboxIsWhatItIsDeclaredToBe compares a live sandbox of each backend with
+// its golden description, as the host sees it and from inside, idle and under
+// load.
 func TestASandboxIsWhatItIsDeclaredToBe(t *testing.T) {
-	l := lab(t)
-	if *update {
-		rewrite(t, l)
-		return
+	for name := range backends {
+		t.Run(name, func(t *testing.T) {
+			l := lab(t, name)
+			if *update {
+				rewrite(t, l, name)
+				return
+			}
+			d, err := Describe(t.Context(), l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, line := range differences(t, name, d) {
+				t.Error(line)
+			}
+		})
 	}
-	d, err := Describe(t.Context(), l)
+}
+
+// differences are those of a description from the golden one.
+func differences(t *testing.T, name string, d [2]Description) (all []string) {
+	t.Helper()
+	host, err := Host(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	host, err := Host()
+	within, err := Inside(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	within, err := Inside()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for at, name := range []string{"idle", "busy"} {
+	for at, when := range []string{"idle", "busy"} {
 		for where, diff := range map[string][]string{
 			"host":   host.Diff(Moment(at), d[at].Host),
 			"inside": within.Diff(Moment(at), d[at].Inside),
 		} {
 			for _, line := range diff {
-				t.Errorf("%s, %s: %s", where, name, line)
+				all = append(all, fmt.Sprintf("%s, %s: %s", where, when, line))
 			}
 		}
 	}
+	return all
 }
 
 // rewrite makes the golden descriptions anew. What was "maybe" stays so.
-func rewrite(t *testing.T, l Lab) {
+func rewrite(t *testing.T, l Lab, backend string) {
 	var seen [rounds][2]Description
 	for i := range seen {
 		var err error
@@ -93,7 +131,7 @@ func rewrite(t *testing.T, l Lab) {
 		"host":   func(d Description) Facts { return d.Host },
 		"inside": func(d Description) Facts { return d.Inside },
 	} {
-		path := filepath.Join("testdata", name+".golden")
+		path := filepath.Join("testdata", backend+"-"+name+".golden")
 		old := Golden{map[string]when{}}
 		var head []string
 		if b, err := os.ReadFile(path); err == nil {

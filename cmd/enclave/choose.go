@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
 )
 
 // Backends by the names that users give them.
@@ -45,7 +44,7 @@ func (p *program) chooseBackend() (string, error) {
 // run, machines on hardware; and where there are none, a Docker daemon that
 // answers. An emulated machine is never chosen: it isolates less than it seems to.
 func (p *program) chooseReal() string {
-	err := gvisor.Available()
+	err := p.gvisor()
 	if err == nil {
 		return gvisorBackend
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
@@ -29,6 +30,7 @@ type program struct {
 	environ  func() []string
 	now      func() time.Time
 	carrier  carrier
+	gvisor   func() error // says why this host can't run it
 
 	opts   options
 	warned bool // that docker is no boundary
@@ -40,7 +42,7 @@ func newProgram() *program {
 	return &program{
 		in: os.Stdin, out: os.Stdout, err: os.Stderr,
 		env: os.Getenv, environ: os.Environ, now: time.Now,
-		carrier: newCarrier(),
+		carrier: newCarrier(), gvisor: gvisor.Available,
 	}
 }
 

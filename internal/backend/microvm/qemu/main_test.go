@@ -121,7 +121,9 @@ func spawn(t testing.TB, dir string, args ...string) *vm {
 func serve(t testing.TB, dir string, args ...string) *vm {
 	t.Helper()
 	v := spawn(t, dir, args...)
-	ctx, cancel := context.WithCancelCause(t.Context())
+	bounded, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	ctx, cancel := context.WithCancelCause(bounded)
 	defer cancel(nil)
 	go func() {
 		select {

@@ -215,7 +215,7 @@ for p in glob.glob('/proc/[0-9]*/exe') + ['/proc/self/exe', '/.enclave/enclave-g
     try: held.append(os.open(p, os.O_PATH))
     except OSError as e: print(p, e.errno)
 print('$ARMED', len(held), flush=True)
-end = time.time() + 3
+end = time.time() + 5
 while time.time() < end:
     for f in held:
         try: os.write(os.open('/proc/self/fd/%d' % f, os.O_WRONLY | os.O_APPEND), b'$NONCE'); print('WROTE', os.readlink('/proc/self/fd/%d' % f)); end = 0

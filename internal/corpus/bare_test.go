@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -55,7 +56,8 @@ type bare struct {
 	sinks bool
 	// work are files below /work.
 	work map[string]string
-	// companion is a program of the host that runs beside the code, and ends.
+	// companion is a program of the host that runs beside the code, and ends once
+	// the code is armed.
 	companion bool
 	// look is what a careless host does with a held victim, whose root directory
 	// is root.
@@ -108,7 +110,7 @@ for s in $STAND; do
   f=$SCRATCH/stand/$(echo $s | tr / _); echo untouched > $f; chmod 666 $f
   if [ -e .$s ]; then mount --bind $f .$s; fi
 done
-if [ -n "$COMPANION" ]; then $COMPANION 1 & fi
+if [ -n "$COMPANION" ]; then $COMPANION 1000 & fi
 if [ -n "$IMAGE" ]; then exec chroot --userspec=$USERSPEC $SCRATCH/root "$@"; fi
 # Not by chroot: the kernel refuses user namespaces to who is in one.
 mkdir -p .old
@@ -218,10 +220,25 @@ func (b bare) execute(ctx context.Context, r *run) (err error) {
 		return err
 	}
 	out := &held{want: "HELD " + r.nonce, seen: make(chan struct{})}
+	armed := &held{want: r.receipt(), seen: make(chan struct{})}
 	var problem bytes.Buffer
-	cmd.Stdout, cmd.Stderr = out, &problem
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(out, armed), &problem
 	if err := cmd.Start(); err != nil {
 		return err
+	}
+	if b.companion {
+		select {
+		case <-armed.seen:
+			for _, t := range tasksIn(group.Path()) {
+				if t.program() == companion {
+					err = errors.Join(err, syscall.Kill(t.pid, syscall.SIGKILL))
+				}
+			}
+		case <-ctx.Done():
+		}
+		if err != nil {
+			return err
+		}
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()

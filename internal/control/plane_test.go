@@ -155,7 +155,7 @@ func (l *lab) close() {
 // await follows a session until it satisfies the condition.
 func await(t *testing.T, p *Plane, id string, cond func(session.Session, Update) bool) session.Session {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // an emulated kernel beside other tests
 	defer cancel()
 	var cur Cursor
 	for {

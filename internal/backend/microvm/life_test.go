@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
@@ -214,6 +217,58 @@ func TestAMachinesEndIsToldAsItWas(t *testing.T) {
 				t.Errorf("%d ns were observed, of %d", e.Observed, l.CPU)
 			}
 		})
+	}
+}
+
+// TestABootIsNotTheWorkloads has a boot take more CPU time than the workload may.
+func TestABootIsNotTheWorkloads(t *testing.T) {
+	r := rigged(t, t.TempDir(), "boots slowly")
+	id := newID()
+	l := limits()
+	l.CPU = 250 * time.Millisecond
+	t.Cleanup(func() {
+		if err := r.Destroy(context.WithoutCancel(t.Context()), id); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := r.Start(t.Context(), id, backend.Spec{Image: "image", Limits: l}); err != nil {
+		t.Fatal(err)
+	}
+	zero := 0
+	r.tell(t, id, map[string]any{"Report": wire.Report{Exit: &zero}})
+	e, err := r.Wait(t.Context(), id)
+	if err != nil || e.Cause != backend.Exited || e.Usage.CPU >= l.CPU {
+		t.Errorf("it ended with %+v, %v", e, err)
+	}
+}
+
+// TestAMonitorInheritsNothing looks at the process of a monitor.
+func TestAMonitorInheritsNothing(t *testing.T) {
+	t.Setenv("CANARY", "in the environment of the one who starts it")
+	r := rigged(t, t.TempDir(), "well")
+	id, err := r.start(t, t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	proc := fmt.Sprintf("/proc/%d", r.process(t, id).PID)
+	if b, err := os.ReadFile(proc + "/environ"); err != nil || len(b) > 0 {
+		t.Errorf("its environment is %q, %v", b, err)
+	}
+	if at, err := os.Readlink(proc + "/cwd"); err != nil || !strings.HasPrefix(at, r.dir) {
+		t.Errorf("it is at %s, %v", at, err) // the rig's own monitor goes to its root
+	}
+	if sid, err := unix.Getsid(r.process(t, id).PID); err != nil || sid != r.process(t, id).PID {
+		t.Errorf("it is in session %d, %v: who ends this one would end it", sid, err)
+	}
+	fds, err := os.ReadDir(proc + "/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		to, err := os.Readlink(proc + "/fd/" + fd.Name())
+		if err == nil && strings.HasPrefix(to, "/") && to != "/dev/null" && !strings.HasPrefix(to, r.dir) && !strings.HasPrefix(to, "/sys/fs/cgroup") {
+			t.Errorf("descriptor %s is %s", fd.Name(), to)
+		}
 	}
 }
 

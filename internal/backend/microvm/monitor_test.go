@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -67,7 +69,7 @@ func misbehave(how string, args []string) {
 	}
 	fmt.Println("a kernel boots")
 	if how == "never serves" {
-		select {}
+		idle()
 	}
 	l, err := net.Listen("unix", apiSocket)
 	if err != nil {
@@ -95,6 +97,12 @@ func playGuest(how string, die func(int, string, ...any)) {
 	case "dies while it boots":
 		fmt.Println("Kernel panic - not syncing: no init")
 		die(1, "the machine has reset itself")
+	}
+	if how == "boots slowly" {
+		var used unix.Rusage
+		for used.Utime.Nano() < (400 * time.Millisecond).Nanoseconds() {
+			unix.Getrusage(unix.RUSAGE_SELF, &used)
+		}
 	}
 	conn, err := net.Dial("unix", portSocket(wire.BootPort))
 	if err != nil {
@@ -133,11 +141,18 @@ func playGuest(how string, die func(int, string, ...any)) {
 		die(9, "the machine is gone")
 	case do.Hangup:
 		conn.Close()
-		select {}
+		idle()
 	case do.Spin:
 		for {
 		}
 	}
 	wire.SendLine(conn, do.Report)
-	select {}
+	idle()
+}
+
+// idle does nothing until this process is killed.
+func idle() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }

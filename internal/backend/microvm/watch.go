@@ -21,10 +21,6 @@ type started struct {
 	Boot    time.Duration // CPU time that was used before any of it was the workload's
 }
 
-// endFile has the guest program's status, for another process that watches the
-// same machine and is not told.
-const endFile = "end.json"
-
 // A watcher is what a watch.Watcher needs of one machine. Its goroutine owns it.
 //
 // The guest's kernel counts tasks, memory and files: nobody else can. The host
@@ -67,7 +63,7 @@ func (w *watcher) Run(closing <-chan struct{}, run *watch.Watcher) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var helpers sync.WaitGroup
 	if w.link != nil {
-		helpers.Go(func() { w.link.read(w.told, w.recordEnd) })
+		helpers.Go(func() { w.link.read(w.told) })
 		helpers.Go(func() { w.relay(ctx) })
 	}
 	helpers.Go(func() { w.awaitEnd(ctx) })
@@ -84,11 +80,6 @@ func (w *watcher) Run(closing <-chan struct{}, run *watch.Watcher) {
 	close(w.ready)
 	run.Subject, run.Ended, run.Tasks = w, w.status, w.tasks
 	run.Run(closing)
-}
-
-// recordEnd is called before anybody learns of the end from this process.
-func (w *watcher) recordEnd(code int) {
-	_ = keep.New(w.Path(endFile), code) // only another watcher misses it, and says that it does not know
 }
 
 // relay has the watcher judge what the guest has reported.
@@ -188,8 +179,10 @@ func (w *watcher) awaitEnd(ctx context.Context) {
 	}()
 	defer func() { <-gone }()
 	if w.link == nil {
+		// Who has the link settles the end before the monitor is gone, and the first
+		// word stands.
 		<-gone
-		w.say(ctx, w.recorded())
+		w.say(ctx, watch.Status{Err: errNoWord})
 		return
 	}
 	select {
@@ -218,15 +211,6 @@ func (w *watcher) awaitEnd(ctx context.Context) {
 	case <-wait.Done():
 		w.say(ctx, watch.Status{Err: w.link.err})
 	}
-}
-
-// recorded is what another process has learned of the end.
-func (w *watcher) recorded() watch.Status {
-	var code int
-	if err := keep.Read(w.Path(endFile), &code); err != nil {
-		return watch.Status{Err: errNoWord}
-	}
-	return watch.Status{Code: code}
 }
 
 // say tells the watcher of the end, unless it does not listen any more.

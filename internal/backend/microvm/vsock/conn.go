@@ -93,6 +93,14 @@ func (d *Device) drop(c *conn) {
 	}
 	c.gone = true
 	delete(d.conns, c.address)
+	// What is queued must not grow with connections that come and go while the
+	// guest takes nothing.
+	if c.inOwed {
+		d.owed.remove(c)
+	}
+	if c.inReady {
+		d.ready.remove(c)
+	}
 	c.hangUp(d)
 }
 
@@ -111,7 +119,7 @@ func (d *Device) dropAll() {
 	for _, c := range d.conns {
 		d.drop(c)
 	}
-	d.owed, d.ready, d.resets = fifo[*conn]{}, fifo[*conn]{}, fifo[refusal]{}
+	d.resets = fifo[refusal]{}
 }
 
 // reset ends a connection at once, on both sides.
@@ -123,7 +131,7 @@ func (d *Device) reset(c *conn) {
 // owe notes that the guest must be told something of c.
 func (d *Device) owe(c *conn, due uint8) {
 	c.due |= due
-	if !c.inOwed {
+	if !c.gone && !c.inOwed {
 		c.inOwed = true
 		d.owed.push(c)
 	}

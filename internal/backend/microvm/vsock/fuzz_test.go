@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -366,5 +368,48 @@ func TestQueueKeepsItsOrder(t *testing.T) {
 	}
 	if cap(q.items) > 512 {
 		t.Errorf("a queue of %d items keeps room for %d", q.len(), cap(q.items))
+	}
+}
+
+func TestConnectionsThatComeAndGoLeaveNothing(t *testing.T) {
+	d := desk(t)
+	d.uds = filepath.Join(t.TempDir(), "v")
+	l, err := net.Listen("unix", d.uds+"_9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	say := func(h header) {
+		var raw [headerSize]byte
+		h.put(&raw)
+		if err := d.packet(chain{slices: [][]byte{raw[:]}, size: headerSize}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The guest gives no buffer in which it could be answered.
+	h := header{srcCID: testCID, dstCID: hostCID, dstPort: 9, kind: typeStream, bufAlloc: 1000}
+	for i := range uint32(10 * maxConns) {
+		h.op, h.srcPort = opRequest, i
+		say(h)
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.poll.wait(-1); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 && (d.owed.len() != 1 || d.ready.len() != 1) {
+			t.Errorf("the connection is queued %d and %d times: this shows nothing", d.owed.len(), d.ready.len())
+		}
+		h.op = opReset
+		say(h)
+		c.Close()
+	}
+	if d.owed.len() > maxConns || d.ready.len() > maxConns || len(d.conns) > 0 || len(d.poll.calls) > 0 || len(d.poll.byFile) > 0 {
+		t.Errorf("of connections that are gone %d and %d are queued, %d are kept, %d and %d are waited for",
+			d.owed.len(), d.ready.len(), len(d.conns), len(d.poll.calls), len(d.poll.byFile))
 	}
 }

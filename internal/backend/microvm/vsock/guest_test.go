@@ -35,7 +35,6 @@ type stream struct {
 	in      []byte
 	// As in conn, seen from the other side.
 	sent, room, taken, read, told uint32
-	whole                         bool
 }
 
 // bootGuest returns a guest that is up.

@@ -57,6 +57,12 @@ func adopt(l *os.File) (int, error) {
 		if fd, err = unix.FcntlInt(given, unix.F_DUPFD_CLOEXEC, 0); err == nil {
 			err = unix.SetNonblock(fd, true)
 		}
+		if err == nil {
+			var listens int
+			if listens, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && listens == 0 {
+				err = errors.New("it does not listen")
+			}
+		}
 	})
 	if err = errors.Join(cerr, err); err != nil {
 		closeFile(&fd)

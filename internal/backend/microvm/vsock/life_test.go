@@ -358,3 +358,70 @@ func TestSocketIsForTheOwnerAlone(t *testing.T) {
 		t.Errorf("close again: %v", err)
 	}
 }
+
+func TestGivenSocketIsServedAndLeft(t *testing.T) {
+	dir, err := os.MkdirTemp("", "vsock") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "given")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	file, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	d, err := New(Config{GuestCID: testCID, UDS: path, Listener: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.Stat(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the file that was given is still open: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	front, err := net.Listen("unix", filepath.Join(dir, "front"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error)
+	go func() { served <- d.Serve(ctx, front) }()
+	vmm, err := net.Dial("unix", front.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vmm.Close()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "nonsense\n"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, c); n != 0 || err != nil {
+		t.Errorf("nonsense is answered with %d bytes, %v", n, err)
+	}
+	cancel()
+	if err := <-served; !errors.Is(err, context.Canceled) {
+		t.Errorf("serve ends with %v", err)
+	}
+	if gone(path) {
+		t.Error("the socket that was given is removed")
+	}
+}
+
+func TestGivenFileThatDoesNotListenIsRefused(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := New(Config{GuestCID: testCID, UDS: "/nonexistent", Listener: null}); err == nil {
+		d.Close()
+		t.Error("/dev/null makes a device")
+	}
+}

@@ -1,6 +1,10 @@
 package vsock
 
-import "golang.org/x/sys/unix"
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
 
 // A refusal is a reset that the guest is to be sent for a connection that is
 // not, or no more.
@@ -34,7 +38,7 @@ func (d *Device) fill(b chain) int {
 
 // pay writes the first thing that c owes.
 func (d *Device) pay(c *conn, b chain) int {
-	if c.gone || c.orphan || c.due == 0 {
+	if c.orphan || c.due == 0 {
 		return 0
 	}
 	due := c.due & -c.due
@@ -62,7 +66,7 @@ func (d *Device) pay(c *conn, b chain) int {
 // read fills b with what the host's program has written.
 func (d *Device) read(c *conn, b chain) int {
 	credit := c.credit()
-	if c.gone || c.eof || c.orphan || c.guestShut&shutReceive != 0 || credit == 0 {
+	if c.eof || c.orphan || c.guestShut&shutReceive != 0 || credit == 0 {
 		d.arm(c)
 		return 0
 	}
@@ -110,7 +114,7 @@ func (d *Device) write(b chain, h header) int {
 }
 
 // A fifo is a queue. The zero value is empty.
-type fifo[T any] struct {
+type fifo[T comparable] struct {
 	items []T
 	first int
 }
@@ -134,4 +138,11 @@ func (f *fifo[T]) pop() T {
 		f.items, f.first = f.items[:0], 0
 	}
 	return v
+}
+
+// remove takes out v, if it is there.
+func (f *fifo[T]) remove(v T) {
+	if i := slices.Index(f.items[f.first:], v); i >= 0 {
+		f.items = slices.Delete(f.items, f.first+i, f.first+i+1)
+	}
 }

@@ -65,6 +65,8 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 		return errors.New("a certificate takes two control planes: name them in ENCLAVE_PARITY_BASE_URLS (label=url,label=url), or unset ENCLAVE_BASE_URL to boot this host's own")
 	case booted && p.opts.Backend != autoBackend:
 		return fmt.Errorf("a certificate takes every backend of this host: leave out --backend %s, and unset ENCLAVE_BACKEND", p.opts.Backend)
+	case booted && os.Geteuid() != 0:
+		return errors.New("a certificate is of real backends, which need root: sudo enclave parity, or name control planes in ENCLAVE_PARITY_BASE_URLS")
 	}
 	keys, err := p.logKeys(logKeys)
 	if err != nil {

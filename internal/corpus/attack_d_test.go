@@ -401,11 +401,15 @@ func (t task) program() string {
 // aCleanNeighbour has another session of the same tenant do honest work beside the
 // attack: it must succeed.
 func aCleanNeighbour(ctx context.Context, r *run) {
-	for range 3 {
+	times := 3
+	if r.world.kernel.letter == "F" {
+		times = 1 // each boots a machine
+	}
+	for range times {
 		if err := r.world.clean(ctx, cleans[0]); err != "" {
 			r.find(peerDoS, "a neighbour: %s", err)
 			return
 		}
 	}
-	r.proofs = append(r.proofs, "three clean neighbours succeeded beside it")
+	r.proof("%d clean neighbours succeeded beside it", times)
 }

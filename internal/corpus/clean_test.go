@@ -56,7 +56,7 @@ func runClean(t *testing.T, w *world) (succeeded int) {
 
 // clean runs c and returns what is wrong with how it ended, or "".
 func (w *world) clean(ctx context.Context, c clean) string {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	req := enclave.SessionRequest{Code: c.code, Language: c.language}
 	if c.allow != "" {
@@ -66,6 +66,14 @@ func (w *world) clean(ctx context.Context, c clean) string {
 	if err != nil {
 		return err.Error()
 	}
+	ended := false
+	defer func() {
+		if !ended {
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+			defer cancel()
+			_ = h.Teardown(last) // what is wrong has been said
+		}
+	}()
 	r, err := h.Result(ctx)
 	if err != nil {
 		return err.Error()
@@ -77,6 +85,7 @@ func (w *world) clean(ctx context.Context, c clean) string {
 	if err := h.Teardown(ctx); err != nil {
 		return err.Error()
 	}
+	ended = true
 	if s.Outcome != enclave.Succeeded || string(r.JSON) != c.want {
 		return fmt.Sprintf("ended as %s %s with %s, not %s: %s", s.Outcome, s.KillReason, r.JSON, c.want, r.Stderr)
 	}

@@ -46,6 +46,7 @@ type run struct {
 	marks         []string
 	left          []task // processes of the sandbox after its end
 	sick          error  // what the control plane answers with, once it is over
+	late          bool   // it was given up: what else is known of it is no proof
 	infra         error  // why the harness or the platform could not go on
 
 	mu       sync.Mutex
@@ -70,8 +71,14 @@ type surface struct {
 	raw  []byte
 }
 
-// runTime bounds one run; a session's own wall clock ends long before.
-const runTime = 3 * time.Minute
+const (
+	// runTime bounds one run; a session's own wall clock ends before, also on a
+	// machine that is emulated on a busy host.
+	runTime = 10 * time.Minute
+
+	// answerTime is how long a control plane that is well may take to answer.
+	answerTime = time.Minute
+)
 
 // newRun makes the marks of a run. Its flag is not written yet.
 func newRun(a *attack, w *world, on string) (*run, error) {
@@ -157,6 +164,9 @@ func planeRun(ctx context.Context, a *attack, w *world, on string, change func(r
 	if r.infra = w.sinks.begin(r.nonce); r.infra == nil {
 		r.meter = newMeter("*/"+w.instance+"-*", w.dir)
 		r.infra = r.through(ctx, change)
+		if r.late = ctx.Err() != nil; r.late {
+			r.infra = fmt.Errorf("it has not ended in %s", runTime)
+		}
 		r.meter.end()
 		r.settle()
 		r.infra = errors.Join(r.infra, r.hear())
@@ -220,11 +230,13 @@ func (r *run) through(ctx context.Context, change func(*run, *enclave.SessionReq
 		return err
 	}
 	r.changed = append(r.changed, r.flagChanged()...)
-	_, r.sick = r.world.client.Health(ctx)
+	answer, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	_, r.sick = r.world.client.Health(answer)
 	return nil
 }
 
-func (r *run) execute(ctx context.Context, change func(*run, *enclave.SessionRequest)) error {
+func (r *run) execute(ctx context.Context, change func(*run, *enclave.SessionRequest)) (err error) {
 	a, w := r.attack, r.world
 	req := enclave.SessionRequest{Code: r.fill(a.code), Language: a.language}
 	if a.request != nil {
@@ -237,6 +249,13 @@ func (r *run) execute(ctx context.Context, change func(*run, *enclave.SessionReq
 	if err != nil {
 		return fmt.Errorf("create the session: %w", err)
 	}
+	defer func() {
+		if err != nil { // nobody else ends it, and the next run has no neighbours
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+			defer cancel()
+			err = errors.Join(err, h.Teardown(clean))
+		}
+	}()
 	var beside sync.WaitGroup
 	if a.during != nil {
 		beside.Go(func() { a.during(ctx, r) })

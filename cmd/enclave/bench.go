@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave/cmd/enclave/bench"
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/image"
 )
 
@@ -59,9 +61,14 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 		return err
 	}
 	c.Runsc, c.Docker, c.Missing = progs.runsc, p.opts.DockerHost, map[string]string{}
-	for _, b := range []string{dockerBackend, "qemu"} {
-		if err := p.cannotBench(b); err != nil {
+	for _, b := range []string{dockerBackend, qemuBackend} {
+		if err := p.cannotBench(ctx, b); err != nil {
 			c.Missing[b] = message(err)
+		}
+	}
+	if c.Missing[qemuBackend] == "" {
+		if c.Machine, err = p.rawMachine(ctx, s, progs.guest); err != nil {
+			return err
 		}
 	}
 	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
@@ -78,12 +85,31 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 }
 
 // cannotBench says why a backend can't be measured here.
-func (p *program) cannotBench(backend string) error {
+func (p *program) cannotBench(ctx context.Context, backend string) error {
 	if backend == dockerBackend {
 		return p.dockerAnswers()
 	}
-	if !slices.Contains(backends[:], backend) {
-		return fmt.Errorf("this program has no backend %s", backend)
+	_, err := p.machineAnswers(ctx, backend)
+	return err
+}
+
+// rawMachine is what a boot of QEMU takes that is of the same kernel and the same
+// first file system as the machines of s.
+func (p *program) rawMachine(ctx context.Context, s *stateDir, guest string) (m bench.Machine, err error) {
+	info, err := p.machineAnswers(ctx, qemuBackend)
+	if err != nil {
+		return m, err
 	}
-	return nil
+	if m.QEMU = p.opts.Machine.QEMU; m.QEMU == "" {
+		if m.QEMU, err = qemu.Find(); err != nil {
+			return m, err
+		}
+	}
+	k, err := kernel.Newest(s.file("kernels"))
+	if err != nil {
+		return m, err
+	}
+	m.Kernel, m.KVM = k.Vmlinux(), info.Isolation == backend.MicroVM
+	m.Initrd, err = k.Initramfs(s.file("kernels"), guest)
+	return m, err
 }

@@ -5,10 +5,14 @@ import (
 	"debug/buildinfo"
 	"errors"
 	"fmt"
+	"os/exec"
+	"strings"
 
 	"github.com/moby/moby/client"
 
 	"github.com/enclave-run/enclave/internal/backend/docker"
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 )
 
 // runtimeVersions returns the versions of what isolates on a backend of this
@@ -19,8 +23,37 @@ func (p *program) runtimeVersions(ctx context.Context, backend, bin string) (map
 		return p.gvisorVersions(bin)
 	case dockerBackend:
 		return p.dockerVersions(ctx)
+	case qemuBackend, firecrackerBackend:
+		return p.machineVersions(ctx, backend)
 	}
 	return map[string]string{}, nil
+}
+
+// machineVersions are the monitor's, as its program says it, and the guest
+// kernel's that the newest machines boot.
+func (p *program) machineVersions(ctx context.Context, backend string) (map[string]string, error) {
+	c, err := p.machineConfig(backend, p.kernels())
+	if err != nil {
+		return nil, err
+	}
+	program := ""
+	if c.Firecracker != nil {
+		program = c.Firecracker.Path
+	} else if program = c.QEMU.Path; program == "" {
+		if program, err = qemu.Find(); err != nil {
+			return nil, err
+		}
+	}
+	out, err := exec.CommandContext(ctx, program, "--version").Output()
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its version: %w", program, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	k, err := kernel.Newest(p.kernels())
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{backend: visible(strings.TrimSpace(line)), "guest kernel": k.Package + " " + k.Version + " sha256:" + k.Digest}, nil
 }
 
 // gvisorVersions reads the version from the program: it is one of ours, built

@@ -33,7 +33,7 @@ const (
 	// translated is how much memory QEMU's own translations of guest code may
 	// take, in MiB. Its default of up to 1 GiB would be the guest's to fill,
 	// outside of what it was given.
-	translated = 64
+	translated = 128
 )
 
 // A machine is what was configured by calls of the API. Its zero value is a

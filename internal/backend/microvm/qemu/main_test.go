@@ -18,8 +18,12 @@ import (
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
-// TestMain is also the VMM process: it starts itself again as vmm-qemu.
+// TestMain is also the VMM process, which starts itself again as vmm-qemu, and an
+// intruder in the place of QEMU.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "-nodefaults" {
+		intrude()
+	}
 	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
 		if err := Main(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -117,7 +121,9 @@ func spawn(t testing.TB, dir string, args ...string) *vm {
 func serve(t testing.TB, dir string, args ...string) *vm {
 	t.Helper()
 	v := spawn(t, dir, args...)
-	ctx, cancel := context.WithCancelCause(t.Context())
+	bounded, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	ctx, cancel := context.WithCancelCause(bounded)
 	defer cancel(nil)
 	go func() {
 		select {

@@ -52,9 +52,8 @@ type options struct {
 //
 //	--id ID --root DIR --uid N --gid N [--accel kvm|tcg] [--qemu PATH] [--cgroup DIR]...
 //
-// It enters each control group DIR before anything else, and QEMU with it.
-// and its standard error is where it explains itself. DIR belongs to root, and has
-// vmlinux, initrd and disk.erofs, readable to uid N, and the sockets v.sock_PORT.
+// and its standard error is where it explains itself. It enters each control group
+// before anything else, and QEMU with it. The root DIR belongs to root, and has vmlinux, initrd and disk.erofs, readable to uid N, and the sockets v.sock_PORT.
 // Nobody but root can reach DIR/api.sock, which Main makes, and neither it nor QEMU
 // can change anything in DIR. Paths in API calls are relative to DIR; of the
 // guest's console the last 16 KiB are in DIR/serial once PUT /serial names /serial.

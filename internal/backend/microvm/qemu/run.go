@@ -64,9 +64,9 @@ func (in inside) run() error {
 	if err != nil {
 		return fmt.Errorf("wait for QEMU: %w", err)
 	}
-	ended := r.verdict(status)
 	<-heard // its socket closed with QEMU
 	r.console.save()
+	ended := r.verdict(status)
 	// Who waits for the start gets his answer before the process is gone.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()

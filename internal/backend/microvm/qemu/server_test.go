@@ -180,7 +180,7 @@ func TestMachineIsQEMUsCommandLine(t *testing.T) {
 		})
 	}
 	in := inside{QEMU: "/usr/bin/qemu-system-x86_64", Firmware: "qboot.rom", Accel: TCG, TSC: 2596146}
-	want := golden([]string{"-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max"}, "console=ttyS0 quiet no_timer_check tsc=reliable tsc_early_khz=2596146")
+	want := golden([]string{"-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max"}, "console=ttyS0 quiet no_timer_check tsc=reliable tsc_early_khz=2596146")
 	if d := cmp.Diff(want, m.argv(in)); d != "" {
 		t.Error(d)
 	}

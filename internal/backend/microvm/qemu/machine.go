@@ -2,7 +2,9 @@ package qemu
 
 import (
 	"debug/elf"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"regexp"
@@ -72,15 +74,26 @@ func inVM(p string) (string, error) {
 
 // checkKernel refuses a file that QEMU would not boot, or would with no word.
 func checkKernel(name string) error {
-	f, err := elf.Open(name)
+	file, err := os.Open(name)
 	if err != nil {
-		return fmt.Errorf("it is no ELF file, as an uncompressed kernel is: %w", err)
+		return err
 	}
-	defer f.Close()
+	defer file.Close()
+	magic := make([]byte, len(elf.ELFMAG))
+	if _, err := io.ReadFull(file, magic); err != nil || string(magic) != elf.ELFMAG {
+		return errors.New("it is no ELF file, as an uncompressed kernel is")
+	}
+	f, err := elf.NewFile(file)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("it is cut off")
+	}
+	if err != nil {
+		return err
+	}
 	if f.Machine != elf.EM_X86_64 || f.Class != elf.ELFCLASS64 {
 		return fmt.Errorf("it is for %v, not for x86-64", f.Machine)
 	}
-	info, err := os.Stat(name)
+	info, err := file.Stat()
 	if err != nil {
 		return err
 	}
@@ -94,7 +107,7 @@ func checkKernel(name string) error {
 		}
 	}
 	if !pvh {
-		return fmt.Errorf("it has no PVH entry point (CONFIG_PVH)")
+		return errors.New("it has no PVH entry point (CONFIG_PVH)")
 	}
 	return nil
 }

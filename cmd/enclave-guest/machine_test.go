@@ -11,11 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/vsock"
@@ -141,17 +144,26 @@ func launchMachine(t testing.TB, listening func(boot, core net.Listener)) *testM
 		"-drive", "if=none,id=drive,format=raw,read-only=on,file="+disk, "-device", "virtio-blk-device,drive=drive",
 		"-chardev", "socket,id=vsock,path="+filepath.Join(dir, "front"), "-device", "vhost-user-vsock-device,chardev=vsock")
 	cmd.Stdout, cmd.Stderr = m.console, m.console
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	m.born = time.Now()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	m.pid = cmd.Process.Pid
+	// The parent-death signal is the thread's: it must last (golang.org/issue/27505).
+	started := make(chan error)
 	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
 		_ = cmd.Wait()
 		m.code = cmd.ProcessState.ExitCode()
 		close(m.ended)
 	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	m.pid = cmd.Process.Pid
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		<-m.ended

@@ -268,6 +268,8 @@ func (m *testMachine) hear(lines *wire.LineReader) {
 // await waits for a report that ok takes, and returns it.
 func (m *testMachine) await(t *testing.T, what string, ok func(wire.Report) bool) wire.Report {
 	t.Helper()
+	limit, stop := context.WithTimeout(t.Context(), 2*time.Minute) // a machine may be slow, and must not be waited for for ever
+	defer stop()
 	seen := 0
 	for {
 		m.mu.Lock()
@@ -283,8 +285,8 @@ func (m *testMachine) await(t *testing.T, what string, ok func(wire.Report) bool
 		case <-m.heard:
 		case <-m.ended:
 			t.Fatalf("the machine ended before %s", what)
-		case <-t.Context().Done():
-			t.Fatalf("%s never came", what)
+		case <-limit.Done():
+			t.Fatalf("%s never came; the last report is %+v", what, m.last())
 		}
 	}
 }
@@ -311,5 +313,10 @@ func TestMachineEndsInOrder(t *testing.T) {
 	<-m.ended
 	if m.code != 0 {
 		t.Errorf("QEMU exited with %d", m.code)
+	}
+	// It has turned itself off: a kernel that has lost its first program panics, and
+	// ends too.
+	if said := m.console.String(); strings.Contains(said, "panic") {
+		t.Errorf("the console says %q", said)
 	}
 }

@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"net"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -349,67 +346,4 @@ func FuzzFront(f *testing.F) {
 		}
 		unix.Close(pair[1])
 	})
-}
-
-func TestQueueKeepsItsOrder(t *testing.T) {
-	var q fifo[string]
-	var want []string
-	for i := range 1000 {
-		q.push(fmt.Sprint(i))
-		want = append(want, fmt.Sprint(i))
-		for ; i%7 == 0 && len(want) > i%50; want = want[1:] {
-			if got := q.pop(); got != want[0] {
-				t.Fatalf("%s comes before %s", got, want[0])
-			}
-		}
-		if q.len() != len(want) {
-			t.Fatalf("the queue has %d items, not %d", q.len(), len(want))
-		}
-	}
-	if cap(q.items) > 512 {
-		t.Errorf("a queue of %d items keeps room for %d", q.len(), cap(q.items))
-	}
-}
-
-func TestConnectionsThatComeAndGoLeaveNothing(t *testing.T) {
-	d := desk(t)
-	d.uds = filepath.Join(t.TempDir(), "v")
-	l, err := net.Listen("unix", d.uds+"_9")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	say := func(h header) {
-		var raw [headerSize]byte
-		h.put(&raw)
-		if err := d.packet(chain{slices: [][]byte{raw[:]}, size: headerSize}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// The guest gives no buffer in which it could be answered.
-	h := header{srcCID: testCID, dstCID: hostCID, dstPort: 9, kind: typeStream, bufAlloc: 1000}
-	for i := range uint32(10 * maxConns) {
-		h.op, h.srcPort = opRequest, i
-		say(h)
-		c, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		if err := d.poll.wait(-1); err != nil {
-			t.Fatal(err)
-		}
-		if i == 0 && (d.owed.len() != 1 || d.ready.len() != 1) {
-			t.Errorf("the connection is queued %d and %d times: this shows nothing", d.owed.len(), d.ready.len())
-		}
-		h.op = opReset
-		say(h)
-		c.Close()
-	}
-	if d.owed.len() > maxConns || d.ready.len() > maxConns || len(d.conns) > 0 || len(d.poll.calls) > 0 || len(d.poll.byFile) > 0 {
-		t.Errorf("of connections that are gone %d and %d are queued, %d are kept, %d and %d are waited for",
-			d.owed.len(), d.ready.len(), len(d.conns), len(d.poll.calls), len(d.poll.byFile))
-	}
 }

@@ -80,7 +80,8 @@ func (p *program) machineAnswers(ctx context.Context, name string) (backend.Info
 	}
 	ctx, cancel := context.WithTimeout(ctx, machineTime)
 	defer cancel()
-	return c.Available(ctx)
+	i, _, err := c.Available(ctx)
+	return i, err
 }
 
 // kernels is the directory of guest kernels of the state directory.

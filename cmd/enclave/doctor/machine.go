@@ -31,19 +31,19 @@ func onMachines(ctx context.Context, c Config, name string, tell func(Finding) e
 	}
 	m.Kernels, m.Now = c.kernels(), c.Now
 	ask, cancel := context.WithTimeout(ctx, machineTime)
-	info, err := m.Available(ask)
+	info, lacks, err := m.Available(ask)
 	cancel()
 	if err != nil {
 		return untested(name, err.Error(), tell)
 	}
 	if info.Isolation < backend.MicroVM {
 		if c.Backends[0] != name {
-			return untested(name, "KVM boots no guest here, so that the processor is emulated, which takes minutes to test: enclave doctor --backend "+name, tell)
+			return untested(name, "the processor is emulated ("+lacks+"), which takes minutes to test: enclave doctor --backend "+name, tell)
 		}
 		if err := tell(Finding{
 			Section: "contract on " + name, Name: "boundary", Status: Warned,
 			Doc:    "The machines' processor is the host's own.",
-			Detail: "KVM boots no guest here: the processor is emulated, which is for development and tests",
+			Detail: lacks + ": the processor is emulated, which is for development and tests",
 			Do:     "use bare metal, or a machine with nested virtualization; until then run what you do not trust with --backend gvisor",
 		}); err != nil {
 			return err

@@ -137,14 +137,18 @@ func New(c Config) (*Backend, error) {
 	return &Backend{Registry: r, driver: d}, nil
 }
 
-// Available returns what the backend would be on this host, or why it can't run
-// there, as New does. Of c it needs Kernels, and QEMU or Firecracker.
-func (c Config) Available(ctx context.Context) (backend.Info, error) {
+// Available returns what the backend would be on this host, and in words what it
+// lacks to be more, or why it can't run there, as New does. Of c it needs Kernels,
+// and QEMU or Firecracker.
+func (c Config) Available(ctx context.Context) (i backend.Info, lacks string, err error) {
 	_, _, l, err := c.host(ctx)
 	if err != nil {
-		return backend.Info{}, err
+		return backend.Info{}, "", err
 	}
-	return l.info(), nil
+	if q, ok := l.(byQEMU); ok {
+		lacks = q.lacks
+	}
+	return l.info(), lacks, nil
 }
 
 // host finds what machines need of this host.
@@ -160,7 +164,7 @@ func (c Config) host(ctx context.Context) (*cgroup.Tree, kernel.Kernel, launcher
 	if err != nil {
 		return nil, kernel.Kernel{}, nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}
-	l, err := c.launcher()
+	l, err := c.launcher(ctx, k)
 	return tree, k, l, err
 }
 

@@ -1,6 +1,7 @@
 package microvm
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 )
 
 // bootingAtOnce is how many machines boot at once: each keeps one processor of the
@@ -18,20 +21,23 @@ import (
 func bootingAtOnce() int { return max(1, runtime.NumCPU()) }
 
 // launcher returns how machines are launched here, or what is missing for it.
-func (c Config) launcher() (launcher, error) {
+func (c Config) launcher(ctx context.Context, k kernel.Kernel) (launcher, error) {
 	if c.Firecracker != nil {
 		return c.Firecracker.launcher()
 	}
-	return c.QEMU.launcher()
+	return c.QEMU.launcher(ctx, c.Kernels, k)
 }
 
-func (q QEMU) launcher() (launcher, error) {
+func (q QEMU) launcher(ctx context.Context, kernels string, k kernel.Kernel) (launcher, error) {
 	path, err := q.find()
 	if err != nil {
 		return nil, err
 	}
-	// KVM is taken for absent: only a guest that has booted shows that it is not.
-	return byQEMU{shim: q.Shim, qemu: path, at: bootingAtOnce()}, nil
+	p, err := qemu.Look(ctx, kernels, path, k.Vmlinux())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
+	}
+	return byQEMU{shim: q.Shim, qemu: p.Path, kvm: p.KVM, lacks: p.Why, at: bootingAtOnce()}, nil
 }
 
 // find returns QEMU's program.

@@ -16,7 +16,9 @@ type byQEMU struct {
 	shim []string // the program and the command in it
 	qemu string
 	kvm  bool // a guest has been seen to boot with it; else the processor is emulated
-	at   int  // how many machines boot at once without slowing each other
+	// lacks is why it is emulated, in words.
+	lacks string
+	at    int // how many machines boot at once without slowing each other
 }
 
 func (l byQEMU) info() backend.Info {

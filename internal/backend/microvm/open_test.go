@@ -1,0 +1,96 @@
+package microvm
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/testenv"
+)
+
+func config(t *testing.T) Config {
+	return Config{
+		Dir: t.TempDir(), Instance: "test", Guest: "/bin/true", Kernels: t.TempDir(), Now: time.Now,
+		Disk: func(string) (string, error) { return "", errors.New("none") },
+		QEMU: &QEMU{Shim: []string{"/proc/self/exe", "vmm-qemu"}},
+	}
+}
+
+func TestWhatTheHostLacksIsSaidWithHowToGetIt(t *testing.T) {
+	testenv.Need(t, "root")
+	program := filepath.Join(t.TempDir(), "firecracker")
+	if err := os.WriteFile(program, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	firecrackerLacks := []string{"jailer is missing", "ENCLAVE_JAILER_BIN"}
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		firecrackerLacks = []string{"Firecracker needs KVM", "/dev/kvm"}
+	}
+	for name, tc := range map[string]struct {
+		config func(*Config)
+		want   []string
+	}{
+		"no kernel": {func(*Config) {}, []string{"enclave kernel install", "enclave kernel import FILE.deb"}},
+		"no QEMU": {func(c *Config) { c.Kernels, c.QEMU.Path = testenv.Kernels(t), "/nonexistent/qemu" },
+			[]string{"QEMU is missing", "apt-get install qemu-system-x86", "ENCLAVE_QEMU"}},
+		"no jailer": {func(c *Config) {
+			c.Kernels, c.QEMU, c.Firecracker = testenv.Kernels(t), nil, &Firecracker{Path: program, Jailer: "/nonexistent/jailer"}
+		}, firecrackerLacks},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := config(t)
+			tc.config(&c)
+			_, err := New(c)
+			if !errors.Is(err, backend.ErrUnavailable) {
+				t.Fatalf("the error is %v", err)
+			}
+			if _, _, aerr := c.Available(t.Context()); aerr == nil || aerr.Error() != err.Error() {
+				t.Errorf("asked before, it is %v", aerr)
+			}
+			for _, w := range tc.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("the error has no %q: %v", w, err)
+				}
+			}
+		})
+	}
+}
+
+// TestAConfigWithoutAPartIsRefused takes one part away at a time.
+func TestAConfigWithoutAPartIsRefused(t *testing.T) {
+	for name, spoil := range map[string]func(*Config){
+		"directory": func(c *Config) { c.Dir = "" }, "instance": func(c *Config) { c.Instance = "no such/name" },
+		"guest": func(c *Config) { c.Guest = "" }, "kernels": func(c *Config) { c.Kernels = "" }, "disk": func(c *Config) { c.Disk = nil },
+		"clock": func(c *Config) { c.Now = nil }, "monitor": func(c *Config) { c.QEMU = nil }, "shim": func(c *Config) { c.QEMU.Shim = nil },
+		"choice":        func(c *Config) { c.Firecracker = &Firecracker{"/f", "/j"} },
+		"absolute path": func(c *Config) { c.QEMU, c.Firecracker = nil, &Firecracker{"firecracker", "/j"} },
+	} {
+		c := config(t)
+		spoil(&c)
+		if _, err := New(c); err == nil || errors.Is(err, backend.ErrUnavailable) {
+			t.Errorf("a config without %s: %v", name, err)
+		}
+	}
+}
+
+// TestAStateDirectoryThatOthersCanChangeIsRefused has a link lead to it, and another
+// user own it.
+func TestAStateDirectoryThatOthersCanChangeIsRefused(t *testing.T) {
+	testenv.Need(t, "qemu")
+	theirs := filepath.Join(t.TempDir(), "theirs")
+	if err := os.Mkdir(theirs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(theirs, 12345, 12345); err != nil {
+		t.Fatal(err)
+	}
+	c := config(t)
+	c.Kernels, c.Dir = testenv.Kernels(t), filepath.Join(theirs, "machines")
+	if _, err := New(c); err == nil || !strings.Contains(err.Error(), "can be changed by others than root") {
+		t.Errorf("the error is %v", err)
+	}
+}

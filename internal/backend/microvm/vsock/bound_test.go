@@ -82,7 +82,7 @@ func FuzzMemory(f *testing.F) {
 			t.Fatal(err)
 		}
 		c.room = 1 << 20
-		if _, err := unix.Write(pair[1], make([]byte, 2000)); err != nil {
+		if _, err := unix.Write(pair[1], bytes.Repeat([]byte{0xaa}, 2000)); err != nil {
 			t.Fatal(err)
 		}
 		if err := d.poll.wait(0); err != nil {

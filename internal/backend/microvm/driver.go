@@ -15,7 +15,6 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/microvm/firecracker"
 	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/watch"
 	"github.com/enclave-run/enclave/internal/wire"
@@ -138,9 +137,6 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	if err := d.fill(s, f); err != nil {
 		return err
 	}
-	if err := failpoint.Hit("microvm.start.placed"); err != nil {
-		return err
-	}
 	cost := d.launcher.cost()
 	m := machine{
 		id: string(s.ID), base: s.Dir, root: d.root(s), user: f.User,
@@ -150,9 +146,6 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	if err := s.Group.Make(cgroup.Limits{Memory: m.memory, Pids: m.tasks}); err != nil {
 		return err
 	}
-	if err := failpoint.Hit("microvm.start.grouped"); err != nil {
-		return err
-	}
 	boot, err := d.socket(ctx, s, wire.BootPort, f.User)
 	if err != nil {
 		return fmt.Errorf("listen for the guest's first word: %w", err)
@@ -160,9 +153,6 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	defer boot.Close()
 	v, err := d.launcher.launch(ctx, m)
 	if err != nil {
-		return err
-	}
-	if err := failpoint.Hit("microvm.start.launched"); err != nil {
 		return err
 	}
 	k, used, err := d.boot(ctx, s, f, v, boot)

@@ -103,6 +103,13 @@ func spawn(t testing.TB, dir string, args ...string) *vm {
 	v.cmd = exec.Command("/proc/self/exe", append([]string{"vmm-qemu", "--id", "vm-test", "--root", dir,
 		"--uid", fmt.Sprint(testUID), "--gid", fmt.Sprint(testUID)}, args...)...)
 	v.cmd.Stderr = v.said
+	// A careless parent leaves it a file of the host's.
+	leak, err := os.Open("/etc/passwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leak.Close()
+	v.cmd.ExtraFiles = []*os.File{leak}
 	if err := v.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ func eachLimitHasItsKillReason(t *testing.T, on kernel, got seen) {
 		"a bomb under the defaults": {code: bomb, reason: session.PidsExceeded, resource: "pidsLimit"},
 		"a bash bomb":               {code: ":(){ :|:& };:\nwait; sleep 60", language: "bash", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
 		"threads":                   {code: "import threading, time\nfor _ in range(500):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"threads that end at once":  {code: "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
 		"memory":                    {code: "x = []\nwhile True:\n    x.append(bytearray(1 << 20))\n", limits: LimitsRequest{MemoryMB: n(128)}, reason: session.MemoryExceeded, resource: "memoryMb"},
 		"cpu":                       {code: "while True: pass\n", limits: LimitsRequest{CPUSeconds: n(1)}, reason: session.CPUExceeded, resource: "cpuSeconds"},
 		"wall clock":                {code: forever, limits: LimitsRequest{WallSeconds: n(1)}, reason: session.WallClockExceeded, resource: "wallSeconds"},

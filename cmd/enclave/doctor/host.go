@@ -74,7 +74,7 @@ const (
 	// sandboxMemory and sandboxTasks are what one sandbox with the default limits
 	// may take at most (gvisor.memoryWall, gvisor.hostTasks).
 	sandboxMemory = 512*mib + 64*mib
-	sandboxTasks  = 4*256 + 512
+	sandboxTasks  = 4*256 + 2*512
 )
 
 var asRoot = "run Enclave as root: sudo enclave serve"

@@ -22,8 +22,10 @@ const (
 
 	// processWall is how many tasks beyond Limits.Pids a workload's user gets
 	// before the sandbox's kernel refuses more. Between the limit and the wall
-	// lies the evidence: a fork that is refused at the limit leaves none.
-	processWall = 32
+	// lies the evidence: a fork that is refused at the limit leaves none. It takes
+	// a workload longer to start so many threads, the cheapest of tasks, than a
+	// watcher on a loaded host takes to count them.
+	processWall = 512
 
 	// diskWall is how many bytes beyond Limits.Disk each of /work and /tmp takes
 	// before the sandbox's kernel refuses more, for the same reason.
@@ -39,7 +41,7 @@ const (
 // hostTasks bounds the threads of a whole sandbox on the host. It is head room,
 // not the limit: gVisor's kernel panics when the host refuses it a thread (gVisor
 // issue 2490).
-func hostTasks(l backend.Limits) int64 { return 4*l.Pids + 512 }
+func hostTasks(l backend.Limits) int64 { return 4*l.Pids + 2*processWall }
 
 // memoryWall is where the host's kernel kills. It is head room like hostTasks:
 // what the workload's tasks do not take of it, the watcher does not let it use.

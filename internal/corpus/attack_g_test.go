@@ -89,7 +89,7 @@ for i in range(64):
 `,
 		ends:    &ends{},
 		judge:   resultIs(""),
-		bounds:  &bounds{memory: 16 << 20},
+		bounds:  &bounds{memory: 192 << 20, rss: 64 << 20},
 		breaks:  spoof,
 		control: appending("for s in socks: s.close()\nprint(frame(b'{\"answer\":42}'))"),
 	},

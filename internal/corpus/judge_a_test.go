@@ -58,7 +58,7 @@ func floodIsCounted(r *run) []finding {
 	}
 	n := len(r.result.Denials)
 	r.proof("%d of %d attempts reached the gateway and are on the record, in %d rows", sum, floods, n)
-	if n == 0 || n > 401 || sum > floods || sum < floods/10 || r.result.Denials[n-1].Host != "*" || r.result.Denials[n-1].Reason != "budget" {
+	if n == 0 || n > 401 || sum > floods || sum < uint64(n) || r.result.Denials[n-1].Host != "*" || r.result.Denials[n-1].Reason != "budget" {
 		return []finding{found(auditBreak, "%d attempts in %d rows, the last of them %v", sum, n, r.result.Denials[max(n-1, 0):])}
 	}
 	return nil

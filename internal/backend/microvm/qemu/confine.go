@@ -10,9 +10,6 @@ import (
 	"gvisor.dev/gvisor/pkg/seccomp"
 )
 
-// archSystemCalls are allowed system calls that not all machines have.
-var archSystemCalls = []uintptr{unix.SYS_EPOLL_WAIT, unix.SYS_NEWFSTATAT, unix.SYS_ARCH_PRCTL, unix.SYS_POLL}
-
 // confine gives up what the VMM process still has and does not need: it reads
 // queues that a hostile guest fills. It is jailed already; see enter. What it
 // keeps: threads, memory, the descriptors that it was given, reading its jail's

@@ -161,6 +161,9 @@ func (c Config) host(ctx context.Context) (*cgroup.Tree, kernel.Kernel, launcher
 		return nil, kernel.Kernel{}, nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}
 	k, err := kernel.Newest(c.Kernels)
+	if err == nil {
+		err = k.Verify(ctx) // once for all machines: a damaged one dies without a word
+	}
 	if err != nil {
 		return nil, kernel.Kernel{}, nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}

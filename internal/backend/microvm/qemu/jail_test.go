@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // child returns the process id of pid's only child.
@@ -205,4 +206,38 @@ func link(t testing.TB, name string) string {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func TestKVMIsTheOnlyDevice(t *testing.T) {
+	if _, err := os.Stat(kvmDevice); err != nil {
+		t.Skip("needs /dev/kvm")
+	}
+	v := serve(t, vmFiles(t), "--accel", "kvm")
+	v.configure(t)
+	pid := v.cmd.Process.Pid
+	devices, err := os.ReadDir(proc(pid, "root/dev"))
+	if err != nil || len(devices) != 1 || devices[0].Name() != "kvm" {
+		t.Fatalf("its devices are %v, %v", devices, err)
+	}
+	var in, out unix.Stat_t
+	if err := unix.Stat(proc(pid, "root/dev/kvm"), &in); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Stat(kvmDevice, &out); err != nil {
+		t.Fatal(err)
+	}
+	if in.Rdev != out.Rdev || in.Mode != unix.S_IFCHR|0o600 || in.Uid != testUID || in.Gid != testUID {
+		t.Errorf("its /dev/kvm is device %d, mode %o, of %d:%d", in.Rdev, in.Mode, in.Uid, in.Gid)
+	}
+	everyThreadIsConfined(t, pid)
+	// Whether KVM boots a guest is this host's affair; that QEMU may open the device
+	// is the jail's.
+	if err := v.Start(t.Context()); err != nil {
+		for _, denied := range []string{"ermission denied", "No such file"} {
+			if strings.Contains(err.Error(), denied) {
+				t.Error(err)
+			}
+		}
+		t.Log(err)
+	}
 }

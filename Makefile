@@ -72,7 +72,7 @@ test: setup ## all tests, real gVisor, a Docker daemon and the first tier of cra
 	@./build/setup docker qemu corpus
 	@$(MAKE) --no-print-directory bin/enclave bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK) && ln -f bin/enclave-$(HOSTARCH) $(TESTBIN)/enclave
-	ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout 15m -p 2 ./...
+	ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout 30m -p 2 ./...
 
 crash: setup ## kill the program at every failpoint and 1,000 random moments, for at most CRASHTIME
 	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)

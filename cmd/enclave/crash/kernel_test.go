@@ -48,6 +48,16 @@ var kernels = map[string]kernel{
 		left:    func(*site) []string { return nil },
 		foreign: foreignGroup,
 	},
+	"qemu": {
+		name: "qemu", dirs: "machines", groups: "enclave-microvm",
+		prepare: func(s *site, _ bool) {
+			if err := os.Symlink(testenv.Kernels(s.t), filepath.Join(s.state, "kernels")); err != nil {
+				s.t.Fatal(err)
+			}
+		},
+		left:    func(*site) []string { return nil },
+		foreign: foreignGroup,
+	},
 	"docker": {
 		name: "docker", dirs: "containers", groups: "enclave-docker", daemon: true,
 		prepare: func(s *site, apart bool) {

@@ -143,7 +143,8 @@ func playGuest(how string, die func(int, string, ...any)) {
 		conn.Close()
 		idle()
 	case do.Spin:
-		for {
+		for n := 0; ; {
+			n++
 		}
 	}
 	wire.SendLine(conn, do.Report)

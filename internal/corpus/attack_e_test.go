@@ -30,7 +30,6 @@ var exhaustionAttacks = []attack{
 	{
 		id:    "E01",
 		smoke: true,
-		boots: true,
 		code: `
 import os
 print('$ARMED', flush=True)

@@ -8,10 +8,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
@@ -32,6 +35,16 @@ var backends = map[string]func(t *testing.T, images *image.Store) closer{
 		}
 		return b
 	},
+	"qemu": func(t *testing.T, images *image.Store) closer {
+		b, err := microvm.New(microvm.Config{
+			Dir: t.TempDir(), Instance: instance(), Guest: testenv.Binaries(t).Guest, Disk: images.Disk, Now: time.Now,
+			Kernels: testenv.Kernels(t), QEMU: &microvm.QEMU{Shim: []string{"/proc/self/exe", "vmm-qemu"}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	},
 	"docker": func(t *testing.T, images *image.Store) closer {
 		b, err := docker.New(docker.Config{Dir: t.TempDir(), Instance: instance(), Host: testenv.Docker(t), Guest: testenv.Binaries(t).Guest, Images: images})
 		if err != nil {
@@ -39,6 +52,18 @@ var backends = map[string]func(t *testing.T, images *image.Store) closer{
 		}
 		return b
 	},
+}
+
+// TestMain is also the monitor of QEMU's machines, as the program is.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
+		if err := qemu.Main(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
 }
 
 type closer interface {

@@ -33,6 +33,7 @@ type view struct {
 	kind    kind
 	id      backend.ID
 	roots   []string          // the names that the root file system has on the host
+	program string            // this program, as mounts tell it
 	self    map[string]string // our own namespaces
 	procs   []*process
 	own     int               // the user of the host that is the sandbox's, once it was seen
@@ -58,6 +59,11 @@ func OnHost(of string, id backend.ID, rootfs string) (Facts, error) {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
 	}
 	v.roots = []string{rootfs, inFileSystem(mounts, rootfs)}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
+	}
+	v.program = inFileSystem(mounts, exe)
 	if v.self, err = namespaces("/proc/self"); err != nil {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
 	}

@@ -10,8 +10,9 @@ import (
 // A kind is what is a backend's own of a description: its golden ones are
 // testdata/NAME-host.golden and testdata/NAME-inside.golden.
 type kind struct {
-	// shared is whether a workload sees the host's own kernel.
-	shared bool
+	// linux is whether a workload sees Linux, and shared is whether that is the
+	// host's own: its names differ from run to run, and from host to host.
+	linux, shared bool
 
 	// roles are those of its processes, outermost first. A process of none of
 	// them is a role of its own, which no golden description has.
@@ -32,6 +33,9 @@ const (
 	gofer  = "gofer"  // gVisor's file server
 	sentry = "sentry" // gVisor's kernel
 	stub   = "stub"   // where the workload's own instructions run
+
+	monitor  = "monitor"  // what serves Firecracker's API
+	emulator = "emulator" // QEMU, in which the whole machine runs
 
 	guest    = "guest"    // enclave-guest
 	workload = "workload" // what it has started, and what that has
@@ -54,9 +58,23 @@ var kinds = map[string]kind{
 			return ""
 		},
 	},
+	"qemu": {
+		linux: true,
+		roles: []string{monitor, emulator}, counted: []string{monitor, emulator},
+		role: func(p, parent *process) string {
+			args := strings.Split(p.args, "\x00")
+			switch {
+			case parent == nil && len(args) > 1 && args[1] == "vmm-qemu":
+				return monitor
+			case parent != nil && strings.Contains(args[0], "qemu-system-"):
+				return emulator
+			}
+			return ""
+		},
+	},
 	"docker": {
-		shared: true,
-		roles:  []string{guest, workload}, counted: []string{guest}, chosen: []string{workload},
+		linux: true, shared: true,
+		roles: []string{guest, workload}, counted: []string{guest}, chosen: []string{workload},
 		role: func(p, parent *process) string {
 			root := strings.HasPrefix(p.status["Uid"], "0 ")
 			switch {

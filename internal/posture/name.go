@@ -19,9 +19,10 @@ var (
 )
 
 // namer returns what takes from a fact from inside the names that differ from run
-// to run and from host to host. In a kernel of its own a sandbox has none.
+// to run and, if the kernel is the host's, from host to host.
 func namer(of string, id backend.ID) (func(string) string, error) {
-	if !kinds[of].shared {
+	k := kinds[of]
+	if !k.linux {
 		return func(fact string) string { return fact }, nil
 	}
 	var un unix.Utsname
@@ -29,32 +30,33 @@ func namer(of string, id backend.ID) (func(string) string, error) {
 		return nil, err
 	}
 	release := unix.ByteSliceToString(un.Release[:])
-	own, err := rlimitsSeen()
+	limits, err := rlimitsSeen()
 	if err != nil {
 		return nil, err
 	}
 	v := &view{id: id}
 	return func(fact string) string {
-		fact = linkLocal.ReplaceAllString(ownUser.ReplaceAllString(fact, "USER"), "LINK-LOCAL")
+		fact = linkLocal.ReplaceAllString(fact, "LINK-LOCAL")
 		what, rest, _ := strings.Cut(fact, " ")
-		switch what {
-		case "hostname":
-			return strings.ReplaceAll(fact, release, "THE HOST'S")
-		case "mount":
-			return v.mountSeen(strings.Fields(rest))
-		case "net/ipv6_route":
-			f := strings.Fields(fact)
-			if len(f) == 11 { // proc(5) has no page for it: two are counters
-				f[7], f[8] = "REFERENCES", "USES"
-			}
-			return strings.Join(f, " ")
+		f := strings.Fields(rest)
+		switch {
+		case what == "net/ipv6_route" && len(f) == 10:
+			f[6], f[7] = "REFERENCES", "USES" // counters (ipv6_route_seq_show in net/ipv6/route.c)
+			return what + " " + strings.Join(f, " ")
+		case what == "process" && strings.HasPrefix(rest, "kworker/"):
+			return "process kworker uid " + strings.Join(f[2:], " ") // a kernel has as many as it likes
+		case what == "hostname" && len(f) == 4:
+			f[3] = map[bool]string{true: "THE HOST'S", false: "ANOTHER"}[f[3] == release]
+			return what + " " + strings.Join(f, " ")
+		case !k.shared:
+			return fact
+		case what == "mount":
+			return v.mountSeen(f)
 		}
-		if name, ok := strings.CutPrefix(what, "RLIMIT_"); ok {
-			if own[name] != "" && rest == own[name] {
-				return what + " THE HOST'S"
-			}
+		if own := limits[strings.TrimPrefix(what, "RLIMIT_")]; own != "" && rest == own {
+			return what + " THE HOST'S"
 		}
-		return fact
+		return ownUser.ReplaceAllString(fact, "USER")
 	}, nil
 }
 

@@ -144,9 +144,9 @@ func (v *view) surroundings(p *process, dir string) error {
 
 // hostNumbers are the arguments whose numbers are the host's: descriptors and
 // sizes. What they lead to is told by other facts.
-var hostNumbers = regexp.MustCompile(`^(-.*(-fds?|-num|-memory|-pid)=)\d+$`)
+var hostNumbers = regexp.MustCompile(`^(-.*(?:-fds?|-num|-memory|-pid)=)\d+$|(tsc_early_khz=|"[A-Za-z]+":)\d+\b`)
 
-// arguments describes what a process of gVisor was told to do.
+// arguments describes what a process was told to do.
 func (v *view) arguments(p *process) {
 	args := strings.Split(strings.TrimSuffix(p.args, "\x00"), "\x00")
 	for i := 1; i < len(args); i++ {
@@ -160,7 +160,7 @@ func (v *view) arguments(p *process) {
 		} else {
 			a = v.path(a)
 		}
-		v.facts.add("%s: argument %s", p.role, hostNumbers.ReplaceAllString(a, "${1}N"))
+		v.facts.add("%s: argument %s", p.role, hostNumbers.ReplaceAllString(a, "${1}${2}N"))
 	}
 }
 
@@ -218,6 +218,12 @@ func (v *view) rlimits(p *process, dir string) error {
 	return nil
 }
 
+// virtual are types of file systems that hold no file of the host's.
+var virtual = []string{"tmpfs", "proc", "sysfs", "devpts", "mqueue", "overlay", "cgroup", "cgroup2"}
+
+// library is a library of the host's, of which there are as many as a program has.
+var library = regexp.MustCompile(`\.so(\.[0-9.]+)?$|-[0-9.]+\.so$`)
+
 // cgroupPoint is where one of several hierarchies of control groups is mounted.
 var cgroupPoint = regexp.MustCompile(`^(/sys/fs/cgroup)/[^/]+$`)
 
@@ -244,6 +250,12 @@ func (v *view) mounts(p *process, dir string) error {
 			point = cgroupPoint.ReplaceAllString(point, "$1/*")
 		case root == "ROOTFS" || strings.HasPrefix(root, "SANDBOX"):
 			fstype = "host directory"
+		case library.MatchString(root):
+			root, point, fstype = "a library", "its place", "host file"
+		case root == v.program:
+			root, fstype = "the starter's program", "host file"
+		case root != "/" && !slices.Contains(virtual, fstype):
+			fstype = "host file"
 		}
 		v.facts.add("%s: mount %s at %s %s %s%s", p.role, root, point, strings.Join(options, ","), fstype, shared)
 	}

@@ -30,7 +30,7 @@ type Lab struct {
 
 // Limits are those of the sandboxes that are described: the golden descriptions
 // have them.
-var Limits = backend.Limits{MilliCPU: 1000, CPU: time.Minute, Memory: 512 << 20, Pids: 256, Disk: 256 << 20}
+var Limits = backend.Limits{MilliCPU: 1000, CPU: 10 * time.Minute, Memory: 512 << 20, Pids: 256, Disk: 256 << 20}
 
 // A Description is how a sandbox looked at one moment, from the host and inside.
 type Description struct{ Host, Inside Facts }
@@ -59,6 +59,13 @@ func Describe(ctx context.Context, lab Lab) (all [2]Description, err error) {
 		ln.Close()
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
 		defer cancel()
+		if err != nil { // perhaps because the sandbox has ended
+			soon, cancel := context.WithTimeout(clean, time.Second)
+			defer cancel()
+			if e, werr := lab.Backend.Wait(soon, id); werr == nil {
+				err = fmt.Errorf("%w; the sandbox ended with %+v", err, e)
+			}
+		}
 		if derr := lab.Backend.Destroy(clean, id); derr != nil {
 			err = errors.Join(err, fmt.Errorf("destroy: %w", derr))
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
+	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
@@ -27,6 +28,7 @@ type kernel struct {
 	groups string // in each hierarchy of control groups: a group for each sandbox
 
 	daemon bool // it needs one
+	slow   bool // seconds for a sandbox, of a whole processor
 
 	// prepare starts what the backend needs, for this site alone if apart.
 	prepare func(s *site, apart bool)
@@ -49,7 +51,7 @@ var kernels = map[string]kernel{
 		foreign: foreignGroup,
 	},
 	"qemu": {
-		name: "qemu", dirs: "machines", groups: "enclave-microvm",
+		name: "qemu", dirs: "machines", groups: microvm.Groups, slow: true,
 		prepare: func(s *site, _ bool) {
 			if err := os.Symlink(testenv.Kernels(s.t), filepath.Join(s.state, "kernels")); err != nil {
 				s.t.Fatal(err)

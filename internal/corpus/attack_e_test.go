@@ -126,12 +126,12 @@ while True: os.write(1, b'A' * 65536)
 		id:       "E10",
 		language: "bash",
 		code:     "echo '$ARMED'\nsleep 1000000",
-		request:  limited(enclave.Limits{WallSeconds: 1}),
+		request:  limited(enclave.Limits{WallSeconds: 3}),
 		ends:     &ends{kill: "wall_clock_exceeded", resource: "wallSeconds"},
 		bounds:   &bounds{},
 		judge:    endless,
 		breaks:   hostDoS,
-		control:  onBare(bare{limit: 3 * time.Second}),
+		control:  onBare(bare{limit: 5 * time.Second}),
 	},
 	{
 		id: "E11",
@@ -211,12 +211,12 @@ child = os.fork()
 if child == 0: os.kill(os.getpid(), signal.SIGSTOP)
 os.waitpid(child, 0)
 `,
-		request: limited(enclave.Limits{WallSeconds: 2}),
+		request: limited(enclave.Limits{WallSeconds: 4}),
 		ends:    &ends{kill: "wall_clock_exceeded", resource: "wallSeconds"},
 		bounds:  &bounds{},
 		judge:   endless,
 		breaks:  hostDoS,
-		control: onBare(bare{limit: 3 * time.Second}),
+		control: onBare(bare{limit: 5 * time.Second}),
 	},
 	{
 		id:       "E19",

@@ -183,9 +183,9 @@ func neighbours(ctx context.Context, r *run) {
 		return // it computes nothing
 	}
 	for i := range 2 {
-		start := time.Now()
+		start, logged := time.Now(), r.world.log.len()
 		if err := r.world.clean(ctx, clean{name: "a neighbour", code: "enclave.result(sum(i * i for i in range(1000000)))", want: "333332833333500000"}); err != "" {
-			r.find(peerDoS, "a neighbour %s", err)
+			r.find(peerDoS, "a neighbour %s; the log: %.3000s", err, r.world.log.since(logged))
 			return
 		}
 		r.proof("neighbour %d succeeded in %d ms", i+1, time.Since(start).Milliseconds())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -61,8 +62,9 @@ type watcher struct {
 	status  chan watch.Status
 	threads int64 // of the guest, when they were last counted
 
-	// oomKilled is written before status is sent, and read after.
-	oomKilled bool
+	// oomKilled is set before status is sent, by who waits for the end, and read at
+	// every look.
+	oomKilled atomic.Bool
 }
 
 // Ready is at once: a daemon remembers how a container ended.
@@ -165,7 +167,7 @@ func (w *watcher) Breached(used time.Duration) *watch.Breach {
 			return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: g.MemoryEvidence()}
 		}
 	}
-	if w.oomKilled {
+	if w.oomKilled.Load() {
 		peak, _ := w.Group.PeakMemory()
 		return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: "docker OOMKilled"}
 	}
@@ -263,7 +265,7 @@ func (w *watcher) awaitEnd(ctx context.Context) {
 	ask, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	if seen, err := w.api.ContainerInspect(ask, w.started.Container, client.ContainerInspectOptions{}); err == nil && seen.Container.State != nil {
-		w.oomKilled = seen.Container.State.OOMKilled
+		w.oomKilled.Store(seen.Container.State.OOMKilled)
 	}
 	w.status <- st
 }

@@ -28,15 +28,17 @@ var table = map[string][]string{
 	"internal/backend": {},
 	"internal/wire":    {},
 	// Three read what is mounted before they trust or remove a directory: one parser.
-	"internal/mountinfo":         {},
-	"internal/cgroup":            {"internal/mountinfo"},
-	"internal/image":             {"internal/mountinfo"},
-	"internal/arch":              {},
-	"internal/failpoint":         {},
-	"api":                        {},
-	"internal/session":           {"internal/audit"},
-	"internal/control":           {"internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
-	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire"},
+	"internal/mountinfo": {},
+	"internal/cgroup":    {"internal/mountinfo"},
+	"internal/image":     {"internal/mountinfo"},
+	"internal/arch":      {},
+	"internal/failpoint": {},
+	"api":                {},
+	"internal/session":   {"internal/audit"},
+	"internal/control":   {"internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
+	// The filter of system calls of our programs that read what is hostile.
+	"internal/filter":            {},
+	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
 	"internal/httpapi":           {".", "api", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
@@ -53,7 +55,7 @@ var table = map[string][]string{
 	// The API of a VMM, spoken to Firecracker and served over QEMU: one set of
 	// types, so that both are the same to the backend.
 	"internal/backend/microvm/firecracker": {},
-	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock"},
+	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock", "internal/filter"},
 	// The kernels of machines. It knows no machine: it reads packages.
 	"internal/backend/microvm/kernel": {},
 	// The virtio socket of a guest under QEMU: it knows nothing of what runs in it.

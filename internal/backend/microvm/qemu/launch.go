@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/seccomp"
+
+	"github.com/enclave-run/enclave/internal/filter"
 )
 
 // launch is what the launcher is told.
@@ -100,28 +102,5 @@ func forbid() error {
 		}
 	}
 	rules[unix.SYS_CLONE] = clones
-	return install(seccomp.Program{
-		RuleSets: []seccomp.RuleSet{
-			{Rules: seccomp.MakeSyscallRules(rules), Action: seccomp.ReturnError.Code(uint16(unix.EPERM))},
-			// Its flags are in memory, where no filter sees them: the C library falls
-			// back to clone.
-			{Rules: seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{unix.SYS_CLONE3: all}), Action: seccomp.ReturnError.Code(uint16(unix.ENOSYS))},
-		},
-		Options: seccomp.ProgramOptions{
-			DefaultAction:     seccomp.Allow,
-			BadArchAction:     seccomp.KillProcess,
-			SkipOptimizations: true,
-		},
-	})
-}
-
-func install(p seccomp.Program) error {
-	instructions, _, err := p.Build()
-	if err != nil {
-		return fmt.Errorf("build the system call filter: %w", err)
-	}
-	if err := seccomp.SetFilter(instructions); err != nil { // on all threads, no_new_privs included
-		return fmt.Errorf("install the system call filter: %w", err)
-	}
-	return nil
+	return filter.Load(rules, seccomp.ReturnError.Code(uint16(unix.EPERM)), seccomp.Allow)
 }

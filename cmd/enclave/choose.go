@@ -40,6 +40,18 @@ func (p *program) chooseBackend() (string, error) {
 	return b, nil
 }
 
+// answers says why a real backend can't run on this host.
+func (p *program) answers(ctx context.Context, name string) error {
+	switch {
+	case name == dockerBackend:
+		return p.dockerAnswers()
+	case isMachine(name):
+		_, err := p.machineAnswers(ctx, name)
+		return err
+	}
+	return p.gvisor()
+}
+
 // chooseReal returns the backend that auto stands for: gVisor; where that can't
 // run, machines on hardware; and where there are none, a Docker daemon that
 // answers. An emulated machine is never chosen: it isolates less than it seems to.

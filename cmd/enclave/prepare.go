@@ -42,6 +42,10 @@ func (p *program) ensureImage(ctx context.Context, images *image.Store, backend 
 	if _, err := images.Resolve(image.Default); !errors.Is(err, image.ErrNotFound) {
 		return err
 	}
+	// Before a minute of building: nothing could start from it.
+	if err := p.answers(ctx, backend); err != nil {
+		return err
+	}
 	if !quiet {
 		fmt.Fprintln(p.err, "building the sandbox image; this is done once and may take a minute")
 	}

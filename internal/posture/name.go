@@ -16,6 +16,10 @@ var (
 
 	// linkLocal is an address that a kernel makes up for an interface (RFC 7217).
 	linkLocal = regexp.MustCompile(`\bfe80[0-9a-f]{28}\b`)
+
+	// ofMemory is what a kernel makes of how much memory is left after its boot
+	// files, which differ from one build of the guest to the next.
+	ofMemory = regexp.MustCompile(`^(RLIMIT_SIGPENDING) .*|( rootfs rw),size=\d+k,nr_inodes=\d+`)
 )
 
 // namer returns what takes from a fact from inside the names that differ from run
@@ -49,7 +53,7 @@ func namer(of string, id backend.ID) (func(string) string, error) {
 			f[3] = map[bool]string{true: "THE HOST'S", false: "ANOTHER"}[f[3] == release]
 			return what + " " + strings.Join(f, " ")
 		case !k.shared:
-			return fact
+			return ofMemory.ReplaceAllString(fact, "$1$2 BY MEMORY")
 		case what == "mount":
 			return v.mountSeen(f)
 		}

@@ -198,7 +198,17 @@ func entropy() (bool, error) {
 	return err == nil, err
 }
 
+// vulnerabilities names the flaws of the CPU that are open.
 func vulnerabilities(dir string) ([]string, error) {
+	all, err := flaws(dir, func(s string) bool { return strings.HasPrefix(s, "Vulnerable") })
+	for i, f := range all {
+		all[i], _, _ = strings.Cut(f, ": ")
+	}
+	return all, err
+}
+
+// flaws lists the flaws of the CPU with what the kernel says of each, if it is bad.
+func flaws(dir string, bad func(string) bool) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // the architecture lists none
@@ -212,8 +222,8 @@ func vulnerabilities(dir string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if strings.HasPrefix(string(b), "Vulnerable") {
-			all = append(all, e.Name())
+		if s := strings.TrimSpace(string(b)); bad(s) {
+			all = append(all, e.Name()+": "+s)
 		}
 	}
 	return all, nil

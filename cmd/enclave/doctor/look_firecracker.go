@@ -111,23 +111,8 @@ func swapsTo(path string) ([]string, error) {
 // weaknesses lists the flaws of the CPU of which the kernel says that they are open,
 // wait for microcode, or are open where threads share a core.
 func weaknesses(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // the architecture lists none
-	}
-	if err != nil {
-		return nil, err
-	}
-	var all []string
-	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return nil, err
-		}
-		s := strings.TrimSpace(string(b))
-		if l := strings.ToLower(s); strings.HasPrefix(l, "vulnerable") || strings.Contains(l, "smt vulnerable") || strings.Contains(l, "no microcode") {
-			all = append(all, e.Name()+": "+s)
-		}
-	}
-	return all, nil
+	return flaws(dir, func(s string) bool {
+		l := strings.ToLower(s)
+		return strings.HasPrefix(l, "vulnerable") || strings.Contains(l, "smt vulnerable") || strings.Contains(l, "no microcode")
+	})
 }

@@ -232,7 +232,7 @@ func waitAfterRestart(ctx context.Context, lab Lab) error {
 }
 
 func failedStart(ctx context.Context, lab Lab) error {
-	before, err := inventory(ctx, lab)
+	before, err := used(ctx, lab)
 	if err != nil {
 		return err
 	}
@@ -290,6 +290,18 @@ func listKnows(ctx context.Context, lab Lab) error {
 	})
 }
 
+// used is the inventory of a backend that has had a sandbox: what it keeps for all
+// of them is made by the first.
+func used(ctx context.Context, lab Lab) ([]string, error) {
+	if lab.Residue == nil {
+		return nil, nil
+	}
+	if err := inside(ctx, lab, limits(), func(*sandbox) error { return nil }); err != nil {
+		return nil, err
+	}
+	return inventory(ctx, lab)
+}
+
 // inventory lists what the sandboxes have on the host, if the backend can say.
 func inventory(ctx context.Context, lab Lab) ([]string, error) {
 	if lab.Residue == nil {
@@ -322,7 +334,7 @@ func compare(ctx context.Context, lab Lab, before []string) error {
 }
 
 func residue(ctx context.Context, lab Lab) error {
-	before, err := inventory(ctx, lab)
+	before, err := used(ctx, lab)
 	if err != nil {
 		return err
 	}
@@ -356,7 +368,7 @@ func residue(ctx context.Context, lab Lab) error {
 
 func manyDestroys(ctx context.Context, lab Lab) error {
 	const total, atOnce = 16, 4
-	before, err := inventory(ctx, lab)
+	before, err := used(ctx, lab)
 	if err != nil {
 		return err
 	}

@@ -19,26 +19,12 @@ const (
 	usersPerDir, blocks = 1 << 16, 1 << 12
 )
 
-// Users makes the count that User keeps, if it is not there: a backend calls it
-// when it opens, so that its first sandbox leaves no more behind than any other.
-func Users(dir string) error {
-	f, err := openUsers(dir)
-	if err != nil {
-		return fmt.Errorf("count users: %w", err)
-	}
-	return f.Close()
-}
-
-func openUsers(dir string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(dir, userFile), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
-}
-
 // User takes a user of the host for a sandbox that no sandbox of the state
 // directory dir has, or has had among the last 65,000: what the kernel counts by
 // user, such as keys, watches and queues, is not shared. It is one of the 2^28 from
 // first.
 func User(dir string, first uint32) (uint32, error) {
-	f, err := openUsers(dir)
+	f, err := os.OpenFile(filepath.Join(dir, userFile), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return 0, fmt.Errorf("take a user: %w", err)
 	}

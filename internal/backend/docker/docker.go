@@ -113,9 +113,6 @@ func New(c Config) (*Backend, error) {
 		return nil, err
 	}
 	dir, err := keep.Dir(c.Dir)
-	if err == nil {
-		err = keep.Users(dir)
-	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open docker state: %w", err), api.Close())
 	}

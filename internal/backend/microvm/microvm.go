@@ -110,9 +110,6 @@ func New(c Config) (*Backend, error) {
 	if err == nil {
 		err = plain(dir)
 	}
-	if err == nil {
-		err = keep.Users(dir)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s state: %w", c.kind(), err)
 	}

@@ -24,13 +24,20 @@ func gone(t *testing.T, fd int) {
 	}
 }
 
-func mounts(t *testing.T) string {
+// left are the mounts of a VMM's jail that the host sees: of the directory, and
+// of what the jail is put together on.
+func left(t *testing.T, dir string) (found []string) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(b)
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, dir) || strings.Contains(line, " enclave-vmm ") {
+			found = append(found, line)
+		}
+	}
+	return found
 }
 
 func TestQEMUDiesWithTheVMM(t *testing.T) {
@@ -45,7 +52,6 @@ func TestQEMUDiesWithTheVMM(t *testing.T) {
 }
 
 func TestVMMEndsWithQEMU(t *testing.T) {
-	before := mounts(t)
 	v := paused(t)
 	if err := syscall.Kill(child(t, v.cmd.Process.Pid), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -54,8 +60,8 @@ func TestVMMEndsWithQEMU(t *testing.T) {
 	if v.err == nil || !strings.Contains(said, "QEMU was killed by signal 9 (killed)") {
 		t.Errorf("it ended with %v: %s", v.err, said)
 	}
-	if after := mounts(t); after != before {
-		t.Errorf("it left mounts:\n%s\nbefore:\n%s", after, before)
+	if found := left(t, v.dir); len(found) > 0 {
+		t.Errorf("it left mounts: %q", found)
 	}
 }
 

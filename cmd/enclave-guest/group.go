@@ -133,6 +133,11 @@ func (g *group) read() wire.Report {
 	return r
 }
 
+// empty reports whether no process of a workload is left, not even a dead one that
+// nobody has reaped (Documentation/admin-guide/cgroup-v2.rst, PID). While one
+// starts, the guest itself is in the group.
+func (g *group) empty() bool { return number(g.pids) == 0 }
+
 // number reads a file that is one number; 0 if it is not.
 func number(f *os.File) int64 {
 	var buf [32]byte

@@ -32,9 +32,14 @@ type summary struct {
 	Escapes   int `json:"escapes"`
 	Vacuous   int `json:"vacuous"`
 	NotRun    int `json:"notRun"`
-	// Failed are runs in which the platform failed; they count as failures.
-	Failed int `json:"failed"`
-	Benign int `json:"benign"` // clean workloads that succeeded under the same limits
+}
+
+// A document is the report as it is written.
+type document struct {
+	Summary summary `json:"summary"`
+	Failed  int     `json:"failed"` // runs in which the platform failed; they count as failures
+	Benign  int     `json:"benign"` // clean workloads that succeeded under the same limits
+	Rows    []row   `json:"rows"`
 }
 
 type report struct {
@@ -49,8 +54,10 @@ func (p *report) add(r row) {
 	p.rows = append(p.rows, r)
 }
 
-func (p *report) summary() summary {
-	s := summary{Benign: p.benign}
+// document is what has been added until now.
+func (p *report) document() document {
+	d := document{Benign: p.benign, Rows: p.rows}
+	s := &d.Summary
 	cases := map[string]bool{}
 	for _, r := range p.rows {
 		cases[r.Case] = true
@@ -63,14 +70,14 @@ func (p *report) summary() summary {
 		case string(vacuous):
 			s.Vacuous++
 		case string(infra):
-			s.Failed++
+			d.Failed++
 		default:
 			s.Escapes++
 		}
 		s.Runs++
 	}
 	s.Cases = len(cases)
-	return s
+	return d
 }
 
 // write writes corpus-report.json and corpus-report.md.
@@ -79,14 +86,16 @@ func (p *report) write(t testing.TB, dir string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	slices.SortStableFunc(p.rows, func(a, b row) int { return strings.Compare(a.Case+" "+a.Backend, b.Case+" "+b.Backend) })
-	s := p.summary()
-	raw, err := json.MarshalIndent(map[string]any{"summary": s, "rows": p.rows}, "", "  ")
+	d := p.document()
+	raw, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var md strings.Builder
+	s := d.Summary
 	fmt.Fprintf(&md, "# Attacks\n\n%d cases, %d runs: %d contained, %d escapes, %d vacuous, %d failed; %d not run. %d clean workloads succeeded under the same limits.\n\n",
-		s.Cases, s.Runs, s.Contained, s.Escapes, s.Vacuous, s.Failed, s.NotRun, s.Benign)
+		s.Cases, s.Runs, s.Contained, s.Escapes, s.Vacuous, d.Failed, s.NotRun, d.Benign)
+	md.WriteString("docker is not a security boundary: its containers share the host's kernel. qemu is one where KVM works; an emulated processor is for development and tests.\n\n")
 	md.WriteString("| case | backend | verdict | reason | where the same attack broke |\n|---|---|---|---|---|\n")
 	for _, r := range p.rows {
 		fmt.Fprintf(&md, "| %s %s | %s | %s | %s | %s |\n", r.Case, r.Name, r.Backend, r.Verdict, cell(r.Reason), cell(r.Control))

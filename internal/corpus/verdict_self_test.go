@@ -1,9 +1,15 @@
 package corpus
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/lab"
@@ -91,7 +97,36 @@ func TestOnlyContainedCounts(t *testing.T) {
 	for i, v := range []string{"CONTAINED", "CONTAINED", "ESCAPE", "HOSTLEAK", "PEERDOS", "AUDIT", "VACUOUS", "INFRA", notRun, notRun} {
 		p.add(row{Case: string(rune('a' + i/2)), Verdict: v})
 	}
-	if got, want := p.summary(), (summary{Cases: 5, Runs: 8, Contained: 2, Escapes: 4, Vacuous: 1, Failed: 1, NotRun: 2}); got != want {
-		t.Errorf("the summary is %+v, want %+v", got, want)
+	d := p.document()
+	if want := (summary{Cases: 5, Runs: 8, Contained: 2, Escapes: 4, Vacuous: 1, NotRun: 2}); d.Summary != want || d.Failed != 1 {
+		t.Errorf("the summary is %+v, and %d failed; want %+v and 1", d.Summary, d.Failed, want)
+	}
+}
+
+// TestAReportIsOfOneShape holds what is written to its keys, and to what must be said
+// of a backend that is no boundary.
+func TestAReportIsOfOneShape(t *testing.T) {
+	dir := t.TempDir()
+	p := &report{}
+	p.add(row{Case: "A01", Name: "a name", Backend: "docker", Verdict: "CONTAINED"})
+	p.write(t, dir)
+	raw, err := os.ReadFile(filepath.Join(dir, "corpus-report.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d map[string]json.RawMessage
+	var s map[string]int
+	if err := json.Unmarshal(raw, &d); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(d["summary"], &s); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]int{"cases": 1, "runs": 1, "contained": 1, "escapes": 0, "vacuous": 0, "notRun": 0}
+	if diff := cmp.Diff(want, s); diff != "" {
+		t.Errorf("the summary (-want +got):\n%s", diff)
+	}
+	if page, err := os.ReadFile(filepath.Join(dir, "corpus-report.md")); err != nil || !bytes.Contains(page, []byte("docker is not a security boundary")) {
+		t.Errorf("the page does not say what docker is: %s, %v", page, err)
 	}
 }

@@ -84,6 +84,9 @@ func detail(raw json.RawMessage) string {
 		if json.Unmarshal(fields[k], &s) == nil {
 			v = s
 		}
+		if k == "isolation" {
+			v = inWords(v, v)
+		}
 		parts = append(parts, k+"="+v)
 	}
 	return strings.Join(parts, " ")

@@ -55,15 +55,15 @@ func (p *program) warnOfDocker() {
 	}
 }
 
-// inWords returns an isolation, and what must be said of it.
-func inWords(isolation string) string {
+// inWords returns an isolation, or what has it, and what must be said of that.
+func inWords(what, isolation string) string {
 	switch isolation {
 	case backend.SharedKernel.String():
-		return isolation + " (" + notBoundary + ")"
+		return what + " (" + notBoundary + ")"
 	case backend.Emulated.String():
-		return isolation + " (" + forTests + ")"
+		return what + " (" + forTests + ")"
 	}
-	return isolation
+	return what
 }
 
 // openDocker opens the docker backend of c.

@@ -116,7 +116,7 @@ log that can be checked offline.`,
 	root.SetErr(p.err)
 	f := root.PersistentFlags()
 	f.StringVar(&p.opts.State, "state", p.opts.State, "state `DIR`ectory (ENCLAVE_STATE)")
-	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "what isolates: auto, gvisor, firecracker, qemu, docker or simulator (ENCLAVE_BACKEND)")
+	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "what isolates: auto, gvisor, firecracker, qemu, docker ("+notBoundary+") or simulator (ENCLAVE_BACKEND)")
 	f.StringVar(&p.opts.DockerHost, "docker-host", p.opts.DockerHost, "`SOCKET` of the Docker daemon, for --backend docker (ENCLAVE_DOCKER_HOST, DOCKER_HOST)")
 	f.StringVar(&p.opts.Machine.QEMU, "qemu", p.opts.Machine.QEMU, "QEMU's `PROGRAM`, for --backend qemu; empty is the one on PATH (ENCLAVE_QEMU)")
 	f.StringVar(&p.opts.Machine.Firecracker, "firecracker-bin", p.opts.Machine.Firecracker, "`PROGRAM` of Firecracker, for --backend firecracker (ENCLAVE_FIRECRACKER_BIN)")

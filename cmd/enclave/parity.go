@@ -256,7 +256,7 @@ func (p *program) showCertificate(c parity.Certificate, properties []property, a
 		return err
 	} else if properties[0].Holds {
 		for _, b := range c.Backends {
-			if _, err := fmt.Fprintf(p.out, "backend %s: %s, %s, image %s, log %s\n", visible(b.Label), visible(b.Kind), visible(inWords(b.Isolation)), visible(b.Image), visible(b.LogKey)); err != nil {
+			if _, err := fmt.Fprintf(p.out, "backend %s: %s, %s, image %s, log %s\n", visible(b.Label), visible(b.Kind), visible(inWords(b.Isolation, b.Isolation)), visible(b.Image), visible(b.LogKey)); err != nil {
 				return err
 			}
 		}

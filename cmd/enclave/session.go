@@ -60,7 +60,7 @@ func (p *program) sessionList() *cobra.Command {
 					if s.KillReason != "" {
 						outcome += " (" + s.KillReason + ")"
 					}
-					t.row(s.ID, string(s.Phase), outcome, s.Language, s.Backend, age(p.now(), s.CreatedAt), joinLabels(s.Labels))
+					t.row(s.ID, string(s.Phase), outcome, s.Language, inWords(s.Backend, s.Isolation), age(p.now(), s.CreatedAt), joinLabels(s.Labels))
 				}
 				return t.flush()
 			})
@@ -128,7 +128,7 @@ func (p *program) showSession(s enclave.Session) error {
 	t.row("outcome", string(s.Outcome))
 	t.row("kill reason", s.KillReason)
 	t.row("language", s.Language)
-	t.row("backend", s.Backend+", isolation "+inWords(s.Isolation))
+	t.row("backend", s.Backend+", isolation "+inWords(s.Isolation, s.Isolation))
 	t.row("egress", strings.TrimSpace(s.Egress.Mode+" "+strings.Join(s.Egress.Allow, " ")))
 	l := s.Limits
 	t.row("limits", fmt.Sprintf("pids %d, memory %d MiB, cpu %d/1000 for %ds, wall %ds, disk %d MiB, output %d, egress %d bytes",

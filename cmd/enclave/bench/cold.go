@@ -46,7 +46,7 @@ func coldDocker(ctx context.Context, c Config) ([]Result, error) {
 
 // coldOnDocker compares docker's with docker itself.
 func coldOnDocker(ctx context.Context, c Config) ([]Result, error) {
-	return coldAgainstDocker(ctx, c, "cold_run_on_docker", "docker", "p50, on docker, against `docker run --network none`")
+	return coldAgainstDocker(ctx, c, "cold_run_on_docker", "docker", "p50, on docker (not a security boundary), against `docker run --network none`")
 }
 
 func coldAgainstDocker(ctx context.Context, c Config, name, backend, note string) (_ []Result, err error) {

@@ -102,10 +102,10 @@ func (d *adversarial) run(ctx context.Context, p *Plane) error {
 		}
 		d.controls.secret = proof{run: true, detail: "the scanner finds both canaries, in the clear and in base64"}
 	}
-	d.screen.banner(p.BaseURL, health.Backend, mode(health.Backend))
+	d.screen.banner(p.BaseURL, health.Backend, mode(health))
 
 	r := report{
-		Summary: summary{Backend: health.Backend, Mode: mode(health.Backend), BaseURL: p.BaseURL, Checks: 6, Failures: []string{}},
+		Summary: summary{Backend: health.Backend, Mode: mode(health), BaseURL: p.BaseURL, Checks: 6, Failures: []string{}},
 		Rows:    []row{},
 	}
 	var public []surface

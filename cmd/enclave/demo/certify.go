@@ -63,6 +63,7 @@ type certification struct {
 	screen  *screen
 	secrets brokered
 	cert    parity.Certificate
+	weak    []string // what must be said of backends that are no boundary
 	out     Certified
 }
 
@@ -136,6 +137,9 @@ func (f *certification) run(ctx context.Context) (err error) {
 	}
 	f.screen.line(f.screen.paint(boldCyan, fmt.Sprintf("▣ Enclave — Parity certificate. %d workloads. %s", wanted, kernelsOf(len(planes)))))
 	f.screen.line(Visible("mode: " + mode + "  ·  backends: " + f.labels()))
+	for _, w := range f.weak {
+		f.screen.line(f.screen.paint(dim, "  "+w))
+	}
 	f.screen.line()
 	f.screen.line("  ", pad("WORKLOAD", labelWidth), " VERDICT")
 	f.screen.rule()
@@ -209,8 +213,12 @@ func (f *certification) meet(ctx context.Context, planes []*Plane) error {
 		} else if b.LogKey = f.notary.LogKeys[p.Label]; b.LogKey == "" {
 			return fmt.Errorf("the key of %s's log is not known, and must not come from its server: run `enclave audit key` on its machine, and give what it prints with --log-key %s=KEY", p.Label, p.Label)
 		}
-		if _, err := p.Client.Health(ctx); err != nil {
+		h, err := p.Client.Health(ctx)
+		if err != nil {
 			return fmt.Errorf("%s at %s: %w", p.Label, p.BaseURL, err)
+		}
+		if weak := weakness(h.Isolation); weak != "" {
+			f.weak = append(f.weak, p.Label+": "+weak)
 		}
 		f.cert.Backends = append(f.cert.Backends, b)
 	}
@@ -383,8 +391,8 @@ func (f *certification) markdown() []byte {
 	b.WriteString("| Backend | Kind | Isolation | Versions | Image | Log's key |\n|---|---|---|---|---|---|\n")
 	for _, x := range c.Backends {
 		isolation := x.Isolation
-		if x.Kind == sharedKernel {
-			isolation += " (not a security boundary)"
+		if weak := weakness(isolation); weak != "" {
+			isolation += " (" + weak + ")"
 		}
 		versions := "not told"
 		if len(x.Versions) > 0 {

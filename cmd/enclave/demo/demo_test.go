@@ -127,6 +127,38 @@ func TestAdversarialIsShownInTheWordsOfTheSpecification(t *testing.T) {
 	}
 }
 
+// What is no boundary to rely on says so: on the screen, and in both reports.
+func TestWeaknessIsSaidWhereverABackendIsShown(t *testing.T) {
+	for backend, want := range map[string]string{
+		"gvisor": "kernel containment\n", "firecracker": "kernel containment\n",
+		"docker": "kernel containment (the host's own kernel: not a security boundary)\n",
+		"qemu":   "kernel containment (software emulation: for development and tests)\n",
+	} {
+		var out bytes.Buffer
+		f := newFake(t, backend)
+		c := config(t, &out, f)
+		if err := Adversarial(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), "backend: "+backend+"  ·  mode: "+want) {
+			t.Errorf("the banner on %s is not %q:\n%s", backend, want, out.Bytes())
+		}
+		if err := Parity(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		weak := weakness(isolations[backend])
+		for name, times := range map[string]int{"adversarial-report.json": 1, "adversarial-report.md": 1, "backend-parity-report.md": 1} {
+			page, err := os.ReadFile(filepath.Join(c.Evidence, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(page), weak); weak != "" && n != times {
+				t.Errorf("%s on %s says %d times that it is %s:\n%s", name, backend, n, weak, page)
+			}
+		}
+	}
+}
+
 // Each way in which a control plane can fail turns the demo red, with a reason.
 func TestAdversarialIsRedWhenAControlIsBroken(t *testing.T) {
 	for name, tc := range map[string]struct {

@@ -32,6 +32,9 @@ type fakeSession struct {
 	events []enclave.Event
 }
 
+// isolations are those of the backends that are played; this QEMU has no KVM.
+var isolations = map[string]string{"gvisor": "userspace_kernel", "docker": "shared_kernel", "firecracker": "microvm", "qemu": "emulated"}
+
 func newFake(t *testing.T, backend string) *fakePlane {
 	f := &fakePlane{backend: backend, spoil: map[string]func(*fakeSession){}, sessions: map[string]*fakeSession{}}
 	mux := http.NewServeMux()
@@ -42,7 +45,7 @@ func newFake(t *testing.T, backend string) *fakePlane {
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { reply(w, 200, map[string]string{"status": "ok"}) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, 200, enclave.Health{Ready: true, Backend: backend})
+		reply(w, 200, enclave.Health{Ready: true, Backend: backend, Isolation: isolations[backend]})
 	})
 	mux.HandleFunc("POST /v1/sessions", func(w http.ResponseWriter, r *http.Request) {
 		var req enclave.SessionRequest
@@ -110,7 +113,7 @@ func (f *fakePlane) run(req enclave.SessionRequest) *fakeSession {
 		s.events = append(s.events, enclave.Event{Session: id, Seq: uint64(len(s.events) + 1), Time: time.Unix(int64(len(s.events)), 0).UTC(), Type: kind, Data: json.RawMessage(data)})
 	}
 	event("session_created", `{"caller":"k","language":"python","requestHash":"h"}`)
-	isolation := map[string]string{"gvisor": "userspace_kernel", "docker": "shared_kernel", "firecracker": "microvm", "qemu": "emulated"}[f.backend]
+	isolation := isolations[f.backend]
 	s.s.Isolation = isolation
 	event("sandbox_started", `{"backend":"`+f.backend+`","isolation":"`+isolation+`"}`)
 	deny := func(host, protocol string) {

@@ -157,22 +157,11 @@ func judgeTarget(ctx context.Context, p *Plane, req []byte, secrets brokered) (t
 		return target{}, err
 	}
 	t := judgeSeen(s, secrets.leak(append(s.surfaces, more...)))
-	t.Label, t.BaseURL, t.record, t.note = p.Label, p.BaseURL, s.record(), isolationNote(s.session)
+	t.Label, t.BaseURL, t.record, t.note = p.Label, p.BaseURL, s.record(), weakness(s.session.Isolation)
 	if _, err := p.Client.Teardown(ctx, s.session.ID); err != nil {
 		return target{}, err
 	}
 	return t, nil
-}
-
-// isolationNote returns what must be said of a backend that is no boundary.
-func isolationNote(s enclave.Session) string {
-	switch {
-	case s.Backend == sharedKernel:
-		return "the host's own kernel: not a security boundary"
-	case s.Isolation == "emulated":
-		return "software emulation: for development and tests"
-	}
-	return ""
 }
 
 // judgeSeen says what one target showed, and what of it is not safe.
@@ -278,7 +267,11 @@ func (r parityReport) markdown() []byte {
 	b.WriteString("| Backend | Control plane | Egress denied | Denied hosts | Secret withheld | Phase |\n|---|---|---|---|---|---|\n")
 	yes := map[bool]string{true: "yes", false: "NO"}
 	for _, t := range r.Backends {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", cell(t.Label), cell(t.BaseURL), yes[t.Verdict.EgressDenied],
+		label := t.Label
+		if t.note != "" {
+			label += " (" + t.note + ")"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", cell(label), cell(t.BaseURL), yes[t.Verdict.EgressDenied],
 			cell(hostList(t.Verdict.DeniedHosts)), yes[t.Verdict.TokenWithheld], cell(t.Verdict.Phase))
 	}
 	for i, f := range r.Summary.Failures {

@@ -88,10 +88,6 @@ type Inside struct {
 // Modelled is the backend that executes nothing.
 const Modelled = "simulator"
 
-// sharedKernel is the backend between whose workloads and the host is the host's
-// kernel alone.
-const sharedKernel = "docker"
-
 // NewPlane returns the Plane at baseURL. Its caller sets Inside and Close if it
 // booted it.
 func NewPlane(label, baseURL, apiKey, token string) *Plane {
@@ -150,13 +146,25 @@ func (c *Config) open(ctx context.Context) (*Plane, error) {
 	return c.Boot(ctx, Boot{Backend: c.Backends[0]})
 }
 
-// mode returns how a backend contains, in the words of the reports.
-func mode(backend string) string {
-	if backend == Modelled {
+// weakness returns what must be said of an isolation wherever it is shown, if it
+// is no boundary to rely on.
+func weakness(isolation string) string {
+	switch isolation {
+	case "shared_kernel":
+		return "the host's own kernel: not a security boundary"
+	case "emulated":
+		return "software emulation: for development and tests"
+	}
+	return ""
+}
+
+// mode returns how a control plane contains, in the words of the reports.
+func mode(h enclave.Health) string {
+	if h.Backend == Modelled {
 		return "modelled (no code executed)"
 	}
-	if backend == sharedKernel {
-		return "kernel containment (the host's own kernel: not a security boundary)"
+	if weak := weakness(h.Isolation); weak != "" {
+		return "kernel containment (" + weak + ")"
 	}
 	return "kernel containment"
 }

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/enclave-run/enclave"
+)
+
+// What shows a session or its record says what its isolation is worth.
+func TestWeakIsolationIsSaidOfSessionsAndRecords(t *testing.T) {
+	for isolation, want := range map[string]string{
+		"shared_kernel": "(not a security boundary)", "emulated": "(for development and tests)", "userspace_kernel": "", "microvm": "",
+	} {
+		s := enclave.Session{ID: "s-00aa11-1", Phase: enclave.Running, Backend: "kernel", Isolation: isolation, Labels: map[string]string{}}
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			var v any = s
+			switch {
+			case r.URL.Path == "/v1/sessions":
+				v = enclave.Page[enclave.Session]{Items: []enclave.Session{s}}
+			case strings.HasSuffix(r.URL.Path, "/audit"):
+				data, _ := json.Marshal(enclave.EventData{Backend: "kernel", Isolation: isolation})
+				v = enclave.Page[enclave.Event]{Items: []enclave.Event{{Session: s.ID, Seq: 2, Type: "sandbox_started", Data: data}}}
+			}
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(v)
+		}))
+		t.Cleanup(server.Close)
+		for _, args := range [][]string{{"session", "list"}, {"session", "show", s.ID}, {"audit", "show", s.ID}} {
+			var out, errs bytes.Buffer
+			p := newProgram()
+			p.out, p.err = &out, &errs
+			p.env = func(name string) string {
+				return map[string]string{"ENCLAVE_BASE_URL": server.URL, "ENCLAVE_API_KEY": "ek_00_00"}[name]
+			}
+			if code := p.main(args); code != 0 {
+				t.Fatalf("%v: %d, %s", args, code, errs.Bytes())
+			}
+			if !strings.Contains(out.String(), "kernel") || want != "" && !strings.Contains(out.String(), want) || want == "" && strings.Contains(out.String(), "(") {
+				t.Errorf("%v of %s does not say %q:\n%s", args, isolation, want, out.Bytes())
+			}
+		}
+	}
+}

@@ -3,6 +3,7 @@ package doctor
 import (
 	"errors"
 	"io/fs"
+	"slices"
 	"testing"
 	"time"
 )
@@ -260,6 +261,25 @@ func TestEachCheckFailsOnABrokenHost(t *testing.T) {
 	for name := range brokenHosts {
 		if !seen[name] {
 			t.Errorf("no check is called %s", name)
+		}
+	}
+}
+
+// TestEachBackendIsHeldToWhatItNeeds has every check but those of another backend
+// look at a host on which a backend is to run.
+func TestEachBackendIsHeldToWhatItNeeds(t *testing.T) {
+	ofGVisor := []string{"namespaces", "ptrace", "address space", "gVisor"}
+	ofSandboxes := []string{"root", "system call filters", "controllers", "delegation", "our own limits", "carried programs", "default image", "age"}
+	for backend, without := range map[string][]string{
+		gvisorBackend: nil, dockerBackend: ofGVisor, qemuBackend: ofGVisor, firecrackerBackend: ofGVisor,
+		simulatorBackend: slices.Concat(ofGVisor, ofSandboxes),
+	} {
+		h := healthy()
+		h.backend = backend
+		for _, c := range checks() {
+			if f := c.finding(h); (f.Status == NotRun) != slices.Contains(without, c.name) {
+				t.Errorf("%s on a host for %s: %s %s", c.name, backend, f.Status, f.Detail)
+			}
 		}
 	}
 }

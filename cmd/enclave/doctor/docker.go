@@ -9,6 +9,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/conform"
+	"github.com/enclave-run/enclave/internal/posture"
 )
 
 // onDocker puts a Docker daemon of this host to the test, if one answers. What it
@@ -21,7 +22,7 @@ func onDocker(ctx context.Context, c Config, tell func(Finding) error) (err erro
 	api, err := docker.Dial(ask, c.Docker)
 	cancel()
 	if err != nil {
-		return untested(dockerBackend, err.Error(), tell)
+		return unavailable(c, dockerBackend, err, tell)
 	}
 	if err := api.Close(); err != nil {
 		return err
@@ -34,7 +35,7 @@ func onDocker(ctx context.Context, c Config, tell func(Finding) error) (err erro
 	}); err != nil {
 		return err
 	}
-	images, digest, _, err := startable(c)
+	images, digest, rootfs, err := startable(c)
 	if err != nil {
 		return untested(dockerBackend, err.Error(), tell)
 	}
@@ -57,6 +58,9 @@ func onDocker(ctx context.Context, c Config, tell func(Finding) error) (err erro
 	b, err := open()
 	if err != nil {
 		return untested(dockerBackend, err.Error(), tell)
+	}
+	if err := stance(ctx, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
+		return err
 	}
 	return contract(ctx, conform.Lab{
 		Backend: b, Image: digest, Executes: true, Reopen: open,

@@ -75,8 +75,17 @@ func (c check) finding(h *host) Finding {
 
 // forSandboxes is a judge that has nothing to say where no real sandbox is to run.
 func forSandboxes(judge func(*host) verdict) func(*host) verdict {
+	return needed(judge, func(backend string) bool { return backend != simulatorBackend })
+}
+
+// forGVisor is one that has nothing to say where gVisor is not to run.
+func forGVisor(judge func(*host) verdict) func(*host) verdict {
+	return needed(judge, func(backend string) bool { return backend == gvisorBackend })
+}
+
+func needed(judge func(*host) verdict, by func(backend string) bool) func(*host) verdict {
 	return func(h *host) verdict {
-		if h.backend != gvisorBackend {
+		if !by(h.backend) {
 			return skip("%s needs none of it", h.backend)
 		}
 		return judge(h)

@@ -174,19 +174,61 @@ func TestABrokenContractIsTold(t *testing.T) {
 	}
 }
 
+// A backend that can't run is a failure where it is the one that is to, and none
+// beside another.
+func TestABackendThatCantRunIsToldWithWhatToDo(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("who is not root is told to be")
+	}
+	for _, name := range []string{dockerBackend, qemuBackend, firecrackerBackend} {
+		for want, backends := range map[Status][]string{Failed: {name}, NotRun: {simulatorBackend, name}} {
+			c := config(t, filepath.Join(t.TempDir(), "none"))
+			c.Backends, c.Docker, c.Quick = backends, "unix:///nowhere/docker.sock", false
+			var last Finding
+			tell := func(f Finding) error { last = f; return nil }
+			var err error
+			if name == dockerBackend {
+				err = onDocker(t.Context(), c, tell)
+			} else {
+				err = onMachines(t.Context(), c, name, tell)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if last.Section != "contract on "+name || last.Status != want || last.Detail == "" || (last.Do == "") != (want == NotRun) {
+				t.Errorf("%s of %v: %+v", name, backends, last)
+			}
+		}
+	}
+}
+
 func TestAnotherPostureIsTold(t *testing.T) {
-	for name, findings := range map[string][]Finding{
-		"one that can't be described": compare(gvisorBackend, [2]posture.Description{}, errBroken),
-		"one without facts":           compare(gvisorBackend, [2]posture.Description{}, nil),
+	for name, tc := range map[string]struct {
+		findings []Finding
+		want     Status
+	}{
+		"one that can't be described":            {compare(gvisorBackend, [2]posture.Description{}, errBroken), Failed},
+		"one without facts":                      {compare(gvisorBackend, [2]posture.Description{}, nil), Failed},
+		"a machine that can't be described":      {compare(qemuBackend, [2]posture.Description{}, errBroken), Failed},
+		"one of a program that is not Enclave's": {compare(dockerBackend, [2]posture.Description{}, nil), Warned},
 	} {
-		for _, f := range findings {
-			if f.Status != Failed || f.Do == "" || f.Detail == "" {
+		for _, f := range tc.findings {
+			if f.Status != tc.want || f.Do == "" || f.Detail == "" {
 				t.Errorf("%s: %s (%s)", name, f.Status, f.Detail)
 			}
 		}
-		if len(findings) != 2 {
-			t.Errorf("%s: %d findings", name, len(findings))
+		if len(tc.findings) != 2 {
+			t.Errorf("%s: %d findings", name, len(tc.findings))
 		}
+	}
+	// One that nobody has described is not looked at, which is no pass.
+	var told []Finding
+	nobody := posture.Lab{Backend: simulator.New()}
+	if err := stance(t.Context(), nobody, func(f Finding) error { told = append(told, f); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != 1 || told[0].Status != NotRun || told[0].Detail == "" {
+		t.Errorf("of one that nobody has described is told %+v", told)
 	}
 }
 

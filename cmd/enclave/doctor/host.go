@@ -10,7 +10,7 @@ import (
 
 // A host is what was seen of one. Numbers of bytes are whole bytes.
 type host struct {
-	backend     string // "gvisor" or "simulator": what is to run here
+	backend     string // what is to run here
 	gatewayUser int
 
 	kernel     fact[string] // "6.18.44-amd64"
@@ -123,13 +123,13 @@ var hostChecks = []check{
 		}
 		return pass("traps, errors, kills and notifications")
 	})},
-	{"host", "namespaces", "A process can be started in user, mount, process, network, IPC and host name namespaces of its own.", forSandboxes(func(h *host) verdict {
+	{"host", "namespaces", "A process can be started in user, mount, process, network, IPC and host name namespaces of its own.", forGVisor(func(h *host) verdict {
 		if _, err := h.namespaces.get(); err != nil {
 			return fail("allow user namespaces: sysctl user.max_user_namespaces=15000; in a container, run it with all namespaces allowed", "%v", err)
 		}
 		return pass("one was")
 	})},
-	{"host", "ptrace", "gVisor may attach to the processes that it makes, as its platform does at their start.", forSandboxes(func(h *host) verdict {
+	{"host", "ptrace", "gVisor may attach to the processes that it makes, as its platform does at their start.", forGVisor(func(h *host) verdict {
 		scope, err := h.ptrace.get()
 		if err != nil {
 			return unknown(err)
@@ -139,7 +139,7 @@ var hostChecks = []check{
 		}
 		return pass("kernel.yama.ptrace_scope is %d", scope)
 	})},
-	{"host", "address space", "The kernel lets gVisor reserve more addresses than there is memory.", forSandboxes(func(h *host) verdict {
+	{"host", "address space", "The kernel lets gVisor reserve more addresses than there is memory.", forGVisor(func(h *host) verdict {
 		mode, err := h.overcommit.get()
 		if err != nil {
 			return unknown(err)

@@ -11,6 +11,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/conform"
+	"github.com/enclave-run/enclave/internal/posture"
 )
 
 // machineTime bounds the question whether machines can run here: it may boot one.
@@ -27,14 +28,14 @@ func onMachines(ctx context.Context, c Config, name string, tell func(Finding) e
 	}
 	m, err := c.Machine(name)
 	if err != nil {
-		return untested(name, err.Error(), tell)
+		return unavailable(c, name, err, tell)
 	}
 	m.Kernels, m.Now = c.kernels(), c.Now
 	ask, cancel := context.WithTimeout(ctx, machineTime)
 	info, lacks, err := m.Available(ask)
 	cancel()
 	if err != nil {
-		return untested(name, err.Error(), tell)
+		return unavailable(c, name, err, tell)
 	}
 	if info.Isolation < backend.MicroVM {
 		if c.Backends[0] != name {
@@ -49,7 +50,7 @@ func onMachines(ctx context.Context, c Config, name string, tell func(Finding) e
 			return err
 		}
 	}
-	images, digest, _, err := startable(c)
+	images, digest, rootfs, err := startable(c)
 	if err != nil {
 		return untested(name, err.Error(), tell)
 	}
@@ -72,6 +73,9 @@ func onMachines(ctx context.Context, c Config, name string, tell func(Finding) e
 	b, err := open()
 	if err != nil {
 		return untested(name, err.Error(), tell)
+	}
+	if err := stance(ctx, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
+		return err
 	}
 	return contract(ctx, conform.Lab{
 		Backend: b, Image: digest, Executes: true, Reopen: open,

@@ -44,7 +44,7 @@ var programChecks = []check{
 		}
 		return pass("%s", strings.Join(all, ", "))
 	})},
-	{"programs", "gVisor", "The gVisor that is brought along has no flaw that is known to this program.", forSandboxes(func(h *host) verdict {
+	{"programs", "gVisor", "The gVisor that is brought along has no flaw that is known to this program.", forGVisor(func(h *host) verdict {
 		day, err := h.gvisor.get()
 		if err != nil {
 			return unknown(err)
@@ -68,7 +68,7 @@ var programChecks = []check{
 			found = append(found, flawsOf(t)...)
 		}
 		if len(found) > 0 {
-			return warn("upgrade them, or remove them: Enclave does not use them, other programs of this host may", "%s", strings.Join(found, "\n"))
+			return warn("upgrade them, or remove them: a sandbox of Docker, QEMU or Firecracker is no better than they are", "%s", strings.Join(found, "\n"))
 		}
 		return pass("%s", strings.Join(told, ", "))
 	}},

@@ -113,7 +113,7 @@ func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.Cont
 			Memory:       memoryWall(f.Limits),
 			MemorySwap:   memoryWall(f.Limits), // no swap
 			PidsLimit:    &pids,
-			Devices:      []container.DeviceMapping{{PathOnHost: "/dev/net/tun", PathInContainer: "/dev/net/tun", CgroupPermissions: "rw"}},
+			Devices:      []container.DeviceMapping{{PathOnHost: tunDevice, PathInContainer: tunDevice, CgroupPermissions: "rw"}},
 			Ulimits:      []*container.Ulimit{{Name: "core"}}, // open files the guest limits
 		},
 	}

@@ -50,7 +50,10 @@ type Config struct {
 	Images *image.Store
 }
 
-const cgroupParent = "enclave-docker"
+const (
+	cgroupParent = "enclave-docker"
+	tunDevice    = "/dev/net/tun"
+)
 
 // Labels of a container of ours, by which it is found.
 const (
@@ -147,7 +150,22 @@ func Dial(ctx context.Context, host string) (*client.Client, error) {
 	if err := suits(info.Info.OSType, info.Info.CgroupDriver, info.Info.SecurityOptions); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: the Docker daemon at %s %w", backend.ErrUnavailable, host, err), api.Close())
 	}
+	if err := tunnels(tunDevice); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", backend.ErrUnavailable, err), api.Close())
+	}
 	return api, nil
+}
+
+// tunnels says why no container can have the host's TUN device, whose path is
+// device: without it none has a network.
+func tunnels(device string) error {
+	switch info, err := os.Stat(device); {
+	case err != nil:
+		return fmt.Errorf("this host has no TUN device, which is a container's network: modprobe tun: %w", err)
+	case info.Mode()&os.ModeCharDevice == 0:
+		return fmt.Errorf("%s is no device: remove it, and modprobe tun", device)
+	}
+	return nil
 }
 
 // suits says why a daemon can't run sandboxes.

@@ -145,6 +145,16 @@ func TestADaemonThatCantConfineOrCountIsRefused(t *testing.T) {
 	}
 }
 
+func TestAHostWithoutATUNDeviceIsToldInWords(t *testing.T) {
+	dir := t.TempDir()
+	for device, want := range map[string]string{filepath.Join(dir, "tun"): "modprobe tun", dir: "is no device", os.DevNull: ""} {
+		err := tunnels(device)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v", device, err)
+		}
+	}
+}
+
 func TestAnImageThatTheDaemonLostIsLoadedAgain(t *testing.T) {
 	host := testenv.Docker(t)
 	b := open(t, config(t, host))

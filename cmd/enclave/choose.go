@@ -73,20 +73,26 @@ func (p *program) chooseReal() string {
 	return dockerBackend
 }
 
-// realBackends are the real backends that this host can run beside gVisor, for
-// backend-parity. It says of each other why it is not compared.
+// realBackends are the real backends that this host can run, for backend-parity. It
+// says of each other why it is not compared.
 func (p *program) realBackends(ctx context.Context) []string {
 	var all []string
+	not := func(b string, err error) { fmt.Fprintf(p.err, "enclave: %s is not compared: %s\n", b, message(err)) }
+	if err := p.gvisor(); err == nil {
+		all = append(all, gvisorBackend)
+	} else {
+		not(gvisorBackend, err)
+	}
 	if err := p.dockerAnswers(); err == nil {
 		all = append(all, dockerBackend)
 		p.warnOfDocker()
 	} else {
-		fmt.Fprintf(p.err, "enclave: docker is not compared: %s\n", message(err))
+		not(dockerBackend, err)
 	}
 	for _, b := range []string{qemuBackend, firecrackerBackend} {
 		i, err := p.machineAnswers(ctx, b)
 		if err != nil {
-			fmt.Fprintf(p.err, "enclave: %s is not compared: %s\n", b, message(err))
+			not(b, err)
 			continue
 		}
 		all = append(all, b)

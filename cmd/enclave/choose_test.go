@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -22,12 +24,13 @@ func TestAutoTakesDockerOnlyWhereGVisorCantRun(t *testing.T) {
 		host   string
 		want   string
 		words  []string
+		all    []string // that backend-parity compares
 	}{
-		"both run":    {nil, daemon, gvisorBackend, nil},
-		"gvisor runs": {nil, nowhere, gvisorBackend, nil},
-		"docker runs": {missing, daemon, dockerBackend, []string{missing.Error(), "using docker", "not a security boundary"}},
-		// gVisor then says what it lacks.
-		"none runs": {missing, nowhere, gvisorBackend, nil},
+		"both run":    {nil, daemon, gvisorBackend, nil, []string{gvisorBackend, dockerBackend}},
+		"gvisor runs": {nil, nowhere, gvisorBackend, nil, []string{gvisorBackend}},
+		"docker runs": {missing, daemon, dockerBackend, []string{missing.Error(), "using docker", "not a security boundary"}, []string{dockerBackend}},
+		// gVisor then says what it lacks, and parity is of models.
+		"none runs": {missing, nowhere, gvisorBackend, nil, []string{simulatorBackend}},
 	} {
 		var said bytes.Buffer
 		p := newProgram()
@@ -45,6 +48,14 @@ func TestAutoTakesDockerOnlyWhereGVisorCantRun(t *testing.T) {
 		}
 		if n := strings.Count(said.String(), notBoundary); n > 1 || tc.words == nil && said.Len() > 0 {
 			t.Errorf("%s: it says %q", name, said.String())
+		}
+		said.Reset()
+		var c demo.Config
+		if err := p.parityTargets(&c); err != nil || !slices.Equal(c.Backends, tc.all) {
+			t.Errorf("%s: backend-parity compares %v, %v, want %v", name, c.Backends, err, tc.all)
+		}
+		if !strings.Contains(said.String(), "qemu is not compared: ") { // no state directory, no kernel
+			t.Errorf("%s: it does not say why qemu is not compared: %q", name, said.String())
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // errNotRoot is what a user gets who has not the rights that isolation takes.
-var errNotRoot = errors.New("running code in gVisor needs root: sudo enclave ... (`--backend simulator` models outcomes without root, and runs nothing)")
+var errNotRoot = errors.New("running code in a sandbox needs root: sudo enclave ... (`--backend simulator` models outcomes without root, and runs nothing)")
 
 // prepare makes this host ready to run a session, with progress on stderr. It
 // does nothing for a remote control plane.

@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/bpf"
 	"gvisor.dev/gvisor/pkg/seccomp"
 )
 
@@ -73,11 +74,27 @@ func Socket(family, kind uintptr) seccomp.SyscallRule {
 // Load filters all threads of this process: what a rule matches has action, all
 // else otherwise. Whatever the rules say, clone3, whose flags no filter sees, is as
 // if the kernel did not have it: a C library then falls back to clone.
+//
+// So are the system calls of the x32 ABI, if this kernel has it. They come with
+// the architecture of amd64 and another number for each call (seccomp(2)), and
+// would pass by every rule that denies one.
 func Load(rules map[uintptr]seccomp.SyscallRule, action, otherwise seccomp.Action) error {
+	instructions, err := build(rules, action, otherwise)
+	if err != nil {
+		return fmt.Errorf("build the system call filter: %w", err)
+	}
+	if err := seccomp.SetFilter(instructions); err != nil { // on all threads, no_new_privs included
+		return fmt.Errorf("install the system call filter: %w", err)
+	}
+	return nil
+}
+
+func build(rules map[uintptr]seccomp.SyscallRule, action, otherwise seccomp.Action) ([]bpf.Instruction, error) {
+	none := seccomp.ReturnError.Code(uint16(unix.ENOSYS))
 	program := seccomp.Program{
 		RuleSets: []seccomp.RuleSet{
 			{Rules: seccomp.MakeSyscallRules(rules), Action: action},
-			{Rules: seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{unix.SYS_CLONE3: seccomp.MatchAll{}}), Action: seccomp.ReturnError.Code(uint16(unix.ENOSYS))},
+			{Rules: seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{unix.SYS_CLONE3: seccomp.MatchAll{}}), Action: none},
 		},
 		Options: seccomp.ProgramOptions{
 			DefaultAction:     otherwise,
@@ -87,10 +104,15 @@ func Load(rules map[uintptr]seccomp.SyscallRule, action, otherwise seccomp.Actio
 	}
 	instructions, _, err := program.Build()
 	if err != nil {
-		return fmt.Errorf("build the system call filter: %w", err)
+		return nil, err
 	}
-	if err := seccomp.SetFilter(instructions); err != nil { // on all threads, no_new_privs included
-		return fmt.Errorf("install the system call filter: %w", err)
-	}
-	return nil
+	const (
+		number = 0          // its offset in struct seccomp_data
+		x32    = 0x40000000 // the bit that marks its numbers; none of arm64's is as high
+	)
+	return append([]bpf.Instruction{
+		bpf.Stmt(bpf.Ld|bpf.Abs|bpf.W, number),
+		bpf.Jump(bpf.Jmp|bpf.Jge|bpf.K, x32, 0, 1),
+		bpf.Stmt(bpf.Ret|bpf.K, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)),
+	}, instructions...), nil
 }

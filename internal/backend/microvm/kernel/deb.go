@@ -24,6 +24,7 @@ const (
 	maxData    = 1 << 30   // bytes of its files, decompressed
 	maxEntries = 100_000
 	maxModule  = 64 << 20
+	maxModules = 128 << 20 // bytes of all that are taken
 	maxVmlinuz = 128 << 20
 	maxVmlinux = 512 << 20
 )

@@ -68,6 +68,7 @@ type unpacked struct {
 
 var (
 	isKernelPackage = regexp.MustCompile(`^linux-image-[0-9][0-9a-z.+~-]*$`)
+	isVersion       = regexp.MustCompile(`^[0-9][0-9A-Za-z.+~:-]*$`) // deb-version(7); it is shown at terminals
 	modulePath      = regexp.MustCompile(`^(usr/)?lib/modules/[^/]+/kernel/.+`)
 	builtinPath     = regexp.MustCompile(`^(usr/)?lib/modules/[^/]+/modules\.builtin$`)
 )
@@ -85,6 +86,9 @@ func unpack(ctx context.Context, tmp string, deb io.ReaderAt, size int64) (*unpa
 	p := &unpacked{facts: facts{Package: about["Package"], Version: about["Version"], Arch: about["Architecture"]}}
 	if !isKernelPackage.MatchString(p.Package) || len(p.Package) > 128 || len(p.Version) > 128 {
 		return nil, refuse("the package is %.100q, which has no kernel: linux-image-VERSION-cloud-amd64 has", p.Package)
+	}
+	if !isVersion.MatchString(p.Version) {
+		return nil, refuse("the package says that its version is %.100q", p.Version)
 	}
 	if p.Arch != runtime.GOARCH {
 		return nil, refuse("the package is for %.100q and this host is %s", p.Arch, runtime.GOARCH)

@@ -131,7 +131,11 @@ func TestPackageThatWouldNotBootIsRefused(t *testing.T) {
 			b[len(b)-4] ^= 1
 			f.files["./boot/vmlinuz-6.1.0-9"] = b
 		}, ""},
-		"an unknown compression": {func(f *fake) { f.suffix = ".lzma" }, "can be read"},
+		"an unknown compression":          {func(f *fake) { f.suffix = ".lzma" }, "can be read"},
+		"a version that a terminal obeys": {func(f *fake) { f.control["Version"] = "6.1\x1b]0;owned\a" }, `"6.1\x1b]0;owned\a"`},
+		"no version":                      {func(f *fake) { delete(f.control, "Version") }, "its version is"},
+		"a need that a terminal obeys":    {func(f *fake) { f.files[dir+"drivers/tun.ko"] = elfModule("\x1b[2J") }, `needs "\x1b[2J"`},
+		"a need that is a path":           {func(f *fake) { f.files[dir+"drivers/tun.ko"] = elfModule("../../tun") }, "no module's name"},
 	} {
 		f := newFake()
 		tc.spoil(f)
@@ -168,6 +172,22 @@ func TestBombIsNotUnpacked(t *testing.T) {
 	defer done()
 	if b, err := readAll(r, 0, 1<<21, "it"); !errors.Is(err, ErrRefused) {
 		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
+// Modules that decompress to far more than their package has are refused before
+// all of them are in memory.
+func TestModulesAreBoundedTogether(t *testing.T) {
+	taken := 0
+	_, _, err := resolve(func(name string) ([]byte, error) {
+		taken++
+		return append(elfModule(name+"_"), make([]byte, 16<<20)...), nil
+	})
+	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "have more than") {
+		t.Error(err)
+	}
+	if most := maxModules / (16 << 20); taken > most {
+		t.Errorf("%d were taken, of which %d fit", taken, most)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -12,6 +13,9 @@ import (
 // loaded: the bus, the host's stream, the disk, the file system of the image, the
 // sandbox's interface, and the host's random numbers.
 var wanted = []string{"virtio_mmio", "vmw_vsock_virtio_transport", "virtio_blk", "erofs", "tun", "virtio_rng"}
+
+// isModule is the name of a module, as files are named by and terminals shown.
+var isModule = regexp.MustCompile(`^[0-9A-Za-z_]{1,55}$`) // MODULE_NAME_LEN of linux/moduleparam.h
 
 // moduleName is how the kernel calls the module in a file of this name: with
 // underscores, and without what the file is compressed with, which comes second.
@@ -46,7 +50,13 @@ func depends(name string, module []byte) ([]string, error) {
 		if len(list) == 0 {
 			return nil, nil
 		}
-		return strings.Split(strings.ReplaceAll(string(list), "-", "_"), ","), nil
+		needs := strings.Split(strings.ReplaceAll(string(list), "-", "_"), ",")
+		for _, n := range needs {
+			if !isModule.MatchString(n) {
+				return nil, refuse("module %s needs %.100q, which is no module's name", name, n)
+			}
+		}
+		return needs, nil
 	}
 	return nil, refuse("module %s does not say what it needs", name)
 }
@@ -74,6 +84,7 @@ func unsigned(module []byte) []byte {
 // read returns the content of a module, or nil if it is part of the kernel.
 func resolve(read func(name string) ([]byte, error)) (order []string, content map[string][]byte, err error) {
 	const most = 64 // modules
+	left := int64(maxModules)
 	content = map[string][]byte{}
 	var visit func(name string, chain []string) error
 	visit = func(name string, chain []string) error {
@@ -86,6 +97,10 @@ func resolve(read func(name string) ([]byte, error)) (order []string, content ma
 		b, err := read(name)
 		if err != nil || b == nil {
 			return err
+		}
+		// Each may be far larger than what it is compressed to.
+		if left -= int64(len(b)); left < 0 {
+			return refuse("the modules that the guest needs have more than %d bytes", maxModules)
 		}
 		needs, err := depends(name, b)
 		if err != nil {

@@ -318,6 +318,34 @@ func TestAProcessOfAnotherPidNamespaceIsNoEmptyGroup(t *testing.T) {
 	}
 }
 
+// A process that one hierarchy knows and another does not has half of its limits.
+func TestAProcessIsInAGroupOnlyIfEveryHierarchyHasIt(t *testing.T) {
+	tree, _, err := layout(t, splitInfo, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := tree.Group("enclave", "sandbox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := g.Dirs()
+	for i, d := range dirs {
+		if in, err := g.Has(7); err != nil || in {
+			t.Errorf("in %d hierarchies of %d: %t, %v", i, len(dirs), in, err)
+		}
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		put(t, filepath.Join(d, "cgroup.procs"), "6\n7\n")
+	}
+	if in, err := g.Has(7); err != nil || !in {
+		t.Errorf("in all hierarchies: %t, %v", in, err)
+	}
+	if in, err := g.Has(77); err != nil || in {
+		t.Errorf("another process: %t, %v", in, err)
+	}
+}
+
 func TestAGroupThatFailsHalfwayIsNotLeft(t *testing.T) {
 	tree, root, err := layout(t, splitInfo, "")
 	if err != nil {

@@ -15,31 +15,56 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Procs are the ids of the processes in the group, as this process's pid
-// namespace knows them. A group that does not exist has none.
+// Procs are the ids of the processes in the group, in whatever hierarchy, as this
+// process's pid namespace knows them. A group that does not exist has none.
 func (g *Group) Procs() ([]int, error) {
 	var pids []int
 	for _, d := range g.Dirs() {
-		b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-			continue
-		}
+		found, err := procs(d)
 		if err != nil {
-			return nil, fmt.Errorf("list cgroup: %w", err)
+			return nil, err
 		}
-		for _, f := range bytes.Fields(b) {
-			pid, err := strconv.Atoi(string(f))
-			if err != nil {
-				return nil, fmt.Errorf("list cgroup: %w", err)
-			}
-			// 0 is a process of another pid namespace, which can't be killed here.
-			if pid == 0 {
-				return nil, fmt.Errorf("list cgroup %s: it has a process outside this pid namespace", d)
-			}
+		for _, pid := range found {
 			if !slices.Contains(pids, pid) {
 				pids = append(pids, pid)
 			}
 		}
+	}
+	return pids, nil
+}
+
+// Has reports whether a process is in the group in every hierarchy. One that is
+// missing in any is not limited, or not counted, by what that is for.
+func (g *Group) Has(pid int) (bool, error) {
+	for _, d := range g.Dirs() {
+		found, err := procs(d)
+		if err != nil || !slices.Contains(found, pid) {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// procs are the processes of one directory.
+func procs(dir string) ([]int, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list cgroup: %w", err)
+	}
+	var pids []int
+	for _, f := range bytes.Fields(b) {
+		pid, err := strconv.Atoi(string(f))
+		if err != nil {
+			return nil, fmt.Errorf("list cgroup: %w", err)
+		}
+		// 0 is a process of another pid namespace, which can't be killed here.
+		if pid == 0 {
+			return nil, fmt.Errorf("list cgroup %s: it has a process outside this pid namespace", dir)
+		}
+		pids = append(pids, pid)
 	}
 	return pids, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/testenv"
@@ -251,5 +252,22 @@ func TestAContainerThatIsMountedOtherwiseIsRefused(t *testing.T) {
 	testenv.Need(t, "root")
 	if err := confined(os.Getpid()); err == nil {
 		t.Error("the mounts of this process are taken for a sandbox's")
+	}
+}
+
+// A container that its daemon makes in control groups of its own would never reach
+// a limit.
+func TestAContainerThatIsCountedElsewhereIsRefused(t *testing.T) {
+	testenv.Need(t, "root")
+	tree, err := cgroup.Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := tree.Group(cgroupParent, "nobody-"+string(newID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := counted(g, "container", os.Getpid()); err == nil || !strings.Contains(err.Error(), "outside of") {
+		t.Errorf("this process is taken for a sandbox's: %v", err)
 	}
 }

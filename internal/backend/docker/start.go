@@ -114,6 +114,12 @@ func (d *driver) run(ctx context.Context, s *keep.Sandbox, image string, f keep.
 	if err := confined(pid); err != nil {
 		return started{}, err
 	}
+	if err := counted(s.Group, made.ID, pid); err != nil {
+		if now, serr := watch.StartTime(pid); serr != nil || now != at {
+			return st, nil // it has left its group by ending
+		}
+		return started{}, err
+	}
 	st.Process = watch.Process{PID: pid, StartTime: at}
 	return st, nil
 }
@@ -144,4 +150,19 @@ func confined(pid int) error {
 		return fmt.Errorf("the daemon has not mounted %s of the container", p)
 	}
 	return nil
+}
+
+// counted makes sure that a container is in the group below the sandbox's that the
+// limits are read from. A daemon in a container of its own, or with other control
+// groups, makes that group somewhere else: nothing here would ever be reached.
+func counted(g *cgroup.Group, id string, pid int) error {
+	inner, err := g.Below(id)
+	if err != nil {
+		return err
+	}
+	in, err := inner.Has(pid)
+	if err == nil && !in {
+		err = fmt.Errorf("the daemon has put the container outside of %s: it must have the control groups of this host", inner.Path())
+	}
+	return err
 }

@@ -135,7 +135,8 @@ func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.Cont
 				"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 				fmt.Sprintf("ENCLAVE_GUEST_UID=%d", f.User), fmt.Sprintf("ENCLAVE_GUEST_GID=%d", f.User),
 			},
-			Labels: map[string]string{markLabel: mark, sandboxLabel: string(s.ID)},
+			Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
+			Labels:      map[string]string{markLabel: mark, sandboxLabel: string(s.ID)},
 		},
 		HostConfig: h,
 	}

@@ -74,14 +74,18 @@ func (d *driver) image(ctx context.Context, digest string) (string, error) {
 	return id, nil
 }
 
-// find asks the daemon for an image by its name, and takes it only if it has the
-// one layer.
+// find asks the daemon for an image by its name, and takes it only if it is what
+// this program would load: the one layer, and nothing that Docker adds to a container
+// of it. A check of its health would run as root beside the guest, a variable change
+// what the guest runs, and a volume be a disk without an end.
 func (d *driver) find(ctx context.Context, l loaded) (string, error) {
 	have, err := d.api.ImageInspect(ctx, l.Name)
 	if err != nil {
 		return "", fmt.Errorf("look for image %s in Docker: %w", l.Name, err)
 	}
-	if !slices.Equal(have.RootFS.Layers, []string{l.DiffID}) {
+	c := have.Config
+	adds := c != nil && (c.Healthcheck != nil || len(c.Env)+len(c.Volumes)+len(c.OnBuild) > 0)
+	if adds || !slices.Equal(have.RootFS.Layers, []string{l.DiffID}) {
 		return "", fmt.Errorf("somebody has given the name %s to another image: docker image rm %s", l.Name, l.Name)
 	}
 	return have.ID, nil

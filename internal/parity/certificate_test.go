@@ -70,7 +70,7 @@ func (p *plane) run(w Workload, label string, change func([]audit.Event) []audit
 	s := Session{Backend: label, ID: "s-" + p.kind + "-" + strconv.FormatInt(p.n+1, 10), Verdict: v}
 	var events []audit.Event
 	add := func(typ audit.Type, d audit.Data) { events = append(events, audit.Event{Type: typ, Data: d}) }
-	add(audit.SessionCreated, audit.Data{Caller: "ek_of_" + p.kind, Language: w.request.Language, RequestHash: digest(must(w.Request()))})
+	add(audit.SessionCreated, audit.Data{Caller: "ek_of_" + p.kind, Language: w.request.Language, RequestHash: must(w.RequestHash())})
 	add(audit.SandboxStarted, started)
 	for _, row := range w.egress {
 		f := strings.Fields(row)
@@ -280,6 +280,8 @@ func TestASignatureDoesNotMakeItTrue(t *testing.T) {
 		"models":                   {func(c *Certificate) { c.Mode = "simulator" }, "no parity of kernels"},
 		"another image":            {func(c *Certificate) { c.Backends[1].Image = "sha256:dd" }, "has image"},
 		"another log's key":        {func(c *Certificate) { c.Backends[1].LogKey = c.Backends[1].PeerLogKey }, "no log of its own"},
+		"a run of another day":     {func(c *Certificate) { c.Time = c.Time.Add(48 * time.Hour) }, "of another run"},
+		"a run that is to come":    {func(c *Certificate) { c.Time = c.Time.Add(-48 * time.Hour) }, "of another run"},
 		"one control plane twice":  {func(c *Certificate) { c.Backends[1].LogKey = c.Backends[0].LogKey }, "no log of its own"},
 		"one label twice":          {func(c *Certificate) { c.Backends[1].Label = c.Backends[0].Label }, "label"},
 	} {
@@ -364,14 +366,50 @@ func TestRemoteControlPlanesAreCertifiedWithoutAPeer(t *testing.T) {
 	}
 }
 
-// A workload whose sessions are those of another, everywhere, was not run.
+// A workload whose sessions are those of another, everywhere, was not run; nor was
+// one of two that are shown for each other.
 func TestOneRecordStandsForOneRequest(t *testing.T) {
-	c := draft(t, nil, "gvisor", "docker")
-	at := func(name string) int {
-		return slices.IndexFunc(c.Workloads, func(w Certificand) bool { return w.Name == name })
+	for name, spoil := range map[string]func(bomb, threads *Certificand){
+		"one for two":    func(bomb, threads *Certificand) { threads.Sessions = slices.Clone(bomb.Sessions) },
+		"for each other": func(bomb, threads *Certificand) { bomb.Sessions, threads.Sessions = threads.Sessions, bomb.Sessions },
+	} {
+		c := draft(t, nil, "gvisor", "docker")
+		at := func(name string) *Certificand {
+			return &c.Workloads[slices.IndexFunc(c.Workloads, func(w Certificand) bool { return w.Name == name })]
+		}
+		spoil(at("limit-pids"), at("limit-threads"))
+		if err := c.Certify(); err == nil || !strings.Contains(err.Error(), "of another request") {
+			t.Errorf("%s: error is %v", name, err)
+		}
 	}
-	c.Workloads[at("limit-threads")].Sessions = slices.Clone(c.Workloads[at("limit-pids")].Sessions)
-	if err := c.Certify(); err == nil || !strings.Contains(err.Error(), "its records are those of") {
+}
+
+// A log goes on under another key, and is no second control plane by that.
+func TestOneControlPlaneIsNotTwoByItsKeys(t *testing.T) {
+	c := draft(t, nil, "gvisor", "gvisor")
+	old, next := newSigner(t, "gvisor.example/log"), newSigner(t, "gvisor.example/log")
+	rotation := audit.Seal(audit.Event{}, audit.Event{Session: audit.LogRecord, Seq: 1, Time: time.Unix(0, 0).UTC(), Type: audit.KeyRotated, Data: must(old.Rotate(next))})
+	p := &plane{t: t, kind: "gvisor", signer: next}
+	p.hashes = must(tlog.StoredHashesForRecordHash(0, must(audit.Leaf(rotation)), p))
+	p.n = 1
+	for i, label := range []string{"a", "b"} {
+		c.Backends[i].Label, c.Backends[i].LogKey, c.Backends[i].PeerLogKey, c.Backends[i].Versions = label, []string{old.Public(), next.Public()}[i], "", nil
+	}
+	c.Mode = Remote
+	for i, w := range Workloads() {
+		if w.Peer {
+			c.Workloads[i] = Certificand{Name: w.Name, Asks: w.Asks, NotRun: "no peer"}
+			continue
+		}
+		for j, b := range c.Backends {
+			s := p.run(w, b.Label, nil)
+			bundle := must(audit.ParseBundle(append(s.Record, '\n')))
+			bundle.Rotations = []audit.Rotation{{Event: rotation, Leaf: audit.LeafAt{Proof: must(tlog.ProveRecord(p.n, 0, p))}}}
+			s.Record = bytes.TrimSuffix(must(bundle.Encode()), []byte("\n"))
+			c.Workloads[i].Sessions[j] = s
+		}
+	}
+	if err := c.Certify(); err == nil || !strings.Contains(err.Error(), "its log is that of a") {
 		t.Errorf("error is %v", err)
 	}
 }

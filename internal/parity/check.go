@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
 )
@@ -92,26 +93,19 @@ func (c *Certificate) Check() error {
 		return fmt.Errorf("there are %d workloads, and must be %d", len(c.Workloads), len(list))
 	}
 	var all [][]Record
-	requests := map[string]string{}
+	logs := map[string]string{}
 	for i, w := range list {
 		got := c.Workloads[i]
 		if got.Name != w.Name || got.Asks != w.Asks {
 			return fmt.Errorf("workload %d is %q, and must be %q", i+1, got.Name, w.Name)
 		}
-		records, err := c.checkWorkload(w, got)
+		records, err := c.checkWorkload(w, got, logs)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.Name, err)
 		}
-		if len(records) == 0 {
-			continue
+		if len(records) > 0 {
+			all = append(all, records)
 		}
-		all = append(all, records)
-		// A server hashes what it was asked: no record stands for two requests.
-		hash := records[0].request()
-		if other := requests[hash]; hash == "" || other != "" {
-			return fmt.Errorf("%s: its records are those of %q", w.Name, other)
-		}
-		requests[hash] = w.Name
 	}
 	want, err := json.Marshal(applied(all))
 	if err != nil {
@@ -160,7 +154,9 @@ func (c *Certificate) checkBackends() error {
 }
 
 // checkWorkload returns the records of w, one for each backend, that c bears out.
-func (c *Certificate) checkWorkload(w Workload, got Certificand) ([]Record, error) {
+// logs is whose each log is, by its last key: a log whose key was rotated has
+// several, and is one control plane's all the same.
+func (c *Certificate) checkWorkload(w Workload, got Certificand, logs map[string]string) ([]Record, error) {
 	if got.NotRun != "" {
 		if !w.Peer || c.Mode == Booted || len(got.Sessions) > 0 || got.Verdict != nil {
 			return nil, fmt.Errorf("it was not run: %s", got.NotRun)
@@ -168,6 +164,10 @@ func (c *Certificate) checkWorkload(w Workload, got Certificand) ([]Record, erro
 		return nil, nil
 	}
 	request, err := w.Request()
+	if err != nil {
+		return nil, err
+	}
+	hash, err := w.RequestHash()
 	if err != nil {
 		return nil, err
 	}
@@ -193,6 +193,20 @@ func (c *Certificate) checkWorkload(w Workload, got Certificand) ([]Record, erro
 		}
 		if s.LogSize != report.tree.N || s.LogRoot != base64.StdEncoding.EncodeToString(report.tree.Hash[:]) || s.LastHash != report.last {
 			return nil, fmt.Errorf("on %s: the audit head is not the record's", b.Label)
+		}
+		whose := b.Label
+		if w.Peer {
+			whose += " with a peer"
+		}
+		if other, known := logs[report.key]; known && other != whose {
+			return nil, fmt.Errorf("on %s: its log is that of %s: it is the same control plane", b.Label, other)
+		}
+		logs[report.key] = whose
+		if r.request() != hash {
+			return nil, fmt.Errorf("on %s: the record is of another request", b.Label)
+		}
+		if report.from.Before(c.Time.Add(-longestRun)) || report.to.After(c.Time.Add(clockSkew)) {
+			return nil, fmt.Errorf("on %s: the record is of another run, of %s, or a clock is wrong", b.Label, report.to.Format(time.RFC3339))
 		}
 		if why, err := w.Judge(r); err != nil || why != "" {
 			return nil, errors.Join(fmt.Errorf("on %s: %s", b.Label, why), err)
@@ -239,13 +253,23 @@ func (r Record) request() string {
 	return d.RequestHash
 }
 
-// A head is the log that proves a record, and the record's own end.
+const (
+	// longestRun is more than a run of all workloads may take before Certificate.Time.
+	longestRun = time.Hour
+
+	// clockSkew is how far a control plane's clock may be ahead of the driver's.
+	clockSkew = 15 * time.Minute
+)
+
+// A head is the log that proves a record, and the record's own ends.
 type head struct {
 	tree struct {
 		N    int64
 		Hash [sha256.Size]byte
 	}
-	last string
+	key      string // that signed it
+	last     string
+	from, to time.Time
 }
 
 // open returns what the record of s shows, once the log of b proves it.
@@ -275,6 +299,7 @@ func (s Session) open(b Backend, peer bool) (Record, head, error) {
 		return Record{}, h, fmt.Errorf("the record is of session %s, not of %s", report.Session, s.ID)
 	}
 	h.tree.N, h.tree.Hash, h.last = report.Log.N, report.Log.Hash, bundle.Events[len(bundle.Events)-1].Hash
+	h.key, h.from, h.to = report.Key, bundle.Events[0].Time, bundle.Events[len(bundle.Events)-1].Time
 	r := Record{Kind: b.Kind, Verdict: s.Verdict}
 	for _, e := range bundle.Events {
 		if err := s.agrees(b, e); err != nil {

@@ -20,8 +20,10 @@ const (
 	CoreAddress = "vsock:2:1024"
 )
 
-// maxLine is what either side of the boot channel reads of one message.
-const maxLine = 64 << 10
+// maxLine is what either side of the boot channel reads of one message. None has
+// a tenth of it; a hostile guest may send a hundred a second, which the host parses
+// on its own account.
+const maxLine = 4 << 10
 
 // The boot channel carries lines of JSON: the guest's Machine, the host's Setup,
 // then Reports one way and Looks the other. It is the first thing that a guest in

@@ -3,6 +3,7 @@ package microvm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -82,6 +83,7 @@ func TestAFirstWordThatIsNoneIsRefused(t *testing.T) {
 		"an unknown field":   `{"version":1,"more":2}` + "\n",
 		"no JSON":            "GET / HTTP/1.1\n",
 		"a line without end": strings.Repeat(" ", 70<<10),
+		"padding":            fmt.Sprintf("{\"version\":%d%s}\n", wire.Version, strings.Repeat(" ", 5<<10)),
 		"nothing":            "",
 	} {
 		t.Run(name, func(t *testing.T) {

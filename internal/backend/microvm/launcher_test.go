@@ -3,6 +3,9 @@ package microvm
 import (
 	"strings"
 	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -115,6 +118,22 @@ func TestOnlyTheEndOfWhatAGuestPrintsIsKept(t *testing.T) {
 	if got := (&tail{}).last(3); got != "" {
 		t.Errorf("of nothing the last lines are %q", got)
 	}
+}
+
+// The host's work for what a guest prints is bounded, however it prints it.
+func TestAGuestThatPrintsByteByByteIsReadAtLeisure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bytes = 1000
+		began := time.Now()
+		var c tail
+		listen(&c, iotest.OneByteReader(strings.NewReader(strings.Repeat("x", bytes))))
+		if took := time.Since(began); took < bytes*breath {
+			t.Errorf("%d reads in %s", bytes, took)
+		}
+		if len(c.buf) != bytes {
+			t.Errorf("%d bytes are kept of %d", len(c.buf), bytes)
+		}
+	})
 }
 
 func TestWhatAMonitorSaysIsInTheError(t *testing.T) {

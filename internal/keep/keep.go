@@ -39,6 +39,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/mountinfo"
@@ -68,8 +71,8 @@ func ValidInstance(s string) bool {
 	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// Socket opens the socket name in a directory; one that is there from before
-// goes. Closing the listener leaves the file.
+// Socket opens the socket name in a directory, to which only this user may connect;
+// one that is there from before goes. Closing the listener leaves the file.
 func Socket(ctx context.Context, in, name string) (net.Listener, error) {
 	dir, err := os.Open(in)
 	if err != nil {
@@ -82,7 +85,13 @@ func Socket(ctx context.Context, in, name string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	var lc net.ListenConfig
+	// The file gets the socket's mode: whoever lives in the directory already finds
+	// no moment with another.
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(cerr, err)
+	}}
 	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, err

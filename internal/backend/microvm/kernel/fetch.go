@@ -50,8 +50,9 @@ func Fetch(ctx context.Context, dir string, progress func(string)) (string, erro
 	}
 	defer os.RemoveAll(tmp)
 	progress("downloading " + name)
-	// As root apt drops to a user who can't write here.
-	if _, err := run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name); err != nil {
+	// As root apt drops to a user who can't write here. That this host's apt may be
+	// told to install what nobody has signed is not said of the kernel of sandboxes.
+	if _, err := run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", "-o", "APT::Get::AllowUnauthenticated=false", name); err != nil {
 		return "", fmt.Errorf("%w: download %s: %w; is there a network? Or %s", ErrNoFetch, name, err, alternative)
 	}
 	found, err := filepath.Glob(filepath.Join(tmp, "*.deb"))

@@ -84,6 +84,7 @@ func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.Cont
 		NetworkMode:    "none",
 		IpcMode:        "private",
 		ShmSize:        shmSize,
+		OomScoreAdj:    keep.OOMScore(),
 		CgroupnsMode:   "private",
 		Runtime:        "runc",
 		Init:           &no, // the guest is PID 1

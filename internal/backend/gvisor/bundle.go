@@ -85,6 +85,7 @@ type (
 		Capabilities    map[string][]string `json:"capabilities"`
 		Rlimits         []rlimit            `json:"rlimits"`
 		NoNewPrivileges bool                `json:"noNewPrivileges"`
+		OOMScoreAdj     int                 `json:"oomScoreAdj"`
 	}
 	user struct {
 		UID int `json:"uid"`
@@ -135,6 +136,7 @@ func newBundle(dir, rootfs string, id backend.ID, l backend.Limits) bundle {
 			Cwd:             "/",
 			Capabilities:    map[string][]string{"bounding": caps, "effective": caps, "permitted": caps},
 			NoNewPrivileges: true,
+			OOMScoreAdj:     keep.OOMScore(), // the sentry's: its stubs, which are older, die with it
 			Rlimits: []rlimit{
 				{Type: "RLIMIT_NPROC", Hard: l.Pids + processWall, Soft: l.Pids + processWall},
 				{Type: "RLIMIT_NOFILE", Hard: 65536, Soft: 4096},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/watch"
 )
 
@@ -112,6 +113,10 @@ func (l byJailer) launch(ctx context.Context, m machine) (*vmm, error) {
 	at, err := watch.StartTime(pid)
 	if err != nil {
 		return nil, v.why(errEnded, "")
+	}
+	// Not asked of the jailer, which has no option for it; no guest runs yet.
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(keep.OOMScore())), 0); err != nil {
+		return nil, v.why(fmt.Errorf("have Firecracker be the first to go when the host runs out of memory: %w", err), "")
 	}
 	v.process = watch.Process{PID: pid, StartTime: at}
 	return v, nil

@@ -74,7 +74,7 @@ func TestShimIsToldItsMachine(t *testing.T) {
 			l := byQEMU{shim: []string{"/proc/self/exe", "vmm-qemu"}, qemu: "/usr/bin/qemu-system-x86_64", kvm: tc.kvm}
 			want := "/proc/self/exe vmm-qemu --id abcdefghij0123456789" +
 				" --root /state/inst-abcdefghij0123456789/vmm/abcdefghij0123456789/root --uid 1610612743 --gid 1610612743" +
-				" --accel " + tc.accel + " --qemu /usr/bin/qemu-system-x86_64 --cgroup /sys/fs/cgroup/memory/g --cgroup /sys/fs/cgroup/cpu/g"
+				" --accel " + tc.accel + " --qemu /usr/bin/qemu-system-x86_64 --oom-score 500 --cgroup /sys/fs/cgroup/memory/g --cgroup /sys/fs/cgroup/cpu/g"
 			if d := cmp.Diff(want, strings.Join(l.argv(example()), " ")); d != "" {
 				t.Error(d)
 			}

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 // backend calls, and plays the guest as how says.
 func misbehave(how string, args []string) {
 	var id, root, accel, qemuPath string
-	var user, group int
+	var user, group, oom int
 	var dirs []string
 	f := flag.NewFlagSet("monitor", flag.ExitOnError)
 	f.StringVar(&id, "id", "", "")
@@ -49,6 +49,7 @@ func misbehave(how string, args []string) {
 	f.IntVar(&group, "gid", 0, "")
 	f.StringVar(&accel, "accel", "", "")
 	f.StringVar(&qemuPath, "qemu", "", "")
+	f.IntVar(&oom, "oom-score", 0, "")
 	f.Func("cgroup", "", func(s string) error { dirs = append(dirs, s); return nil })
 	f.Parse(args)
 	die := func(code int, format string, args ...any) {

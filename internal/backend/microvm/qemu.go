@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/watch"
 )
 
@@ -58,7 +59,8 @@ func (l byQEMU) argv(m machine) []string {
 	}
 	user := strconv.FormatUint(uint64(m.user), 10)
 	argv := append([]string(nil), l.shim...)
-	argv = append(argv, "--id", m.id, "--root", m.root, "--uid", user, "--gid", user, "--accel", accel, "--qemu", l.qemu)
+	argv = append(argv, "--id", m.id, "--root", m.root, "--uid", user, "--gid", user, "--accel", accel, "--qemu", l.qemu,
+		"--oom-score", strconv.Itoa(keep.OOMScore()))
 	for _, dir := range m.dirs {
 		argv = append(argv, "--cgroup", dir)
 	}

@@ -47,6 +47,11 @@ func enter(o options) error {
 			return fmt.Errorf("enter the machine's control group: %w", err)
 		}
 	}
+	if o.OOMScore > 0 {
+		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(o.OOMScore)), 0); err != nil {
+			return fmt.Errorf("be the first to go when the host runs out of memory: %w", err)
+		}
+	}
 	// What a careless ancestor left open goes no further (CVE-2024-21626).
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("keep open files to itself: %w", err)

@@ -46,11 +46,12 @@ type options struct {
 	Accel    Accel
 	QEMU     string   // path of qemu-system-x86_64
 	Groups   []string // directories of the machine's control group, one for each hierarchy
+	OOMScore int      // of its processes, up to 1000, the first that a host without memory kills; 0 is that of who starts it
 }
 
 // Main is the VMM process. It is started as root, with
 //
-//	--id ID --root DIR --uid N --gid N [--accel kvm|tcg] [--qemu PATH] [--cgroup DIR]...
+//	--id ID --root DIR --uid N --gid N [--accel kvm|tcg] [--qemu PATH] [--cgroup DIR]... [--oom-score N]
 //
 // and its standard error is where it explains itself. It enters each control group
 // before anything else, and QEMU with it. The root DIR belongs to root, and has vmlinux, initrd and disk.erofs, readable to uid N, and the sockets v.sock_PORT.
@@ -89,6 +90,7 @@ func parse(args []string) (options, error) {
 	f.StringVar((*string)(&o.Accel), "accel", string(TCG), "")
 	f.StringVar(&o.QEMU, "qemu", "", "")
 	f.Func("cgroup", "", func(s string) error { o.Groups = append(o.Groups, s); return nil })
+	f.IntVar(&o.OOMScore, "oom-score", 0, "")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -103,6 +105,8 @@ func parse(args []string) (options, error) {
 		return o, errors.New("--uid and --gid are required, and are not root's")
 	case slices.ContainsFunc(o.Groups, func(d string) bool { return !filepath.IsAbs(d) }):
 		return o, fmt.Errorf("--cgroup %q are not all absolute paths", o.Groups)
+	case o.OOMScore < 0 || o.OOMScore > 1000:
+		return o, fmt.Errorf("--oom-score %d is not between 0 and 1000", o.OOMScore)
 	case o.Accel != KVM && o.Accel != TCG:
 		return o, fmt.Errorf("--accel %q is neither kvm nor tcg", o.Accel)
 	}

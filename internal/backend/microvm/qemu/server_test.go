@@ -203,6 +203,7 @@ func TestOptionsAreStrict(t *testing.T) {
 		"an id with a slash":  {[]string{"--id", "../x"}, `--id "../x" is not 1 to 64 letters, digits and hyphens`},
 		"another accelerator": {[]string{"--accel", "hvf"}, `--accel "hvf" is neither kvm nor tcg`},
 		"a relative QEMU":     {[]string{"--qemu", "qemu"}, `--qemu "qemu" is no absolute path`},
+		"no one's last":       {[]string{"--oom-score", "-1"}, "--oom-score -1 is not between 0 and 1000"},
 		"a word":              {[]string{"more"}, `"more" is no option`},
 		"an unknown option":   {[]string{"--net"}, "flag provided but not defined: -net"},
 	} {

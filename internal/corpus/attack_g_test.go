@@ -394,13 +394,16 @@ func helperThatObeys(r *run) error {
 }
 
 // usageIsMetered judges G14.
+// usageIsMetered wants most of the five seconds that the workload counted itself.
+// A machine's kernel takes time in which this host ran something else for its
+// workload's too.
 func usageIsMetered(r *run) []finding {
 	for _, ev := range r.events {
 		if ev.Type != "usage_metered" {
 			continue
 		}
 		d, err := ev.Detail()
-		if err != nil || d.CPUSeconds == nil || *d.CPUSeconds < 5 || d.PeakMemoryBytes == nil || *d.PeakMemoryBytes < 1<<20 {
+		if err != nil || d.CPUSeconds == nil || *d.CPUSeconds < 2.5 || d.PeakMemoryBytes == nil || *d.PeakMemoryBytes < 1<<20 {
 			return []finding{found(spoof, "usage_metered says %s, error %v", ev.Data, err)}
 		}
 		r.proof("metered on the host: %.2f CPU seconds, %d bytes", *d.CPUSeconds, *d.PeakMemoryBytes)

@@ -115,6 +115,14 @@ func number(path string, field int) int64 {
 	return n
 }
 
+// over is a bound above what is there before the attack; no bound stays none.
+func over(bound, idle int64) int64 {
+	if bound == 0 {
+		return 0
+	}
+	return bound + idle
+}
+
 // judgeBounds finds what grew past a bound.
 func (r *run) judgeBounds() (all []finding) {
 	b := r.attack.bounds
@@ -126,7 +134,7 @@ func (r *run) judgeBounds() (all []finding) {
 		most, peak int64
 	}{
 		{"tasks of the sandbox on this host", b.tasks, r.meter.peak.tasks},
-		{"bytes of memory charged to the sandbox", b.memory, r.meter.peak.memory},
+		{"bytes of memory charged to the sandbox", over(b.memory, r.world.kernel.idle()), r.meter.peak.memory},
 		{"bytes on this host's disk", b.disk, r.meter.peak.disk},
 		{"bytes of memory more in the control plane", b.rss, r.meter.peak.rss},
 		{"descriptors more in the control plane", b.fds, r.meter.peak.fds},

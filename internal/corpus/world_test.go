@@ -62,6 +62,15 @@ var kernels = []kernel{
 	{"simulator", "S", func(testing.TB, *world, *image.Store) closer { return modelled{simulator.New()} }},
 }
 
+// idle is the memory that a sandbox is charged for before its workload does anything
+// and that a bound therefore comes on top of: a machine's kernel, and its monitor.
+func (k kernel) idle() int64 {
+	if k.letter == "F" {
+		return 256 << 20
+	}
+	return 0
+}
+
 // absent are backends that lines name and that no test here runs.
 var absent = []struct{ name, letter, why string }{
 	{"kubernetes", "K", "there is no such backend"},

@@ -13,7 +13,7 @@ CARRIED  := cmd/enclave/carried
 GOSRC    := $(shell find . -name '*.go' -not -path './bin/*') go.mod go.sum
 TESTBIN  := $(CURDIR)/bin/test
 FUZZTIME ?= 10s
-CRASHTIME ?= 15m
+CRASHTIME ?= 45m
 CORPUSTIME ?= 25m
 export CGO_ENABLED = 0
 

@@ -43,9 +43,7 @@ func makeRoot(s wire.Setup) error {
 	if err := mount(filepath.Join(devicesPath, "vda"), rootPath, "erofs", unix.MS_RDONLY|still, ""); err != nil {
 		return err
 	}
-	// Workloads see their own processes alone (proc(5), hidepid): not the guest, nor
-	// the threads of this kernel, which a container has none of.
-	if err := mount("proc", in("/proc"), "proc", still|unix.MS_NOEXEC, "hidepid=invisible"); err != nil {
+	if err := mount("proc", in("/proc"), "proc", still|unix.MS_NOEXEC, ""); err != nil {
 		return err
 	}
 	if err := makeDevices(in("/dev"), s.Shm); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/enclave-run/enclave"
 )
+
+// commandLine is a process that has one, as F01 prints it.
+var commandLine = regexp.MustCompile(`(?m)^/proc/[0-9]+ \S`)
 
 // processAttacks are group F: other processes, and the namespaces that hide them.
 var processAttacks = []attack{
@@ -30,7 +34,9 @@ ps -ef 2>/dev/null
 for p in /proc/[0-9]*; do echo "$p $(tr '\0' ' ' < $p/cmdline)"; done
 `,
 		judge: func(r *run) []finding {
-			n := strings.Count(r.stdout(), "\n/proc/")
+			// A machine's kernel has threads of its own, which have no command line; a
+			// host's come with processes that do.
+			n := len(commandLine.FindAllString(r.stdout(), -1))
 			if most := 16; n > most {
 				return []finding{found(hostLeak, "the workload sees %d processes", n)}
 			}

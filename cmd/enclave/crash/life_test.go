@@ -255,7 +255,9 @@ func itIsMadeAgainAndAgain(t *testing.T, on kernel) {
 		s = newSiteApart(t, on.name)
 	}
 	v := s.start("")
-	d := driver{j, v.client, within(t)}
+	ctx, cancel := context.WithTimeout(t.Context(), 8*patience+time.Duration(on.cycles())*10*time.Second)
+	defer cancel()
+	d := driver{j, v.client, ctx}
 	cycle := func(i int) {
 		id := d.run([]string{quick, sleepy, loud, leaky}[i%4], "")
 		if i%4 == 1 {

@@ -18,7 +18,7 @@ import (
 type point struct {
 	place   string // after, or before, what
 	backend string // "" is the simulator; "gvisor docker" is each of the two
-	way     way    // nil is sessions
+	way     way    // nil is sessions, or machines where a sandbox takes seconds
 	nth     string // "@3": the third time; "" is the first
 }
 
@@ -89,22 +89,28 @@ var points = map[string]point{
 	"docker.start.ran":           {place: "a container runs, and is not recorded", backend: "docker"},
 	"docker.start.limited":       {place: "a container runs within its share, and is not recorded", backend: "docker"},
 	"docker.destroy.uncontained": {place: "a container is removed, its mount and groups are not", backend: "docker"},
-	"keep.listen.made":           {place: "a sandbox has a directory", backend: "gvisor docker"},
+	"microvm.start.filled":       {place: "a machine's files are in its root directory", backend: "qemu"},
+	"microvm.start.grouped":      {place: "a machine has its control groups, and no monitor", backend: "qemu"},
+	"microvm.start.launched":     {place: "a machine's monitor serves, and has no machine", backend: "qemu"},
+	"microvm.boot.begun":         {place: "a machine boots, and has not been heard", backend: "qemu"},
+	"microvm.start.booted":       {place: "a guest has set its machine up, its monitor is not recorded", backend: "qemu"},
+	"microvm.start.limited":      {place: "a machine runs within its share, and is not recorded", backend: "qemu"},
+	"keep.listen.made":           {place: "a sandbox has a directory", backend: "gvisor docker qemu"},
 	"gvisor.listen.bound":        {place: "a sandbox's socket exists, of another owner than its own", backend: "gvisor"},
-	"keep.start.announced":       {place: "a sandbox's facts are written, nothing else is there", backend: "gvisor docker"},
+	"keep.start.announced":       {place: "a sandbox's facts are written, nothing else is there", backend: "gvisor docker qemu"},
 	"gvisor.start.placed":        {place: "the guest's program is in its place", backend: "gvisor"},
 	"gvisor.start.described":     {place: "a sandbox's description is written", backend: "gvisor"},
 	"cgroup.make.partly":         {place: "a sandbox has a control group in one hierarchy of several", backend: "gvisor"},
 	"gvisor.start.grouped":       {place: "a sandbox has its control groups, and no process", backend: "gvisor"},
 	"gvisor.start.ran":           {place: "a sandbox runs, its process is not known", backend: "gvisor"},
 	"gvisor.start.limited":       {place: "a sandbox runs within its share, its process is not recorded", backend: "gvisor"},
-	"keep.start.recorded":        {place: "a sandbox is recorded, nobody watches it", backend: "gvisor docker"},
-	"keep.exit.settled":          {place: "a sandbox has ended, how is not recorded", backend: "gvisor docker"},
-	"keep.destroy.marked":        {place: "a sandbox is marked to be destroyed", backend: "gvisor docker"},
-	"keep.destroy.killed":        {place: "a sandbox's processes are killed", backend: "gvisor docker"},
-	"keep.destroy.cleared":       {place: "what a sandbox has outside its directory and groups is removed", backend: "gvisor docker"},
-	"keep.destroy.ungrouped":     {place: "a sandbox's control groups are removed", backend: "gvisor docker"},
-	"keep.destroy.removed":       {place: "a sandbox's directory is removed", backend: "gvisor docker"},
+	"keep.start.recorded":        {place: "a sandbox is recorded, nobody watches it", backend: "gvisor docker qemu"},
+	"keep.exit.settled":          {place: "a sandbox has ended, how is not recorded", backend: "gvisor docker qemu"},
+	"keep.destroy.marked":        {place: "a sandbox is marked to be destroyed", backend: "gvisor docker qemu"},
+	"keep.destroy.killed":        {place: "a sandbox's processes are killed", backend: "gvisor docker qemu"},
+	"keep.destroy.cleared":       {place: "what a sandbox has outside its directory and groups is removed", backend: "gvisor docker qemu"},
+	"keep.destroy.ungrouped":     {place: "a sandbox's control groups are removed", backend: "gvisor docker qemu"},
+	"keep.destroy.removed":       {place: "a sandbox's directory is removed", backend: "gvisor docker qemu"},
 }
 
 // inSource returns how often each failpoint is named in the program's source,

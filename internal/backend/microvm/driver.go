@@ -15,6 +15,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/microvm/firecracker"
 	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/watch"
 	"github.com/enclave-run/enclave/internal/wire"
@@ -137,6 +138,9 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	if err := d.fill(s, f); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("microvm.start.filled"); err != nil {
+		return err
+	}
 	cost := d.launcher.cost()
 	m := machine{
 		id: string(s.ID), base: s.Dir, root: d.root(s), user: f.User,
@@ -146,6 +150,9 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	if err := s.Group.Make(cgroup.Limits{Memory: m.memory, Pids: m.tasks}); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("microvm.start.grouped"); err != nil {
+		return err
+	}
 	boot, err := d.socket(ctx, s, wire.BootPort, f.User)
 	if err != nil {
 		return fmt.Errorf("listen for the guest's first word: %w", err)
@@ -153,6 +160,9 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	defer boot.Close()
 	v, err := d.launcher.launch(ctx, m)
 	if err != nil {
+		return err
+	}
+	if err := failpoint.Hit("microvm.start.launched"); err != nil {
 		return err
 	}
 	k, used, err := d.boot(ctx, s, f, v, boot)
@@ -172,9 +182,15 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	if st.Inner, err = within(s.Group, v.process.PID, m.id); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("microvm.start.booted"); err != nil {
+		return err
+	}
 	// A machine boots without its limit of CPU, which would stretch the boot of a
 	// small one: until here none of it was the workload's.
 	if err := s.Group.SetCPU(f.Limits.MilliCPU); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("microvm.start.limited"); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -243,6 +259,9 @@ func (d *driver) boot(ctx context.Context, s *keep.Sandbox, f keep.Facts, v *vmm
 		process.Close()
 	}()
 	if err := d.configure(ctx, firecracker.Dial(filepath.Join(d.root(s), apiSocket)), f); err != nil {
+		return nil, 0, err
+	}
+	if err := failpoint.Hit("microvm.boot.begun"); err != nil {
 		return nil, 0, err
 	}
 	c, err := accept(ctx, l, d.now)

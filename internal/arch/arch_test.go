@@ -56,6 +56,8 @@ var table = map[string][]string{
 	// types, so that both are the same to the backend.
 	"internal/backend/microvm/firecracker": {},
 	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock", "internal/filter"},
+	// Has a test program be the monitor of QEMU's machines. Only tests import it.
+	"internal/backend/microvm/qemu/qemutest": {"internal/backend/microvm/qemu"},
 	// The kernels of machines. It knows no machine: it reads packages.
 	"internal/backend/microvm/kernel": {},
 	// The virtio socket of a guest under QEMU: it knows nothing of what runs in it.
@@ -70,7 +72,7 @@ var table = map[string][]string{
 	// Compares what control planes recorded of the requests that it says, in the
 	// public API's form, and certifies it with the log's own proofs.
 	"internal/parity": {".", "internal/audit"},
-	// Describes a live sandbox of gVisor from outside and, over the guest, inside.
+	// Describes a live sandbox from outside and, over the guest, inside.
 	"internal/posture": {"internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control
 	// plane's own, under the same decision as what a sandbox sends.
@@ -100,7 +102,7 @@ var table = map[string][]string{
 var everywhere = []string{"internal/failpoint"}
 
 // testOnly are packages that only tests import.
-var testOnly = []string{"internal/testenv", "internal/contract", "internal/lab", "internal/store/storetest"}
+var testOnly = []string{"internal/testenv", "internal/contract", "internal/lab", "internal/store/storetest", "internal/backend/microvm/qemu/qemutest"}
 
 // long are the files that may have more than 500 lines, each with its reason.
 var long = map[string]string{}

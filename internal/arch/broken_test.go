@@ -15,7 +15,7 @@ func TestBrokenTreesAreNoticed(t *testing.T) {
 		want      string // "" is no problem
 	}{
 		"a backend must not write audit events": {"internal/backend/gvisor/x.go", audit, "does not let internal/backend/gvisor"},
-		"nor may one without a row of its own":  {"internal/backend/docker/x.go", audit, "does not let internal/backend/docker"},
+		"nor may one without a row of its own":  {"internal/backend/newcomer/x.go", audit, "does not let internal/backend/newcomer"},
 		"its tests may":                         {"internal/backend/gvisor/x_test.go", audit, ""},
 		"control must not see secrets":          {"internal/control/x.go", `package control; import _ "github.com/enclave-run/enclave/internal/secret"`, "does not let internal/control"},
 		"httpapi must not reach the store":      {"internal/httpapi/x.go", `package httpapi; import _ "github.com/enclave-run/enclave/internal/store"`, "does not let internal/httpapi"},

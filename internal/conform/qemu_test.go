@@ -1,33 +1,25 @@
 package conform_test
 
 import (
-	"fmt"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend/microvm"
-	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
-// TestMain is the monitor of QEMU's machines too, which is this program started
-// again.
+// TestMain is the monitor of QEMU's machines too.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
-		if err := qemu.Main(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	qemutest.Main()
 	os.Exit(m.Run())
 }
 
 // TestQEMU makes every check on QEMU's machines, with Debian's kernel. Every one
 // must be passed.
 func TestQEMU(t *testing.T) {
-	machines(t, microvm.Config{Kernels: testenv.Kernels(t), QEMU: &microvm.QEMU{Shim: []string{"/proc/self/exe", "vmm-qemu"}}})
+	machines(t, microvm.Config{Kernels: testenv.Kernels(t), QEMU: &microvm.QEMU{Shim: qemutest.Shim()}})
 }
 
 // TestFirecracker makes them on Firecracker's, with the programs that

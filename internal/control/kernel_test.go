@@ -15,23 +15,16 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
-	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/gateway"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
-// TestMain is the monitor of QEMU's machines too, which is this program started
-// again.
+// TestMain is the monitor of QEMU's machines too.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
-		if err := qemu.Main(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	qemutest.Main()
 	os.Exit(m.Run())
 }
 
@@ -113,7 +106,7 @@ var kernels = []kernel{
 		return b
 	}},
 	{"qemu", func(t *testing.T, images *image.Store) closer {
-		return machines(t, images, microvm.Config{QEMU: &microvm.QEMU{Shim: []string{"/proc/self/exe", "vmm-qemu"}}})
+		return machines(t, images, microvm.Config{QEMU: &microvm.QEMU{Shim: qemutest.Shim()}})
 	}},
 	{"firecracker", func(t *testing.T, images *image.Store) closer {
 		fc, jailer := testenv.Firecracker(t)

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -19,19 +19,10 @@ import (
 // tier alone, and the report is written.
 var full = os.Getenv("ENCLAVE_CORPUS") == "full"
 
-// vmm has this program be the monitor of QEMU's machines.
-const vmm = "vmm-qemu"
-
 // TestMain puts the canary into the environment of the control planes, which are
 // in this process, before anything is started with a copy of it.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == vmm {
-		if err := qemu.Main(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	qemutest.Main()
 	if err := os.Setenv(canaryName, "canary-"+random()); err != nil {
 		panic(err)
 	}

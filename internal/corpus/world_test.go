@@ -17,6 +17,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/lab"
@@ -52,7 +53,7 @@ var kernels = []kernel{
 		return b
 	}},
 	{"qemu", "F", func(t testing.TB, w *world, images *image.Store) closer {
-		return machines(t, w, images, microvm.Config{QEMU: &microvm.QEMU{Shim: []string{"/proc/self/exe", vmm}}})
+		return machines(t, w, images, microvm.Config{QEMU: &microvm.QEMU{Shim: qemutest.Shim()}})
 	}},
 	{"firecracker", "F", func(t testing.TB, w *world, images *image.Store) closer {
 		fc, jailer := testenv.Firecracker(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/docker"
 	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
-	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
@@ -38,7 +38,7 @@ var backends = map[string]func(t *testing.T, images *image.Store) closer{
 	"qemu": func(t *testing.T, images *image.Store) closer {
 		b, err := microvm.New(microvm.Config{
 			Dir: t.TempDir(), Instance: instance(), Guest: testenv.Binaries(t).Guest, Disk: images.Disk, Now: time.Now,
-			Kernels: testenv.Kernels(t), QEMU: &microvm.QEMU{Shim: []string{"/proc/self/exe", "vmm-qemu"}},
+			Kernels: testenv.Kernels(t), QEMU: &microvm.QEMU{Shim: qemutest.Shim()},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -54,15 +54,9 @@ var backends = map[string]func(t *testing.T, images *image.Store) closer{
 	},
 }
 
-// TestMain is also the monitor of QEMU's machines, as the program is.
+// TestMain is the monitor of QEMU's machines too.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
-		if err := qemu.Main(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
+	qemutest.Main()
 	os.Exit(m.Run())
 }
 

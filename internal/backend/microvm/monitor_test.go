@@ -16,20 +16,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
 // TestMain is the monitor of QEMU's machines too, and one that misbehaves as its
 // first argument says: this program started again.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
-		if err := qemu.Main(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	qemutest.Main()
 	if len(os.Args) > 2 && os.Args[1] == "misbehave" {
 		misbehave(os.Args[2], os.Args[3:])
 	}

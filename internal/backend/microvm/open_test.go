@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -16,7 +17,7 @@ func config(t *testing.T) Config {
 	return Config{
 		Dir: t.TempDir(), Instance: "test", Guest: "/bin/true", Kernels: t.TempDir(), Now: time.Now,
 		Disk: func(string) (string, error) { return "", errors.New("none") },
-		QEMU: &QEMU{Shim: []string{"/proc/self/exe", "vmm-qemu"}},
+		QEMU: &QEMU{Shim: qemutest.Shim()},
 	}
 }
 

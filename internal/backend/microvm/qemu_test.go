@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
@@ -26,7 +27,7 @@ func onQEMU(t *testing.T) (*Backend, string) {
 	}
 	b, err := New(Config{
 		Dir: t.TempDir(), Instance: "test", Guest: testenv.Binaries(t).Guest, Disk: store.Disk, Kernels: testenv.Kernels(t), Now: time.Now,
-		QEMU: &QEMU{Shim: []string{"/proc/self/exe", "vmm-qemu"}},
+		QEMU: &QEMU{Shim: qemutest.Shim()},
 	})
 	if err != nil {
 		t.Fatal(err)

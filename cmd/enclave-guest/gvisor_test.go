@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -19,14 +18,7 @@ func newGVisor(t testing.TB) *sandbox {
 	t.Helper()
 	testenv.Need(t, "gvisor")
 	programs := testenv.Binaries(t)
-	images, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := images.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
+	images, digest := testenv.Image(t)
 	root, err := images.Rootfs(digest)
 	if err != nil {
 		t.Fatal(err)

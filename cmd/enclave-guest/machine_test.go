@@ -11,18 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/vsock"
-	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -98,14 +93,7 @@ func launchMachine(t testing.TB, listening func(boot, core net.Listener)) *testM
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := images.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
+	images, digest := testenv.Image(t)
 	disk, err := images.Disk(digest)
 	if err != nil {
 		t.Fatal(err)
@@ -144,25 +132,8 @@ func launchMachine(t testing.TB, listening func(boot, core net.Listener)) *testM
 		"-drive", "if=none,id=drive,format=raw,read-only=on,file="+disk, "-device", "virtio-blk-device,drive=drive",
 		"-chardev", "socket,id=vsock,path="+filepath.Join(dir, "front"), "-device", "vhost-user-vsock-device,chardev=vsock")
 	cmd.Stdout, cmd.Stderr = m.console, m.console
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	m.born = time.Now()
-	// The parent-death signal is the thread's: it must last (golang.org/issue/27505).
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		_ = cmd.Wait()
-		m.code = cmd.ProcessState.ExitCode()
-		close(m.ended)
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
+	m.start(t, cmd)
 	m.pid = cmd.Process.Pid
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()

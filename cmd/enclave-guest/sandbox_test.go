@@ -183,7 +183,6 @@ func newSandbox(t testing.TB, env ...string) *sandbox {
 	cmd.Env = append([]string{"PATH=/usr/bin:/bin"}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		Pdeathsig:  unix.SIGKILL,
 	}
 	return startSandbox(t, dir, cmd)
 }
@@ -200,23 +199,7 @@ func startSandbox(t testing.TB, dir string, cmd *exec.Cmd) *sandbox {
 	}
 	s := &sandbox{stderr: new(bytes.Buffer), ended: make(chan struct{})}
 	cmd.Stderr = s.stderr
-	// The parent-death signal is the thread's: it must last (golang.org/issue/27505).
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		_ = cmd.Wait()
-		s.code = cmd.ProcessState.ExitCode()
-		close(s.ended)
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
+	s.start(t, cmd)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	go func() {
@@ -248,6 +231,33 @@ func startSandbox(t testing.TB, dir string, cmd *exec.Cmd) *sandbox {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// start starts cmd, which ends with this program at the latest, and waits for its
+// end.
+func (s *sandbox) start(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
+	// The parent-death signal is the thread's: it must last (golang.org/issue/27505).
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		_ = cmd.Wait()
+		s.code = cmd.ProcessState.ExitCode()
+		close(s.ended)
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
 }
 
 func copyFile(t testing.TB, from, to string) {

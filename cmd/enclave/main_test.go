@@ -44,7 +44,7 @@ func TestScripts(t *testing.T) {
 func TestScriptsOnGVisor(t *testing.T) {
 	t.Parallel()
 	testenv.Need(t, "gvisor")
-	bin, images := filepath.Dir(testenv.Binaries(t).Guest), filepath.Join(testenv.Image(t), "images")
+	bin, images := filepath.Dir(testenv.Binaries(t).Guest), testenv.ImageDir(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/gvisor",
 		RequireExplicitExec: true,

@@ -265,7 +265,7 @@ func TestServeSaysThatThePortIsTaken(t *testing.T) {
 // onGVisor returns the environment of a new state directory on real gVisor.
 func onGVisor(t *testing.T) (env []string, s *stateDir) {
 	testenv.Need(t, "gvisor")
-	bin, images := filepath.Dir(testenv.Binaries(t).Guest), filepath.Join(testenv.Image(t), "images")
+	bin, images := filepath.Dir(testenv.Binaries(t).Guest), testenv.ImageDir(t)
 	path, err := gvisorState(t.TempDir(), images)
 	if err != nil {
 		t.Fatal(err)

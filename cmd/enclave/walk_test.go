@@ -98,7 +98,7 @@ func TestWalkInTheReadmeIsTrue(t *testing.T) {
 func TestWalkInTheReadmeIsTrueInGVisor(t *testing.T) {
 	t.Parallel()
 	testenv.Need(t, "gvisor")
-	bin, images := filepath.Dir(testenv.Binaries(t).Guest), filepath.Join(testenv.Image(t), "images")
+	bin, images := filepath.Dir(testenv.Binaries(t).Guest), testenv.ImageDir(t)
 	dir, err := os.MkdirTemp("", "walk")
 	if err != nil {
 		t.Fatal(err)

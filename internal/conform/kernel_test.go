@@ -33,14 +33,7 @@ type opened interface {
 // is what there is of an instance beside what residue sees.
 func checkAll(t *testing.T, open func(kernel) (opened, error), elsewhere func(context.Context, kernel) ([]string, error)) {
 	t.Helper()
-	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := store.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store, digest := testenv.Image(t)
 	k := kernel{dir: t.TempDir(), instance: fmt.Sprintf("conform-%d", os.Getpid()), guest: testenv.Binaries(t).Guest, images: store}
 	reopen := func() (backend.Backend, error) {
 		b, err := open(k)

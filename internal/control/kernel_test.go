@@ -129,14 +129,7 @@ func machines(t *testing.T, images *image.Store, c microvm.Config) closer {
 func onKernel(t *testing.T, on kernel) (*Plane, *lab) {
 	t.Helper()
 	testenv.Need(t, on.name)
-	images, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := images.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
+	images, digest := testenv.Image(t)
 	b := on.open(t, images)
 	table, err := egress.Standard()
 	if err != nil {

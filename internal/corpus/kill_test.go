@@ -205,7 +205,7 @@ func (k killed) run(t *testing.T) string {
 		state := filepath.Join("/var/tmp", ours+"image-"+random()[:8])
 		t.Cleanup(func() { os.RemoveAll(state) })
 		command("mkdir", "-m", "755", state)
-		command("cp", "-a", filepath.Join(testenv.Image(t), "images"), filepath.Join(state, "images"))
+		command("cp", "-a", testenv.ImageDir(t), filepath.Join(state, "images"))
 		env = append(env, "ENCLAVE_TEST_STATE="+state)
 	}
 	return command("go", "test", "-overlay", file, "-count=1", "-timeout", "10m", "-v", "-run", "^TestAttacks$/^"+k.kernel+"$/^("+strings.Join(k.cases, "|")+")$", "./internal/corpus")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -124,12 +123,7 @@ func open(t testing.TB, k kernel) *world {
 		digest, w.rootfs = "sha256:"+strings.Repeat("0", 64), t.TempDir()
 	} else {
 		testenv.Need(t, k.name)
-		if images, err = image.Open(filepath.Join(testenv.Image(t), "images")); err != nil {
-			t.Fatal(err)
-		}
-		if digest, err = images.Resolve(image.Default); err != nil {
-			t.Fatal(err)
-		}
+		images, digest = testenv.Image(t)
 		if w.rootfs, err = images.Rootfs(digest); err != nil {
 			t.Fatal(err)
 		}

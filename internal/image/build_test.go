@@ -15,14 +15,7 @@ import (
 // TestDefaultImageRunsWhatAgentsNeed needs the image that testenv builds once.
 func TestDefaultImageRunsWhatAgentsNeed(t *testing.T) {
 	testenv.Need(t, "root")
-	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := store.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store, digest := testenv.Image(t)
 	root, err := store.Rootfs(digest)
 	if err != nil {
 		t.Fatal(err)

@@ -70,15 +70,9 @@ func instance() string { return fmt.Sprintf("posture-%d", os.Getpid()) }
 func lab(t *testing.T, name string) Lab {
 	t.Helper()
 	testenv.Need(t, name)
-	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
+	store, digest := testenv.Image(t)
+	rootfs, err := store.Rootfs(digest)
 	if err != nil {
-		t.Fatal(err)
-	}
-	l := Lab{}
-	if l.Image, err = store.Resolve(image.Default); err != nil {
-		t.Fatal(err)
-	}
-	if l.Rootfs, err = store.Rootfs(l.Image); err != nil {
 		t.Fatal(err)
 	}
 	b := backends[name](t, store)
@@ -87,8 +81,7 @@ func lab(t *testing.T, name string) Lab {
 			t.Error(err)
 		}
 	})
-	l.Backend = b
-	return l
+	return Lab{Backend: b, Image: digest, Rootfs: rootfs}
 }
 
 // TestASandboxIsWhatItIsDeclaredToBe compares a live sandbox of each backend with

@@ -78,37 +78,49 @@ var build = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-// Image returns a state directory whose images hold the default image,
-// unpacked: the one that ENCLAVE_TEST_STATE names, or /var/lib/enclave-test, in
-// which it builds the image if it is missing. Building needs root, mmdebstrap
-// and the host's package mirror; without the first two t is skipped.
-func Image(t testing.TB) string {
+// Image returns the image store of the tests, and the digest of the default image
+// in it, which is unpacked: the store of the state directory that
+// ENCLAVE_TEST_STATE names, or of /var/lib/enclave-test, in which the image is
+// built if it is missing. Building needs root, mmdebstrap and the host's package
+// mirror; without the first two t is skipped.
+func Image(t testing.TB) (store *image.Store, digest string) {
+	t.Helper()
+	store, err := image.Open(imageDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if digest, err = store.Resolve(image.Default); err == nil {
+		if _, err := store.Rootfs(digest); err == nil {
+			return store, digest
+		}
+	}
+	Need(t, "mmdebstrap")
+	// Of several test processes that find no image one builds it; the store
+	// makes the others wait and gives them the same.
+	if digest, err = store.Build(context.Background(), func(s image.Step) { t.Log(s) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Rootfs(digest); err != nil {
+		t.Fatal(err)
+	}
+	return store, digest
+}
+
+// ImageDir returns the directory of Image's store, which has the image.
+func ImageDir(t testing.TB) string {
+	t.Helper()
+	Image(t)
+	return imageDir(t)
+}
+
+func imageDir(t testing.TB) string {
 	t.Helper()
 	state := os.Getenv("ENCLAVE_TEST_STATE")
 	if state == "" {
 		Need(t, "root")
 		state = "/var/lib/enclave-test"
 	}
-	store, err := image.Open(filepath.Join(state, "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if digest, err := store.Resolve(image.Default); err == nil {
-		if _, err := store.Rootfs(digest); err == nil {
-			return state
-		}
-	}
-	Need(t, "mmdebstrap")
-	// Of several test processes that find no image one builds it; the store
-	// makes the others wait and gives them the same.
-	digest, err := store.Build(context.Background(), func(s image.Step) { t.Log(s) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := store.Rootfs(digest); err != nil {
-		t.Fatal(err)
-	}
-	return state
+	return filepath.Join(state, "images")
 }
 
 // lock waits for an exclusive lock on path, which ends with the process at the

@@ -15,9 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/testenv"
-	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait for something that a loaded machine delays.
@@ -111,7 +112,7 @@ func emptySite(t testing.TB, backend string) *site {
 				t.Fatal(err)
 			}
 		}
-		images := filepath.Join(testenv.Image(t), "images")
+		images := testenv.ImageDir(t)
 		if err := errors.Join(os.Mkdir(s.state, 0o711), os.Symlink(images, filepath.Join(s.state, "images"))); err != nil {
 			t.Fatal(err)
 		}

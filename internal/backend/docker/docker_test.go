@@ -15,7 +15,6 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
@@ -29,23 +28,9 @@ func newID() backend.ID {
 	return backend.ID(strings.ToLower(rand.Text()[:20]))
 }
 
-// images are those of this host's tests, and the digest of the default one.
-func images(t *testing.T) (*image.Store, string) {
-	t.Helper()
-	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := store.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return store, digest
-}
-
 func config(t *testing.T, host string) Config {
 	t.Helper()
-	store, _ := images(t)
+	store, _ := testenv.Image(t)
 	return Config{Dir: t.TempDir(), Instance: "test", Host: host, Guest: testenv.Binaries(t).Guest, Images: store}
 }
 
@@ -81,7 +66,7 @@ type box struct {
 // start starts a sandbox, which t destroys unless it is gone.
 func start(t *testing.T, b *Backend, id backend.ID) box {
 	t.Helper()
-	_, digest := images(t)
+	_, digest := testenv.Image(t)
 	l, err := b.Listen(deadline(t), id)
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +144,7 @@ func TestAHostWithoutATUNDeviceIsToldInWords(t *testing.T) {
 func TestAnImageThatTheDaemonLostIsLoadedAgain(t *testing.T) {
 	host := testenv.Docker(t)
 	b := open(t, config(t, host))
-	store, digest := images(t)
+	store, digest := testenv.Image(t)
 	d, err := store.Docker(deadline(t), digest)
 	if err != nil {
 		t.Fatal(err)

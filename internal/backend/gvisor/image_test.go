@@ -1,13 +1,11 @@
 package gvisor
 
 import (
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -15,14 +13,7 @@ import (
 func openImage(t testing.TB) *Backend {
 	t.Helper()
 	c := config(t, t.TempDir())
-	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := store.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store, digest := testenv.Image(t)
 	c.Rootfs = func(string) (string, error) { return store.Rootfs(digest) }
 	b, err := New(c)
 	if err != nil {

@@ -2,13 +2,11 @@ package microvm
 
 import (
 	"context"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
-	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -17,14 +15,7 @@ import (
 func onQEMU(t *testing.T) (*Backend, string) {
 	t.Helper()
 	testenv.Need(t, "qemu")
-	store, err := image.Open(filepath.Join(testenv.Image(t), "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := store.Resolve(image.Default)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store, digest := testenv.Image(t)
 	b, err := New(Config{
 		Dir: t.TempDir(), Instance: "test", Guest: testenv.Binaries(t).Guest, Disk: store.Disk, Kernels: testenv.Kernels(t), Now: time.Now,
 		QEMU: &QEMU{Shim: qemutest.Shim()},

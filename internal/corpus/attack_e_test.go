@@ -27,67 +27,28 @@ import (
 // has its neighbours, who must not notice. A control has the same attack in a
 // control group whose limits are wide, and only so wide that this host lives.
 var exhaustionAttacks = []attack{
-	{
-		id:    "E01",
-		smoke: true,
-		code: `
+	inSmoke(multiplying("E01", `
 import os
 print('$ARMED', flush=True)
 while True: os.fork()
-`,
-		request: limited(enclave.Limits{PidsLimit: 64}),
-		ends:    &ends{kill: "pids_exceeded", resource: "pidsLimit"},
-		bounds:  &bounds{tasks: mostTasks},
-		during:  neighbours,
-		breaks:  hostDoS,
-		control: onBare(bare{pids: 2 * mostTasks, limit: 4 * time.Second}),
-	},
-	{
-		id: "E02",
-		code: `
+`)),
+	multiplying("E02", `
 import threading, time
 print('$ARMED', flush=True)
 while True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-`,
-		request: limited(enclave.Limits{PidsLimit: 64}),
-		ends:    &ends{kill: "pids_exceeded", resource: "pidsLimit"},
-		bounds:  &bounds{tasks: mostTasks},
-		during:  neighbours,
-		breaks:  hostDoS,
-		control: onBare(bare{pids: 2 * mostTasks, limit: 4 * time.Second}),
-	},
-	{
-		id:       "E04",
-		language: "bash",
-		code: `
+`),
+	filling("E04", `
 echo '$ARMED'
 dd if=/dev/zero of=/dev/shm/x bs=1M count=4096
 dd if=/dev/zero of=/tmp/x bs=1M count=4096
 sleep 60
-`,
-		request: limited(enclave.Limits{PidsLimit: 64, MemoryMB: 128, DiskMB: 32}),
-		ends:    &ends{kill: "disk_exceeded", resource: "diskMb"},
-		bounds:  &bounds{memory: mostMemory, disk: 48 << 20},
-		during:  neighbours,
-		breaks:  hostDoS,
-		control: onBare(bare{memory: 2 * mostMemory, limit: 4 * time.Second}),
-	},
-	{
-		id:       "E05",
-		language: "bash",
-		code: `
+`),
+	filling("E05", `
 echo '$ARMED'
 dd if=/dev/zero of=/work/x bs=1M count=100000
 dd if=/dev/zero of=/tmp/x bs=1M count=100000
 sleep 60
-`,
-		request: limited(enclave.Limits{PidsLimit: 64, MemoryMB: 128, DiskMB: 32}),
-		ends:    &ends{kill: "disk_exceeded", resource: "diskMb"},
-		bounds:  &bounds{memory: mostMemory, disk: 48 << 20},
-		during:  neighbours,
-		breaks:  hostDoS,
-		control: onBare(bare{memory: 2 * mostMemory, limit: 4 * time.Second}),
-	},
+`),
 	{
 		id: "E07",
 		code: `
@@ -149,21 +110,12 @@ while True: pass
 		breaks:  hostDoS,
 		control: onBare(bare{limit: 3 * time.Second}),
 	},
-	{
-		id: "E13",
-		code: `
+	multiplying("E13", `
 import os
 print('$ARMED', flush=True)
 while True:
     if os.fork() == 0: os._exit(0)
-`,
-		request: limited(enclave.Limits{PidsLimit: 64}),
-		ends:    &ends{kill: "pids_exceeded", resource: "pidsLimit"},
-		bounds:  &bounds{tasks: mostTasks},
-		during:  neighbours,
-		breaks:  hostDoS,
-		control: onBare(bare{pids: 2 * mostTasks, limit: 4 * time.Second}),
-	},
+`),
 	{
 		id:      "E14",
 		instead: "nothing collects files from a sandbox; the archive comes out as output, and is scanned and kept as it is",
@@ -242,6 +194,41 @@ exit $c
 		breaks:  hostDoS,
 		control: control{what: "a control plane without quotas", run: stormWithoutQuotas},
 	},
+}
+
+// multiplying is an attack whose code makes tasks without end.
+func multiplying(id, code string) attack {
+	return attack{
+		id:      id,
+		code:    code,
+		request: limited(enclave.Limits{PidsLimit: 64}),
+		ends:    &ends{kill: "pids_exceeded", resource: "pidsLimit"},
+		bounds:  &bounds{tasks: mostTasks},
+		during:  neighbours,
+		breaks:  hostDoS,
+		control: onBare(bare{pids: 2 * mostTasks, limit: 4 * time.Second}),
+	}
+}
+
+// inSmoke has an attack run in "make test".
+func inSmoke(a attack) attack {
+	a.smoke = true
+	return a
+}
+
+// filling is an attack whose code, in bash, writes more than its disk takes.
+func filling(id, code string) attack {
+	return attack{
+		id:       id,
+		language: "bash",
+		code:     code,
+		request:  limited(enclave.Limits{PidsLimit: 64, MemoryMB: 128, DiskMB: 32}),
+		ends:     &ends{kill: "disk_exceeded", resource: "diskMb"},
+		bounds:   &bounds{memory: mostMemory, disk: 48 << 20},
+		during:   neighbours,
+		breaks:   hostDoS,
+		control:  onBare(bare{memory: 2 * mostMemory, limit: 4 * time.Second}),
+	}
 }
 
 const (

@@ -27,7 +27,8 @@ var table = map[string][]string{
 	"internal/auth":    {},
 	"internal/backend": {},
 	"internal/wire":    {},
-	// Three read what is mounted before they trust or remove a directory: one parser.
+	// One parser for all who read what is mounted before they trust or remove a
+	// directory.
 	"internal/mountinfo": {},
 	"internal/cgroup":    {"internal/mountinfo"},
 	"internal/image":     {"internal/mountinfo"},
@@ -44,7 +45,7 @@ var table = map[string][]string{
 	"internal/httpapi":           {".", "api", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
-	"internal/backend/gvisor":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
+	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
 	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
 	// One path for every machine monitor, over what speaks to each and what machines
 	// boot. The boot channel, on which a guest reports what its kernel counts, is wire's.
@@ -67,8 +68,9 @@ var table = map[string][]string{
 	"internal/watch": {"internal/backend", "internal/cgroup"},
 	// Leads each sandbox of such a backend through its life: it makes no process,
 	// and ends them all.
-	"internal/keep":    {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch"},
-	"internal/conform": {"internal/backend", "internal/wire"},
+	"internal/keep": {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch"},
+	// Besides a backend's contract, it looks for what is left of one on this host.
+	"internal/conform": {"internal/backend", "internal/wire", "internal/mountinfo"},
 	// Compares what control planes recorded of the requests that it says, in the
 	// public API's form, and certifies it with the log's own proofs.
 	"internal/parity": {".", "internal/audit"},

@@ -4,10 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/enclave-run/enclave/internal/backend"
@@ -30,7 +27,7 @@ type opened interface {
 
 // checkAll makes every check on a real backend, with the real guest and the default
 // image. open opens the backend, again after a restart. elsewhere, which may be nil,
-// is what there is of an instance beside what residue sees.
+// is what there is of an instance beside what conform.Residue sees.
 func checkAll(t *testing.T, open func(kernel) (opened, error), elsewhere func(context.Context, kernel) ([]string, error)) {
 	t.Helper()
 	store, digest := testenv.Image(t)
@@ -54,7 +51,7 @@ func checkAll(t *testing.T, open func(kernel) (opened, error), elsewhere func(co
 	lab := conform.Lab{
 		Backend: first, Image: digest, Executes: true, Reopen: reopen,
 		Residue: func(ctx context.Context) ([]string, error) {
-			all, err := residue(k.dir, k.instance)
+			all, err := conform.Residue(k.dir, k.instance)
 			if err != nil || elsewhere == nil {
 				return all, err
 			}
@@ -69,50 +66,4 @@ func checkAll(t *testing.T, open func(kernel) (opened, error), elsewhere func(co
 			}
 		})
 	}
-}
-
-// residue is what the host has of the sandboxes of an instance, by the marks that they
-// bear: the files of its directory, and the mounts, control groups and
-// processes that name the directory or the instance.
-func residue(dir, instance string) ([]string, error) {
-	var all []string
-	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
-		all = append(all, "file "+p)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	roots := map[string]bool{}
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, dir) {
-			all = append(all, "mount "+strings.TrimSpace(line))
-		}
-		if f := strings.Fields(line); len(f) > 4 && strings.Contains(line, " - cgroup") {
-			roots[f[4]] = true
-		}
-	}
-	for root := range roots {
-		// A control group may go while it is looked at.
-		filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() && strings.Contains(p, "/"+instance+"-") {
-				all = append(all, "cgroup "+p)
-			}
-			return nil
-		})
-	}
-	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range procs {
-		if cmd, err := os.ReadFile(p); err == nil && strings.Contains(string(cmd), dir) {
-			all = append(all, "process "+p)
-		}
-	}
-	return all, nil
 }

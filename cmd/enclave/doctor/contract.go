@@ -128,7 +128,7 @@ func onGVisor(ctx context.Context, c Config, tell func(Finding) error) (err erro
 	}
 	return contract(ctx, conform.Lab{
 		Backend: b, Image: digest, Executes: true, Reopen: open,
-		Residue: func(context.Context) ([]string, error) { return residue(config.Dir, config.Instance, "enclave") },
+		Residue: func(context.Context) ([]string, error) { return conform.Residue(config.Dir, config.Instance) },
 	}, conform.Checks(), tell)
 }
 

@@ -79,6 +79,6 @@ func onMachines(ctx context.Context, c Config, name string, tell func(Finding) e
 	}
 	return contract(ctx, conform.Lab{
 		Backend: b, Image: digest, Executes: true, Reopen: open,
-		Residue: func(context.Context) ([]string, error) { return residue(m.Dir, m.Instance, microvm.Groups) },
+		Residue: func(context.Context) ([]string, error) { return conform.Residue(m.Dir, m.Instance) },
 	}, conform.Checks(), tell)
 }

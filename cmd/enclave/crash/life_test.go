@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 // lives are what happens to the sandboxes of a real backend. Each holds on every
@@ -129,27 +129,21 @@ func itsDirectoryIsRemoved(t *testing.T, on kernel) {
 // unmountBelow unmounts what is mounted in a directory.
 func (s *site) unmountBelow(dir string) {
 	s.t.Helper()
-	for _, m := range slices.Backward(mountsBelow(s.t, dir)) {
+	for _, m := range mountsBelow(s.t, dir) {
 		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
 			s.t.Fatal(err)
 		}
 	}
 }
 
-// mountsBelow are the mount points below a directory.
+// mountsBelow are the mount points below a directory, the deepest first.
 func mountsBelow(t testing.TB, dir string) []string {
 	t.Helper()
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	table, err := mountinfo.Table()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var found []string
-	for line := range strings.Lines(string(raw)) {
-		if f := strings.Fields(line); strings.HasPrefix(f[4], dir+"/") {
-			found = append(found, f[4])
-		}
-	}
-	return found
+	return mountinfo.Below(table, dir)
 }
 
 // A reboot leaves the state directory and nothing in the kernel.

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -168,7 +167,7 @@ func (s *site) remove() {
 		}
 		await(50 * time.Millisecond)
 	}
-	for _, m := range slices.Backward(mountsBelow(s.t, s.dir)) {
+	for _, m := range mountsBelow(s.t, s.dir) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
 	if err := os.RemoveAll(s.dir); err != nil {

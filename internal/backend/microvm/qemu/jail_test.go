@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 // child returns the process id of pid's only child.
@@ -132,22 +134,19 @@ func rootIsBare(t *testing.T, pid int, dir string) {
 	if want := []string{proc(pid, "root/etc/ld.so.cache")}; err != nil || !slices.Equal(etc, want) {
 		t.Errorf("its /etc has %v, %v", etc, err)
 	}
-	b, err := os.ReadFile(proc(pid, "mountinfo"))
+	mounts, err := mountinfo.TableOf(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	mounts := 0
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		mounts++
+	for _, m := range mounts {
 		for _, want := range []string{"ro", "nosuid", "nodev"} {
-			if !slices.Contains(strings.Split(f[5], ","), want) {
-				t.Errorf("the mount at %s is not %s: %s", f[4], want, f[5])
+			if !slices.Contains(m.Options, want) {
+				t.Errorf("the mount at %s is not %s: %s", m.Point, want, m.Line)
 			}
 		}
 	}
-	if mounts < 5 {
-		t.Errorf("it has %d mounts: they were not read", mounts)
+	if len(mounts) < 5 {
+		t.Errorf("it has %d mounts: they were not read", len(mounts))
 	}
 	if b, err := os.ReadFile(proc(pid, "cgroup")); err != nil || len(b) == 0 {
 		t.Errorf("its cgroups can't be read: %v", err)

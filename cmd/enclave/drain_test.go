@@ -5,7 +5,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/enclave-run/enclave"
 )
@@ -39,7 +38,8 @@ func TestServeDrainsAndLeavesWhatWaits(t *testing.T) {
 	if err := v.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	for {
+	<-v.ending
+	for { // it says so a few instructions before it is so
 		h, err := c.Health(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -47,7 +47,6 @@ func TestServeDrainsAndLeavesWhatWaits(t *testing.T) {
 		if !h.Ready {
 			break
 		}
-		time.Sleep(time.Millisecond) // the signal arrives when it does
 	}
 	r, err := http.NewRequestWithContext(t.Context(), "POST", v.url+"/v1/sessions", strings.NewReader(`{"code":"1"}`))
 	if err != nil {

@@ -139,6 +139,7 @@ type server struct {
 	cmd       *exec.Cmd
 	url, key  string
 	stdout    string
+	ending    chan struct{} // closed when it has said that it was told to end, or ends
 	stderrEnd chan string
 }
 
@@ -147,7 +148,7 @@ var servesForm = regexp.MustCompile(`enclave serves (https?://\S+)`)
 // startServe starts a server and waits until it says where it serves.
 func startServe(t *testing.T, env []string, more ...string) *server {
 	t.Helper()
-	v := &server{cmd: enclaveCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0"}, more...)...), stderrEnd: make(chan string, 1)}
+	v := &server{cmd: enclaveCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0"}, more...)...), ending: make(chan struct{}), stderrEnd: make(chan string, 1)}
 	stderr, err := v.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +171,21 @@ func startServe(t *testing.T, env []string, more ...string) *server {
 			t.Fatalf("serve: %q, %v", line, err)
 		}
 	}
-	go func() { rest, _ := io.ReadAll(in); v.stderrEnd <- string(rest) }()
+	go func() {
+		var rest strings.Builder
+		for told := false; ; {
+			line, err := in.ReadString('\n')
+			rest.WriteString(line)
+			if !told && (err != nil || strings.Contains(line, "msg=ending")) {
+				told = true
+				close(v.ending)
+			}
+			if err != nil {
+				v.stderrEnd <- rest.String()
+				return
+			}
+		}
+	}()
 	// The key and how to use it are five lines.
 	r := bufio.NewReader(stdout)
 	for range 5 {

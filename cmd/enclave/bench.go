@@ -100,10 +100,8 @@ func (p *program) rawMachine(ctx context.Context, s *stateDir, guest string) (m 
 	if err != nil {
 		return m, err
 	}
-	if m.QEMU = p.opts.Machine.QEMU; m.QEMU == "" {
-		if m.QEMU, err = qemu.Find(); err != nil {
-			return m, err
-		}
+	if m.QEMU, err = qemu.Find(p.opts.Machine.QEMU); err != nil {
+		return m, err
 	}
 	k, err := kernel.Newest(s.file("kernels"))
 	if err != nil {

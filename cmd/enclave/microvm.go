@@ -10,10 +10,8 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 )
-
-// shimCommand is the hidden command that serves a machine of QEMU's.
-const shimCommand = "vmm-qemu"
 
 // A machineOptions says by which programs virtual machines are run.
 type machineOptions struct {
@@ -43,7 +41,7 @@ func isMachine(backend string) bool { return backend == qemuBackend || backend =
 func (p *program) machineConfig(name, kernels string) (microvm.Config, error) {
 	c := microvm.Config{Kernels: kernels, Now: p.now}
 	if name == qemuBackend {
-		c.QEMU = &microvm.QEMU{Shim: []string{"/proc/self/exe", shimCommand}, Path: p.opts.Machine.QEMU}
+		c.QEMU = &microvm.QEMU{Shim: []string{"/proc/self/exe", qemu.Command}, Path: p.opts.Machine.QEMU}
 		return c, nil
 	}
 	f := &microvm.Firecracker{}

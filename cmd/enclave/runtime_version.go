@@ -39,10 +39,8 @@ func (p *program) machineVersions(ctx context.Context, backend string) (map[stri
 	program := ""
 	if c.Firecracker != nil {
 		program = c.Firecracker.Path
-	} else if program = c.QEMU.Path; program == "" {
-		if program, err = qemu.Find(); err != nil {
-			return nil, err
-		}
+	} else if program, err = qemu.Find(c.QEMU.Path); err != nil {
+		return nil, err
 	}
 	out, err := exec.CommandContext(ctx, program, "--version").Output()
 	if err != nil {

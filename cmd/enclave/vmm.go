@@ -11,7 +11,7 @@ import (
 // where nothing of this program's configuration is.
 func (p *program) vmmCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:                "vmm-qemu",
+		Use:                qemu.Command,
 		Short:              "Run a virtual machine (started by the qemu backend)",
 		Hidden:             true,
 		DisableFlagParsing: true,

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -29,36 +28,11 @@ func (c Config) launcher(ctx context.Context, k kernel.Kernel) (launcher, error)
 }
 
 func (q QEMU) launcher(ctx context.Context, kernels string, k kernel.Kernel) (launcher, error) {
-	path, err := q.find()
-	if err != nil {
-		return nil, err
-	}
-	p, err := qemu.Look(ctx, kernels, path, k.Vmlinux())
+	p, err := qemu.Look(ctx, kernels, q.Path, k.Vmlinux())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}
 	return byQEMU{shim: q.Shim, qemu: p.Path, kvm: p.KVM, lacks: p.Why, at: bootingAtOnce()}, nil
-}
-
-// find returns QEMU's program.
-func (q QEMU) find() (string, error) {
-	name := q.Path
-	if name == "" {
-		name = "qemu-system-" + machineName()
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("%w: QEMU is missing: apt-get install qemu-system-x86, or name its program with ENCLAVE_QEMU: %w", backend.ErrUnavailable, err)
-	}
-	return path, nil
-}
-
-// machineName is what QEMU and Firecracker call the host's kind of processor.
-func machineName() string {
-	if runtime.GOARCH == "arm64" {
-		return "aarch64"
-	}
-	return "x86_64"
 }
 
 func (f Firecracker) launcher() (launcher, error) {

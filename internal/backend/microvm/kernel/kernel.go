@@ -8,6 +8,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -107,7 +108,7 @@ func List(dir string) ([]Kernel, error) {
 		}
 	}
 	slices.SortFunc(all, func(a, b Kernel) int {
-		return cmpOr(compareVersions(a.Version, b.Version), strings.Compare(a.Digest, b.Digest))
+		return cmp.Or(compareVersions(a.Version, b.Version), strings.Compare(a.Digest, b.Digest))
 	})
 	return all, nil
 }
@@ -184,7 +185,7 @@ func compareVersions(a, b string) int {
 		a, b = a[len(ta):], b[len(tb):]
 		if digit(ta[0]) && digit(tb[0]) {
 			na, nb := strings.TrimLeft(ta, "0"), strings.TrimLeft(tb, "0")
-			if c := cmpOr(len(na)-len(nb), strings.Compare(na, nb)); c != 0 {
+			if c := cmp.Or(len(na)-len(nb), strings.Compare(na, nb)); c != 0 {
 				return c
 			}
 		} else if c := strings.Compare(ta, tb); c != 0 {
@@ -203,13 +204,6 @@ func token(s string) string {
 		n++
 	}
 	return s[:n]
-}
-
-func cmpOr(a, b int) int {
-	if a != 0 {
-		return a
-	}
-	return b
 }
 
 // lock waits until no other process changes dir, which it makes if it is missing,

@@ -100,7 +100,7 @@ func enter(o options) error {
 	if err != nil {
 		return err
 	}
-	argv := []string{"enclave", "vmm-qemu", stageInside, string(b)}
+	argv := []string{"enclave", Command, stageInside, string(b)}
 	return fmt.Errorf("start the VMM in its jail: %w", syscall.Exec(selfPath, argv, []string{}))
 }
 

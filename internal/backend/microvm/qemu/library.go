@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -15,16 +16,21 @@ import (
 // program is the name of the QEMU that emulates this host's processor.
 const program = "qemu-system-x86_64"
 
-// Find returns the path of QEMU, and says how to get one where there is none.
-func Find() (string, error) {
+// Find returns the absolute path of QEMU: of the program name, which is a path or
+// is on PATH, or for an empty one of the QEMU for this host's processor. Where
+// there is none the error says how to get one.
+func Find(name string) (string, error) {
 	if runtime.GOARCH != "amd64" {
 		return "", fmt.Errorf("QEMU's microvm machine is for x86-64, and this host is %s", runtime.GOARCH)
 	}
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return "", fmt.Errorf("there is no %s: apt-get install qemu-system-x86", program)
+	path, err := exec.LookPath(cmp.Or(name, program))
+	if err == nil {
+		path, err = filepath.Abs(path)
 	}
-	return filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("QEMU is missing: apt-get install qemu-system-x86, or name its program with ENCLAVE_QEMU: %w", err)
+	}
+	return path, nil
 }
 
 // files are those of the host that QEMU needs, by their paths in the jail.

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "-nodefaults" {
 		intrude()
 	}
-	if len(os.Args) > 1 && os.Args[1] == "vmm-qemu" {
+	if len(os.Args) > 1 && os.Args[1] == Command {
 		if err := Main(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -94,14 +94,24 @@ func copyFile(t testing.TB, from, to string) {
 	}
 }
 
+// commandLine is a VMM's, without the program.
+func commandLine(t testing.TB, dir string) []string {
+	t.Helper()
+	qemu, err := Find("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	user := fmt.Sprint(testUID)
+	return []string{Command, "--id", "vm-test", "--root", dir, "--uid", user, "--gid", user, "--accel", string(TCG), "--qemu", qemu}
+}
+
 // spawn starts a VMM and does not wait for it.
 func spawn(t testing.TB, dir string, args ...string) *vm {
 	t.Helper()
 	testenv.Need(t, "qemu")
 	testenv.Need(t, "netns")
 	v := &vm{Client: firecracker.Dial(filepath.Join(dir, apiName)), dir: dir, said: &safeBuffer{}, done: make(chan struct{})}
-	v.cmd = exec.Command("/proc/self/exe", append([]string{"vmm-qemu", "--id", "vm-test", "--root", dir,
-		"--uid", fmt.Sprint(testUID), "--gid", fmt.Sprint(testUID)}, args...)...)
+	v.cmd = exec.Command("/proc/self/exe", append(commandLine(t, dir), args...)...)
 	v.cmd.Stderr = v.said
 	// A careless parent leaves it a file of the host's.
 	leak, err := os.Open("/etc/passwd")
@@ -188,7 +198,7 @@ func startOrphan(t testing.TB, dir string) *vm {
 	testenv.Need(t, "qemu")
 	testenv.Need(t, "netns")
 	v := &vm{Client: firecracker.Dial(filepath.Join(dir, apiName)), dir: dir, said: &safeBuffer{}, done: make(chan struct{})}
-	out, err := exec.Command("/bin/sh", "-c", fmt.Sprintf("/proc/%d/exe vmm-qemu --id vm-test --root %s --uid %d --gid %d >/dev/null 2>&1 & echo $!", os.Getpid(), dir, testUID, testUID)).Output()
+	out, err := exec.Command("/bin/sh", "-c", fmt.Sprintf("/proc/%d/exe %s >/dev/null 2>&1 & echo $!", os.Getpid(), strings.Join(commandLine(t, dir), " "))).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

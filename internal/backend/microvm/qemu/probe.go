@@ -48,20 +48,17 @@ type remembered struct {
 	Probe
 }
 
-// Look says what this host has: with the QEMU at path, or for an empty one that of
-// PATH, and with the guest kernel at kernel, an uncompressed one. It boots a guest
+// Look says what this host has: with the QEMU that Find finds for program, and with
+// the guest kernel at kernel, an uncompressed one. It boots a guest
 // with KVM for a second if /dev/kvm opens, because one that opens may boot
 // nothing, and remembers the answer in the directory stateDir. It returns an error
 // if there is no QEMU to work with; without KVM there is emulation.
-func Look(ctx context.Context, stateDir, path, kernel string) (Probe, error) {
-	if path == "" {
-		var err error
-		if path, err = Find(); err != nil {
-			return Probe{}, err
-		}
-	}
-	path, err := filepath.EvalSymlinks(path)
+func Look(ctx context.Context, stateDir, program, kernel string) (Probe, error) {
+	path, err := Find(program)
 	if err != nil {
+		return Probe{}, err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return Probe{}, fmt.Errorf("find QEMU: %w", err)
 	}
 	now := remembered{Probe: Probe{Path: path}}

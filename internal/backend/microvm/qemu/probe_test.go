@@ -58,7 +58,7 @@ func TestQEMUThatIsNoneIsRefusedInWords(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Look(t.Context(), t.TempDir(), "/nowhere/qemu", emptyFile(t)); err == nil || !strings.Contains(err.Error(), "find QEMU: lstat /nowhere: no such file or directory") {
+	if _, err := Look(t.Context(), t.TempDir(), "/nowhere/qemu", emptyFile(t)); err == nil || !strings.Contains(err.Error(), "ENCLAVE_QEMU") || !strings.Contains(err.Error(), "stat /nowhere/qemu: no such file or directory") {
 		t.Errorf("for none: %v", err)
 	}
 	t.Setenv("PATH", t.TempDir())

@@ -32,7 +32,13 @@ const (
 // Version is the vmm_version that the API reports: of no Firecracker.
 const Version = "0.0.0-qemu"
 
-// Words with which this program starts itself again: see stage.
+// Command is the word by which a program is a VMM process: one whose first argument
+// it is calls Main with the others. A VMM starts its own program again so, in its
+// jail.
+const Command = "vmm-qemu"
+
+// Words that follow Command where the program starts itself again: as the VMM in
+// its jail, and there as what becomes QEMU.
 const (
 	stageInside = "inside"
 	stageLaunch = "launch"
@@ -51,10 +57,11 @@ type options struct {
 
 // Main is the VMM process. It is started as root, with
 //
-//	--id ID --root DIR --uid N --gid N [--accel kvm|tcg] [--qemu PATH] [--cgroup DIR]... [--oom-score N]
+//	vmm-qemu --id ID --root DIR --uid N --gid N --accel kvm|tcg --qemu PATH [--cgroup DIR]... [--oom-score N]
 //
 // and its standard error is where it explains itself. It enters each control group
-// before anything else, and QEMU with it. The root DIR belongs to root, and has vmlinux, initrd and disk.erofs, readable to uid N, and the sockets v.sock_PORT.
+// before anything else, and QEMU with it. The root DIR belongs to root, and has
+// vmlinux, initrd and disk.erofs, readable to uid N, and the sockets v.sock_PORT.
 // Nobody but root can reach DIR/api.sock, which Main makes, and neither it nor QEMU
 // can change anything in DIR. Paths in API calls are relative to DIR; of the
 // guest's console the last 16 KiB are in DIR/serial once PUT /serial names /serial.
@@ -81,13 +88,13 @@ var validID = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 
 func parse(args []string) (options, error) {
 	var o options
-	f := flag.NewFlagSet("vmm-qemu", flag.ContinueOnError)
+	f := flag.NewFlagSet(Command, flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.ID, "id", "", "")
 	f.StringVar(&o.Root, "root", "", "")
 	f.IntVar(&o.UID, "uid", 0, "")
 	f.IntVar(&o.GID, "gid", 0, "")
-	f.StringVar((*string)(&o.Accel), "accel", string(TCG), "")
+	f.StringVar((*string)(&o.Accel), "accel", "", "")
 	f.StringVar(&o.QEMU, "qemu", "", "")
 	f.Func("cgroup", "", func(s string) error { o.Groups = append(o.Groups, s); return nil })
 	f.IntVar(&o.OOMScore, "oom-score", 0, "")
@@ -109,18 +116,9 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("--oom-score %d is not between 0 and 1000", o.OOMScore)
 	case o.Accel != KVM && o.Accel != TCG:
 		return o, fmt.Errorf("--accel %q is neither kvm nor tcg", o.Accel)
-	}
-	if o.QEMU == "" {
-		path, err := Find()
-		if err != nil {
-			return o, err
-		}
-		o.QEMU = path
-	}
-	if !filepath.IsAbs(o.QEMU) {
+	case !filepath.IsAbs(o.QEMU):
 		return o, fmt.Errorf("--qemu %q is no absolute path", o.QEMU)
-	}
-	if os.Geteuid() != 0 {
+	case os.Geteuid() != 0:
 		return o, errors.New("it needs root, to make a jail and leave root behind")
 	}
 	return o, nil

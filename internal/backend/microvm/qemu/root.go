@@ -89,7 +89,7 @@ func (in *inside) startLauncher(o options) error {
 	if in.Words, err = keep(words[0]); err != nil {
 		return err
 	}
-	child, err := syscall.ForkExec(selfPath, []string{"enclave", "vmm-qemu", stageLaunch}, &syscall.ProcAttr{
+	child, err := syscall.ForkExec(selfPath, []string{"enclave", Command, stageLaunch}, &syscall.ProcAttr{
 		Dir: "/",
 		Env: []string{},
 		// Standard input is at its end; after the first three come controlFD and so on.

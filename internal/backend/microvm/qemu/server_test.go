@@ -193,7 +193,7 @@ func TestMachineIsQEMUsCommandLine(t *testing.T) {
 }
 
 func TestOptionsAreStrict(t *testing.T) {
-	good := []string{"--id", "a", "--root", "/vm", "--uid", "5", "--gid", "5", "--qemu", "/q"}
+	good := []string{"--id", "a", "--root", "/vm", "--uid", "5", "--gid", "5", "--accel", "tcg", "--qemu", "/q"}
 	for name, tc := range map[string]struct {
 		more []string
 		want string
@@ -202,6 +202,7 @@ func TestOptionsAreStrict(t *testing.T) {
 		"a relative root":     {[]string{"--root", "vm"}, `--root "vm" is no absolute path`},
 		"an id with a slash":  {[]string{"--id", "../x"}, `--id "../x" is not 1 to 64 letters, digits and hyphens`},
 		"another accelerator": {[]string{"--accel", "hvf"}, `--accel "hvf" is neither kvm nor tcg`},
+		"no accelerator":      {[]string{"--accel", ""}, `--accel "" is neither kvm nor tcg`},
 		"a relative QEMU":     {[]string{"--qemu", "qemu"}, `--qemu "qemu" is no absolute path`},
 		"no one's last":       {[]string{"--oom-score", "-1"}, "--oom-score -1 is not between 0 and 1000"},
 		"a word":              {[]string{"more"}, `"more" is no option`},

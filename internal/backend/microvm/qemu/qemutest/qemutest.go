@@ -10,16 +10,14 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 )
 
-const command = "vmm-qemu"
-
 // Shim is the command line that starts this program as a monitor, for
 // microvm.QEMU.
-func Shim() []string { return []string{"/proc/self/exe", command} }
+func Shim() []string { return []string{"/proc/self/exe", qemu.Command} }
 
 // Main is a monitor if this program was started with Shim, and ends the process
 // with its status; else it returns at once. TestMain begins with it.
 func Main() {
-	if len(os.Args) < 2 || os.Args[1] != command {
+	if len(os.Args) < 2 || os.Args[1] != qemu.Command {
 		return
 	}
 	if err := qemu.Main(os.Args[2:]); err != nil {

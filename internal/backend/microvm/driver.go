@@ -360,11 +360,8 @@ func within(g *cgroup.Group, pid int, id string) (inner string, err error) {
 
 // Watch implements keep.Driver.
 func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (_ keep.Watcher, err error) {
-	d.mu.Lock()
-	k := d.links[s.ID]
-	d.mu.Unlock()
 	w := &watcher{
-		Sandbox: s, limits: f.Limits, link: k,
+		Sandbox: s, limits: f.Limits, link: d.linkOf(s.ID),
 		told: make(chan struct{}, 1), ready: make(chan struct{}), tasks: make(chan int64), status: make(chan watch.Status, 1),
 	}
 	defer func() {

@@ -56,10 +56,10 @@ var table = map[string][]string{
 	// The API of a VMM, spoken to Firecracker and served over QEMU: one set of
 	// types, so that both are the same to the backend.
 	"internal/backend/microvm/firecracker": {},
-	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock", "internal/filter"},
+	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock", "internal/backend/microvm/kernel", "internal/filter"},
 	// Has a test program be the monitor of QEMU's machines. Only tests import it.
 	"internal/backend/microvm/qemu/qemutest": {"internal/backend/microvm/qemu"},
-	// The kernels of machines. It knows no machine: it reads packages.
+	// The kernels of machines: from packages, and what a monitor can boot.
 	"internal/backend/microvm/kernel": {},
 	// The virtio socket of a guest under QEMU: it knows nothing of what runs in it.
 	"internal/backend/microvm/vsock": {},

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/backend/microvm/vsock"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
@@ -49,24 +50,6 @@ func walls() wire.Setup {
 // newMachine starts the guest in a machine, on the default image.
 func newMachine(t testing.TB) *sandbox { return startMachine(t, walls()).sandbox }
 
-// hostClock is how many thousand times a second the host's time stamp counter
-// counts: without KVM, a guest can't measure it.
-func hostClock(t testing.TB) int {
-	t.Helper()
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		var mhz float64
-		if n, _ := fmt.Sscanf(line, "cpu MHz : %f", &mhz); n == 1 {
-			return int(mhz * 1000)
-		}
-	}
-	t.Fatal("/proc/cpuinfo has no cpu MHz")
-	return 0
-}
-
 // startMachine starts the guest with what setup says.
 func startMachine(t testing.TB, setup wire.Setup) *testMachine {
 	t.Helper()
@@ -98,6 +81,10 @@ func launchMachine(t testing.TB, listening func(boot, core net.Listener)) *testM
 	if err != nil {
 		t.Fatal(err)
 	}
+	clock, err := qemu.TSCRate()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
 	listen := func(name string) net.Listener {
 		l, err := net.Listen("unix", filepath.Join(dir, name))
@@ -123,12 +110,12 @@ func launchMachine(t testing.TB, listening func(boot, core net.Listener)) *testM
 	}
 	m.console = m.stderr
 	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
-		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=ram",
+		"-M", qemu.Board+",memory-backend=ram",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "512M",
 		"-object", "memory-backend-memfd,id=ram,size=512M,share=on",
 		"-global", "virtio-mmio.force-legacy=false", "-serial", "stdio",
 		"-kernel", k.Vmlinux(), "-initrd", initrd,
-		"-append", fmt.Sprintf("console=ttyS0 8250.nr_uarts=1 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=init_kprobe_trace,crypto_kdf108_init no_timer_check tsc=reliable tsc_early_khz=%d %s", hostClock(t), os.Getenv("ENCLAVE_TEST_BOOT")),
+		"-append", fmt.Sprintf("console=ttyS0 8250.nr_uarts=1 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=init_kprobe_trace,crypto_kdf108_init no_timer_check tsc=reliable tsc_early_khz=%d %s", clock, os.Getenv("ENCLAVE_TEST_BOOT")),
 		"-drive", "if=none,id=drive,format=raw,read-only=on,file="+disk, "-device", "virtio-blk-device,drive=drive",
 		"-chardev", "socket,id=vsock,path="+filepath.Join(dir, "front"), "-device", "vhost-user-vsock-device,chardev=vsock")
 	cmd.Stdout, cmd.Stderr = m.console, m.console

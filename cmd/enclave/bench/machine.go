@@ -2,12 +2,12 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+
+	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 )
 
 // A Machine is what a boot of QEMU itself takes: the same kernel and the same
@@ -33,14 +33,14 @@ func coldOnQEMU(ctx context.Context, c Config) ([]Result, error) {
 func (m Machine) boot(ctx context.Context) error {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off",
+		"-M", qemu.Board,
 		"-m", "512M", "-smp", "1", "-serial", "stdio", "-kernel", m.Kernel, "-initrd", m.Initrd,
 	}
 	line := "console=ttyS0 quiet loglevel=1 8250.nr_uarts=1 reboot=t panic=-1 nokaslr mitigations=off random.trust_cpu=on rdinit=/none"
 	if m.KVM {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
-		rate, err := tscRate()
+		rate, err := qemu.TSCRate()
 		if err != nil {
 			return err
 		}
@@ -55,20 +55,4 @@ func (m Machine) boot(ctx context.Context) error {
 		return fmt.Errorf("QEMU ended before the kernel had come to its first program: %q", out)
 	}
 	return nil
-}
-
-// tscRate is the rate of this host's time stamp counter in kHz, which a kernel
-// under emulation can't measure.
-func tscRate() (int64, error) {
-	raw, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(raw)) {
-		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "cpu MHz" {
-			mhz, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
-			return int64(mhz * 1000), err
-		}
-	}
-	return 0, errors.New("/proc/cpuinfo has no rate")
 }

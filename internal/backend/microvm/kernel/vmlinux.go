@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 
 	"github.com/pierrec/lz4/v4"
@@ -52,7 +54,10 @@ func vmlinux(image []byte) ([]byte, error) {
 	if int64(len(raw)) != size {
 		return nil, refuse("the kernel has %d bytes, decompressed, and says %d", len(raw), size)
 	}
-	return raw, checkKernel(raw)
+	if err := Check(bytes.NewReader(raw), size); err != nil {
+		return nil, refuse("the kernel can't be booted: %v", err)
+	}
+	return raw, nil
 }
 
 // inflate decompresses a payload by its first bytes.
@@ -108,21 +113,38 @@ func inflateLZ4(body []byte, size int64) ([]byte, error) {
 	return out, nil
 }
 
-// checkKernel refuses what neither of the machines can start.
-func checkKernel(raw []byte) error {
-	f, err := elf.NewFile(bytes.NewReader(raw))
+// Check refuses what neither Firecracker nor QEMU starts as a kernel, or starts
+// without a word: r, of size bytes, must be a whole ELF program for x86-64 with an
+// entry for PVH.
+func Check(r io.ReaderAt, size int64) error {
+	magic := make([]byte, len(elf.ELFMAG))
+	if _, err := r.ReadAt(magic, 0); err != nil || string(magic) != elf.ELFMAG {
+		return errors.New("it is no ELF file, as an uncompressed kernel is")
+	}
+	f, err := elf.NewFile(r)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("it is cut off")
+	}
 	if err != nil {
-		return refuse("the kernel is no ELF file: %v", err)
+		return err
 	}
-	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || f.Type != elf.ET_EXEC {
-		return refuse("the kernel is a %v %v for %v", f.Class, f.Type, f.Machine)
+	if f.Machine != elf.EM_X86_64 || f.Class != elf.ELFCLASS64 {
+		return fmt.Errorf("it is for %v, not for x86-64", f.Machine)
 	}
+	if f.Type != elf.ET_EXEC {
+		return fmt.Errorf("it is of type %v, and no program", f.Type)
+	}
+	pvh := false
 	for _, p := range f.Progs {
-		if p.Type == elf.PT_NOTE && p.Filesz < 1<<20 && hasPVH(p, f.ByteOrder) {
-			return nil
+		if end := p.Off + p.Filesz; end < p.Off || end > uint64(size) {
+			return fmt.Errorf("it is cut off: %d bytes of at least %d", size, end)
 		}
+		pvh = pvh || p.Type == elf.PT_NOTE && p.Filesz < 1<<20 && hasPVH(p, f.ByteOrder)
 	}
-	return refuse("the kernel has no entry for PVH: it was built without CONFIG_PVH")
+	if !pvh {
+		return errors.New("it has no PVH entry point (CONFIG_PVH)")
+	}
+	return nil
 }
 
 // hasPVH reports whether notes have XEN_ELFNOTE_PHYS32_ENTRY, which is the entry

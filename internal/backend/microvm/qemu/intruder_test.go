@@ -85,14 +85,14 @@ func attempts(aims map[string]string) map[string]func() error {
 		"see the host's process":           call(unix.SYS_KILL, uintptr(host), 0),
 		"become root":                      call(unix.SYS_SETUID, 0),
 		"open more files":                  call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, limitPointer()),
-		"make a user name space": func() error {
+		"make a user namespace": func() error {
 			_, err := syscall.ForkExec("/none", nil, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}})
 			if err == syscall.ENOENT { // there is a process, and no such program
 				return nil
 			}
 			return err
 		},
-		"make a mount name space": call(unix.SYS_UNSHARE, unix.CLONE_NEWNS),
+		"make a mount namespace": call(unix.SYS_UNSHARE, unix.CLONE_NEWNS),
 		"trace a process": func() error {
 			// Of one that there can't be (pid_max has at most 2^22): to be traced
 			// itself would stop it at its next signal, for ever.

@@ -24,7 +24,7 @@ const (
 )
 
 // stage is where the jail is put together before it becomes the root. It hides
-// what is there in this process's mount name space alone, and nothing that goes
+// what is there in this process's mount namespace alone, and nothing that goes
 // into the jail is there.
 const stage = "/sys"
 
@@ -37,7 +37,7 @@ const maxFiles = 1024
 // The order is what makes it safe: everything that needs root is done first, on
 // one thread; that thread gives up root and then replaces the process by this
 // program anew, whose every thread is born in the jail without a privilege. No
-// user name space takes part: it would hand out capabilities to be dropped again,
+// user namespace takes part: it would hand out capabilities to be dropped again,
 // and the uid is nobody else's already. QEMU has process ids of its own; the VMM's
 // filter has no system call that takes the id of another process but QEMU's.
 func enter(o options) error {
@@ -68,14 +68,14 @@ func enter(o options) error {
 		return err
 	}
 	if o.Accel == TCG {
-		if in.TSC, err = tscRate(); err != nil {
+		if in.TSC, err = TSCRate(); err != nil {
 			return err
 		}
 	}
 	if err := in.openFiles(o); err != nil {
 		return err
 	}
-	// This program is a file of the host's mounts, of which the jail's name space
+	// This program is a file of the host's mounts, of which the jail's namespace
 	// takes none but by a copy that was made before it was entered.
 	self, err := unix.OpenTree(unix.AT_FDCWD, "/proc/self/exe", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -115,8 +115,9 @@ func discardInput() error {
 	return unix.Dup3(int(null.Fd()), 0, 0)
 }
 
-// tscRate returns the rate of the time stamp counter in kHz.
-func tscRate() (int64, error) {
+// TSCRate returns the rate of this host's time stamp counter in kHz, which is the
+// guest's under emulation, where its kernel can't measure it.
+func TSCRate() (int64, error) {
 	b, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
 		return 0, err
@@ -191,12 +192,12 @@ func (in *inside) bequeath() error {
 	return nil
 }
 
-// makeRoot puts this thread in name spaces of its own and gives it a root that
+// makeRoot puts this thread in namespaces of its own and gives it a root that
 // has the given files of the host, the machine's directory and, with KVM, its
 // device and this program, which is the mount self, all of it read-only.
 func makeRoot(o options, all files, self int) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
-		return fmt.Errorf("leave the host's name spaces: %w", err)
+		return fmt.Errorf("leave the host's namespaces: %w", err)
 	}
 	if err := unix.Sethostname([]byte("vmm")); err != nil {
 		return fmt.Errorf("name the host: %w", err)

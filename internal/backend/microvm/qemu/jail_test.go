@@ -58,7 +58,7 @@ func TestVMMAndQEMUAreJailed(t *testing.T) {
 			networkIsEmpty(t, pid)
 			for _, ns := range []string{"mnt", "net", "ipc", "uts"} {
 				if link(t, proc(pid, "ns/"+ns)) == link(t, proc(os.Getpid(), "ns/"+ns)) {
-					t.Errorf("it is in the host's %s name space", ns)
+					t.Errorf("it is in the host's %s namespace", ns)
 				}
 			}
 			if b, err := os.ReadFile(proc(pid, "environ")); err != nil || len(b) > 0 {
@@ -82,10 +82,10 @@ func TestVMMAndQEMUAreJailed(t *testing.T) {
 	}
 	qemu := child(t, shim)
 	if link(t, proc(qemu, "ns/pid")) == link(t, proc(os.Getpid(), "ns/pid")) {
-		t.Error("QEMU is in the host's pid name space")
+		t.Error("QEMU is in the host's pid namespace")
 	}
 	if s := status(proc(qemu, "status"))["NSpid"]; !strings.HasSuffix(s, " 1") {
-		t.Errorf("QEMU's process ids are %q: it is not the first of its name space", s)
+		t.Errorf("QEMU's process ids are %q: it is not the first of its namespace", s)
 	}
 	onlyItsDescriptors(t, qemu, "/vm/")
 	onlyItsDescriptors(t, shim, serialName) // a file of a mount that the jail has left

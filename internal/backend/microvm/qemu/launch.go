@@ -58,7 +58,7 @@ func dieWithVMM() error {
 		return fmt.Errorf("die with the VMM: %w", err)
 	}
 	// One that died before has closed its end. Its process id can't be asked for:
-	// it is of another name space.
+	// it is of another namespace.
 	poll := []unix.PollFd{{Fd: monitorFD, Events: unix.POLLRDHUP}}
 	if _, err := unix.Poll(poll, 0); err != nil {
 		return fmt.Errorf("look for the VMM: %w", err)
@@ -77,7 +77,7 @@ func forbid() error {
 	all := seccomp.MatchAll{}
 	rules := map[uintptr]seccomp.SyscallRule{}
 	for _, nr := range []uintptr{
-		// Other networks, processes and name spaces.
+		// Other networks, processes and namespaces.
 		unix.SYS_SOCKET, unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_CONNECT, unix.SYS_ACCEPT, unix.SYS_ACCEPT4,
 		unix.SYS_PTRACE, unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_PIDFD_OPEN, unix.SYS_PIDFD_GETFD,
 		unix.SYS_PIDFD_SEND_SIGNAL, unix.SYS_KCMP, unix.SYS_UNSHARE, unix.SYS_SETNS, unix.SYS_PROCESS_MADVISE,

@@ -1,16 +1,14 @@
 package qemu
 
 import (
-	"debug/elf"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"regexp"
 	"strconv"
 
 	"github.com/enclave-run/enclave/internal/backend/microvm/firecracker"
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 )
 
 // Where things are in the jail.
@@ -36,6 +34,16 @@ const (
 	// take, in MiB. Its default of up to 1 GiB would be the guest's to fill,
 	// outside of what it was given.
 	translated = 128
+)
+
+const (
+	// Board is the machine that QEMU is told to be (-M): with ACPI, as Firecracker
+	// has; with an RTC, without which Linux waits for one for 1.1 s; and without an
+	// option ROM, since the firmware loads a PVH kernel by itself.
+	Board = "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off"
+
+	// ownFilter is QEMU's filter of system calls, with all that it can deny.
+	ownFilter = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 )
 
 // A machine is what was configured by calls of the API. Its zero value is a
@@ -74,69 +82,16 @@ func inVM(p string) (string, error) {
 
 // checkKernel refuses a file that QEMU would not boot, or would with no word.
 func checkKernel(name string) error {
-	file, err := os.Open(name)
+	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
-	magic := make([]byte, len(elf.ELFMAG))
-	if _, err := io.ReadFull(file, magic); err != nil || string(magic) != elf.ELFMAG {
-		return errors.New("it is no ELF file, as an uncompressed kernel is")
-	}
-	f, err := elf.NewFile(file)
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("it is cut off")
-	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if f.Machine != elf.EM_X86_64 || f.Class != elf.ELFCLASS64 {
-		return fmt.Errorf("it is for %v, not for x86-64", f.Machine)
-	}
-	info, err := file.Stat()
-	if err != nil {
-		return err
-	}
-	pvh := false
-	for _, p := range f.Progs {
-		if p.Off+p.Filesz < p.Off || p.Off+p.Filesz > uint64(info.Size()) {
-			return fmt.Errorf("it is cut off: %d bytes of at least %d", info.Size(), p.Off+p.Filesz)
-		}
-		if p.Type == elf.PT_NOTE && hasPVH(p) {
-			pvh = true
-		}
-	}
-	if !pvh {
-		return errors.New("it has no PVH entry point (CONFIG_PVH)")
-	}
-	return nil
-}
-
-// hasPVH looks for the note of Xen's that names the 32-bit entry point
-// (XEN_ELFNOTE_PHYS32_ENTRY, 18), with which QEMU and Firecracker start a kernel.
-func hasPVH(p *elf.Prog) bool {
-	const max = 1 << 20
-	b := make([]byte, min(p.Filesz, max))
-	if _, err := p.ReadAt(b, 0); err != nil {
-		return false
-	}
-	u32 := func() uint32 {
-		v := uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
-		b = b[4:]
-		return v
-	}
-	for len(b) >= 12 {
-		name, desc, kind := u32(), u32(), u32()
-		if name == 4 && kind == 18 && len(b) >= 4 && string(b[:4]) == "Xen\x00" {
-			return true
-		}
-		skip := (uint64(name)+3)&^3 + (uint64(desc)+3)&^3
-		if skip > uint64(len(b)) {
-			return false
-		}
-		b = b[skip:]
-	}
-	return false
+	return kernel.Check(f, info.Size())
 }
 
 // memory is the machine's size in MiB.
@@ -156,10 +111,8 @@ func (m *machine) argv(in inside) []string {
 		"-nodefaults", "-no-user-config", "-display", "none",
 		// A guest that resets itself has ended, as with Firecracker.
 		"-no-reboot",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		// ACPI, as Firecracker has. Without an RTC Linux waits for one for 1.1 s. No
-		// option ROM: the firmware loads a PVH kernel by itself.
-		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=ram",
+		"-sandbox", ownFilter,
+		"-M", Board + ",memory-backend=ram",
 		"-global", "virtio-mmio.force-legacy=false",
 		// Shared, because the vsock device is in another process; sealed by default,
 		// so that nobody can make it shorter under the other's hands.

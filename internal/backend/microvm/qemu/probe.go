@@ -188,8 +188,7 @@ func tryKVM(ctx context.Context, path, kernel string) (why string, err error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off",
+		"-sandbox", ownFilter, "-M", Board,
 		"-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", "128M",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-kernel", kernel, "-append", "console=ttyS0 8250.nr_uarts=1 loglevel=4 reboot=t panic=-1")

@@ -3,7 +3,6 @@ package qemu
 import (
 	"errors"
 	"fmt"
-
 	"syscall"
 
 	"golang.org/x/sys/unix"

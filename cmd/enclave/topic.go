@@ -40,6 +40,9 @@ func topics() []*cobra.Command {
   ENCLAVE_BACKEND    --backend
   NO_COLOR           no colours, also on a terminal
 
-Those of the control plane are in ` + "`enclave serve --help`" + `, beside their flags.`,
+Those of a program that a backend runs on (ENCLAVE_DOCKER_HOST, ENCLAVE_QEMU and
+others) stand beside its flag in the help of each command, those of the control
+plane in ` + "`enclave serve --help`" + `, and those by which several control planes are
+compared (ENCLAVE_PARITY_...) in ` + "`enclave parity --help`" + `.`,
 	}}
 }

@@ -55,14 +55,6 @@ type Vsock struct {
 // the host's randomness.
 type Entropy struct{}
 
-// Logger is the body of PUT /logger.
-type Logger struct {
-	LogPath       string `json:"log_path,omitempty" absent:"unchanged"` // a file or a named pipe
-	Level         string `json:"level,omitempty" absent:"Info"`         // Error, Warning, Info, Debug, Trace or Off
-	ShowLevel     bool   `json:"show_level,omitempty" absent:"false"`
-	ShowLogOrigin bool   `json:"show_log_origin,omitempty" absent:"false"`
-}
-
 // Serial is the body of PUT /serial (Firecracker 1.14 and later).
 type Serial struct {
 	SerialOutPath string `json:"serial_out_path"` // a file or a named pipe

@@ -136,11 +136,6 @@ func (c *Client) PutEntropy(ctx context.Context) error {
 	return c.send(ctx, http.MethodPut, "/entropy", Entropy{})
 }
 
-// PutLogger says where the VMM logs.
-func (c *Client) PutLogger(ctx context.Context, l Logger) error {
-	return c.send(ctx, http.MethodPut, "/logger", l)
-}
-
 // PutSerial says where the guest's serial console goes, before it is started. The
 // qemu VMM keeps no more than the last 16 KiB in the file; Firecracker's file
 // grows, and only a limit on the size of its files bounds it (CVE-2020-27174 is

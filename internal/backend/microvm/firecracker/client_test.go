@@ -54,7 +54,6 @@ func TestRequestsAreAsFirecrackerDocumentsThem(t *testing.T) {
 	}))
 	ctx := t.Context()
 	for _, err := range []error{
-		c.PutLogger(ctx, Logger{LogPath: "/log", Level: "Warning"}),
 		c.PutSerial(ctx, Serial{SerialOutPath: "/serial"}),
 		c.PutMachineConfig(ctx, MachineConfig{VCPUCount: 1, MemSizeMiB: 512}),
 		c.PutBootSource(ctx, BootSource{KernelImagePath: "/vmlinux", InitrdPath: "/initrd", BootArgs: "quiet a=\"b c\""}),
@@ -80,7 +79,6 @@ func TestRequestsAreAsFirecrackerDocumentsThem(t *testing.T) {
 		t.Errorf("Version: %q, %v", v, err)
 	}
 	want := []string{
-		`PUT /logger {"log_path":"/log","level":"Warning"}`,
 		`PUT /serial {"serial_out_path":"/serial"}`,
 		`PUT /machine-config {"vcpu_count":1,"mem_size_mib":512,"smt":false}`,
 		`PUT /boot-source {"kernel_image_path":"/vmlinux","initrd_path":"/initrd","boot_args":"quiet a=\"b c\""}`,

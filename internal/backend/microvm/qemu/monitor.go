@@ -35,8 +35,7 @@ type monitor struct {
 }
 
 type answer struct {
-	Return json.RawMessage `json:"return"`
-	Error  *struct {
+	Error *struct {
 		Desc string `json:"desc"`
 	} `json:"error"`
 }

@@ -122,10 +122,6 @@ func (s *server) call(r *http.Request) (answer any, err error) {
 		return nil, configure(s, body, func(firecracker.Entropy) error { s.machine.rng = true; return nil })
 	case what == "PUT /serial":
 		return nil, configure(s, body, s.setSerial)
-	case what == "PUT /logger":
-		return nil, configure(s, body, func(firecracker.Logger) error {
-			return errors.New("this VMM logs to its standard error alone: leave out /logger")
-		})
 	case what == "PUT /actions":
 		var a firecracker.Action
 		if err := decode(body, &a); err != nil {

@@ -81,7 +81,7 @@ func TestAPIRefusesWhatFirecrackerDoes(t *testing.T) {
 		"a CID that is the host's":            {call: `PUT /vsock {"guest_cid":2,"uds_path":"/v.sock"}`, want: "guest_cid is 2: not between 3 and 4294967294"},
 		"a socket elsewhere":                  {call: `PUT /vsock {"guest_cid":3,"uds_path":"/vm/../run/v.sock"}`, want: `uds_path is "/vm/../run/v.sock": this VMM's jail has /v.sock alone`},
 		"a console elsewhere":                 {call: `PUT /serial {"serial_out_path":"/dev/tty"}`, want: `serial_out_path is "/dev/tty": this VMM's jail has /serial alone`},
-		"a log":                               {call: `PUT /logger {"log_path":"/log"}`, want: "this VMM logs to its standard error alone: leave out /logger"},
+		"a log":                               {call: `PUT /logger {"log_path":"/log"}`, want: "Invalid request method and/or path: PUT logger."},
 		"a drive of another id":               {call: `PUT /drives/a {"drive_id":"b","path_on_host":"/d","is_root_device":false,"is_read_only":true}`, want: "The id from the path does not match the id from the body!"},
 		"a drive to write to":                 {call: `PUT /drives/a {"drive_id":"a","path_on_host":"/d","is_root_device":false,"is_read_only":false}`, want: "is_read_only is false: nothing in this VMM's jail can be written"},
 		"a drive outside of the directory":    {call: `PUT /drives/a {"drive_id":"a","path_on_host":"/../etc/shadow","is_root_device":false,"is_read_only":true}`, want: `path_on_host: "/../etc/shadow" is no file of this machine's directory, such as /vmlinux`},

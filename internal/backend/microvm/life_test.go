@@ -88,7 +88,7 @@ func (r rig) start(t *testing.T, ctx context.Context) (backend.ID, error) {
 }
 
 // tell has the guest of a machine do something.
-func (r rig) tell(t *testing.T, id backend.ID, do any) {
+func (r rig) tell(t *testing.T, id backend.ID, do order) {
 	t.Helper()
 	b, err := json.Marshal(do)
 	if err != nil {
@@ -168,26 +168,21 @@ func TestAMissingDiskIsSaidBeforeAnythingRuns(t *testing.T) {
 }
 
 func TestAMachinesEndIsToldAsItWas(t *testing.T) {
-	type do struct {
-		Report       wire.Report
-		Hangup, Spin bool
-		Die          bool
-	}
 	seven := 7
 	for name, tc := range map[string]struct {
-		do    do
+		do    order
 		cause backend.Cause
 		code  int
 		words string
 		guest bool
 	}{
-		"the guest ends":                  {do{Report: wire.Report{Exit: &seven}}, backend.Exited, 7, "", false},
-		"the guest breaks a limit":        {do{Report: wire.Report{Tasks: 65}}, backend.PidsLimit, 0, "guest cgroup pids.current", true},
-		"the guest breaks one as it ends": {do{Report: wire.Report{OOMKills: 1, Exit: &seven}}, backend.MemoryLimit, 0, "guest cgroup memory.events oom_kill", true},
-		"the guest hangs up":              {do{Hangup: true}, backend.Unknown, 0, "hung up", false},
-		"the guest says what it may not":  {do{Report: wire.Report{Tasks: -1}}, backend.Unknown, 0, "protocol violation", false},
-		"the monitor dies":                {do{Die: true}, backend.Unknown, 0, "the machine is gone", false},
-		"the processor is used up":        {do{Spin: true}, backend.CPULimit, 0, "cgroup cpu", false},
+		"the guest ends":                  {order{Report: wire.Report{Exit: &seven}}, backend.Exited, 7, "", false},
+		"the guest breaks a limit":        {order{Report: wire.Report{Tasks: 65}}, backend.PidsLimit, 0, "guest cgroup pids.current", true},
+		"the guest breaks one as it ends": {order{Report: wire.Report{OOMKills: 1, Exit: &seven}}, backend.MemoryLimit, 0, "guest cgroup memory.events oom_kill", true},
+		"the guest hangs up":              {order{Hangup: true}, backend.Unknown, 0, "hung up", false},
+		"the guest says what it may not":  {order{Report: wire.Report{Tasks: -1}}, backend.Unknown, 0, "protocol violation", false},
+		"the monitor dies":                {order{Die: true}, backend.Unknown, 0, "the machine is gone", false},
+		"the processor is used up":        {order{Spin: true}, backend.CPULimit, 0, "cgroup cpu", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := rigged(t, t.TempDir(), "well")
@@ -235,7 +230,7 @@ func TestABootIsNotTheWorkloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	zero := 0
-	r.tell(t, id, map[string]any{"Report": wire.Report{Exit: &zero}})
+	r.tell(t, id, order{Report: wire.Report{Exit: &zero}})
 	e, err := r.Wait(t.Context(), id)
 	if err != nil || e.Cause != backend.Exited || e.Usage.CPU >= l.CPU {
 		t.Errorf("it ended with %+v, %v", e, err)
@@ -319,7 +314,7 @@ func TestAnotherProcessTakesOverAMachine(t *testing.T) {
 		cause backend.Cause
 	}{
 		"that ends by itself": {func(t *testing.T, r rig, id backend.ID) {
-			r.tell(t, id, map[string]any{"Report": wire.Report{Exit: &five}})
+			r.tell(t, id, order{Report: wire.Report{Exit: &five}})
 		}, backend.Exited},
 		"whose monitor is killed": {func(t *testing.T, r rig, id backend.ID) {
 			p, err := os.FindProcess(r.process(t, id).PID)

@@ -84,6 +84,12 @@ func misbehave(how string, args []string) {
 	}))
 }
 
+// An order is what a test tells the guest of its machine to do: one of these.
+type order struct {
+	Report            wire.Report // to be the last
+	Hangup, Die, Spin bool
+}
+
 // playGuest is what a guest says on the boot channel.
 func playGuest(how string, die func(int, string, ...any)) {
 	switch how {
@@ -122,12 +128,7 @@ func playGuest(how string, die func(int, string, ...any)) {
 		}
 		wire.SendLine(conn, report)
 	}
-	var do struct {
-		Report wire.Report
-		Hangup bool
-		Die    bool
-		Spin   bool
-	}
+	var do order
 	if err := json.NewDecoder(f).Decode(&do); err != nil {
 		die(6, "%v", err)
 	}

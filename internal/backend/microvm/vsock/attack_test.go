@@ -230,22 +230,8 @@ func TestPacketsThatMakeNoSenseAreRefused(t *testing.T) {
 			return h, make([]byte, 1)
 		},
 	} {
-		other, err := g.dial(1024)
-		if err != nil {
-			t.Fatal(err)
-		}
-		kept, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := g.dial(1024)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		other, kept := connect(t, g, l)
+		s, c := connect(t, g, l)
 		h, payload := nonsense(s)
 		g.send(h, payload)
 		s.over()
@@ -356,14 +342,7 @@ func TestGuestKeepsNoMoreThanItsWindow(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	chunk := make([]byte, 64<<10)
 	for range maxConns {
-		s, err := g.dial(1024)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		s, c := connect(t, g, l)
 		defer c.Close()
 		// Nobody reads. The guest fills what it was told there is room for.
 		for total := 0; ; total += len(chunk) {

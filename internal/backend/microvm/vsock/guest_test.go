@@ -243,11 +243,10 @@ func (v *driver) hostDial(line string) (net.Conn, string, error) {
 	}
 }
 
-// pair returns both ends of a connection that the guest has made.
-func pair(t testing.TB, g *guest) (*stream, *net.UnixConn) {
+// connect returns both ends of a connection that the guest makes to port 1024, at
+// which l listens.
+func connect(t testing.TB, g *guest, l net.Listener) (*stream, net.Conn) {
 	t.Helper()
-	l := g.hostListen(1024)
-	defer l.Close()
 	s, err := g.dial(1024)
 	if err != nil {
 		t.Fatal(err)
@@ -256,6 +255,15 @@ func pair(t testing.TB, g *guest) (*stream, *net.UnixConn) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s, c
+}
+
+// pair is connect for one connection alone, which ends with t.
+func pair(t testing.TB, g *guest) (*stream, *net.UnixConn) {
+	t.Helper()
+	l := g.hostListen(1024)
+	defer l.Close()
+	s, c := connect(t, g, l)
 	t.Cleanup(func() { c.Close() })
 	return s, c.(*net.UnixConn)
 }

@@ -95,14 +95,7 @@ func TestHostThatHangsUpIsGoneForTheGuest(t *testing.T) {
 func TestGuestThatReadsNothingHoldsUpTheWriterAlone(t *testing.T) {
 	g := bootGuest(t)
 	l := g.hostListen(1024)
-	stuck, err := g.dial(1024)
-	if err != nil {
-		t.Fatal(err)
-	}
-	full, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	stuck, full := connect(t, g, l)
 	defer full.Close()
 	written := make(chan int64)
 	go func() {
@@ -114,14 +107,7 @@ func TestGuestThatReadsNothingHoldsUpTheWriterAlone(t *testing.T) {
 		stuck.changed.Wait()
 	}
 	g.mu.Unlock()
-	s, err := g.dial(1024)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, c := connect(t, g, l)
 	defer c.Close()
 	echo(t, "another stream", s, c)
 	full.Close()

@@ -114,14 +114,7 @@ func TestHundredStreamsAtOnceKeepApart(t *testing.T) {
 	var done sync.WaitGroup
 	defer done.Wait()
 	for i := range streams {
-		s, err := g.dial(1024)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		s, c := connect(t, g, l)
 		done.Go(func() {
 			defer s.close(shutSend)
 			if _, err := io.Copy(struct{ io.Writer }{s}, s); err != nil {

@@ -46,21 +46,31 @@ func (p *program) install(ctx context.Context, asJSON bool, bring func(context.C
 	if err != nil {
 		return err
 	}
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
-	show := p.progress(false)
-	digest, err := bring(ctx, store, show.step)
-	show.end()
-	if code := in.status(); code != 0 && err != nil {
-		return &exit{code, errors.New("interrupted; nothing half-made was kept")}
-	}
-	if err != nil {
+	var digest string
+	if err := p.bring(ctx, func(ctx context.Context, step func(image.Step)) (err error) {
+		digest, err = bring(ctx, store, step)
+		return err
+	}); err != nil {
 		return err
 	}
 	if asJSON {
 		return printJSON(p.out, map[string]string{"digest": digest})
 	}
 	_, err = fmt.Fprintln(p.out, digest)
+	return err
+}
+
+// bring runs what makes something in the state directory as a whole or not at all,
+// and shows its progress.
+func (p *program) bring(ctx context.Context, work func(context.Context, func(image.Step)) error) error {
+	ctx, in := p.interruptible(ctx)
+	defer in.stop()
+	show := p.progress(false)
+	err := work(ctx, show.step)
+	show.end()
+	if code := in.status(); code != 0 && err != nil {
+		return &exit{code, errors.New("interrupted; nothing half-made was kept")}
+	}
 	return err
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -36,33 +35,17 @@ func (p *program) kernelDir() (string, error) {
 	return s.file("kernels"), nil
 }
 
-// bringKernel imports the package that bring names, with progress, and prints the
-// kernel.
-func (p *program) bringKernel(ctx context.Context, asJSON bool, bring func(ctx context.Context, dir string, say func(string)) (deb string, fetched bool, err error)) error {
+// bringKernel runs what brings a kernel into dir, with progress, and prints it.
+func (p *program) bringKernel(ctx context.Context, asJSON bool, bring func(ctx context.Context, dir string, say func(string)) (kernel.Kernel, error)) error {
 	dir, err := p.kernelDir()
 	if err != nil {
 		return err
 	}
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
-	show := p.progress(false)
-	say := func(text string) { show.step(image.Step{Text: text, Percent: -1}) }
-	k, err := func() (kernel.Kernel, error) {
-		deb, fetched, err := bring(ctx, dir, say)
-		if err != nil {
-			return kernel.Kernel{}, err
-		}
-		if fetched {
-			defer os.Remove(deb)
-		}
-		say("unpacking the kernel and its modules")
-		return importKernel(ctx, dir, deb)
-	}()
-	show.end()
-	if code := in.status(); code != 0 && err != nil {
-		return &exit{code, errors.New("interrupted; nothing half-made was kept")}
-	}
-	if err != nil {
+	var k kernel.Kernel
+	if err := p.bring(ctx, func(ctx context.Context, step func(image.Step)) (err error) {
+		k, err = bring(ctx, dir, func(text string) { step(image.Step{Text: text, Percent: -1}) })
+		return err
+	}); err != nil {
 		return err
 	}
 	if asJSON {
@@ -72,7 +55,9 @@ func (p *program) bringKernel(ctx context.Context, asJSON bool, bring func(ctx c
 	return err
 }
 
-func importKernel(ctx context.Context, dir, deb string) (kernel.Kernel, error) {
+// importKernel brings the kernel of a package.
+func importKernel(ctx context.Context, dir, deb string, say func(string)) (kernel.Kernel, error) {
+	say("unpacking the kernel and its modules")
 	f, err := os.Open(deb)
 	if err != nil {
 		return kernel.Kernel{}, err
@@ -96,9 +81,13 @@ is unpacked into the state directory.`,
 		Example: "  sudo enclave kernel install",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.bringKernel(cmd.Context(), asJSON, func(ctx context.Context, dir string, say func(string)) (string, bool, error) {
+			return p.bringKernel(cmd.Context(), asJSON, func(ctx context.Context, dir string, say func(string)) (kernel.Kernel, error) {
 				deb, err := kernel.Fetch(ctx, dir, say)
-				return deb, true, err
+				if err != nil {
+					return kernel.Kernel{}, err
+				}
+				defer os.Remove(deb)
+				return importKernel(ctx, dir, deb, say)
 			})
 		},
 	}
@@ -117,8 +106,8 @@ a host that can't fetch one itself.`,
   sudo enclave kernel import linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.bringKernel(cmd.Context(), asJSON, func(context.Context, string, func(string)) (string, bool, error) {
-				return args[0], false, nil
+			return p.bringKernel(cmd.Context(), asJSON, func(ctx context.Context, dir string, say func(string)) (kernel.Kernel, error) {
+				return importKernel(ctx, dir, args[0], say)
 			})
 		},
 	}

@@ -277,11 +277,10 @@ func archiveIsOpaque(r *run) []finding {
 
 // inflate is the control of E14.
 func inflate(_ context.Context, a *attack, w *world) *run {
-	r, err := newRun(a, w, "control: a collector that inflates")
-	if err != nil {
-		return &run{attack: a, world: w, bare: true, infra: err}
+	r := newControl(a, w, "control: a collector that inflates")
+	if r.infra != nil {
+		return r
 	}
-	r.bare = true
 	r.result.Stdout = r.receipt()
 	var packed bytes.Buffer
 	z, _ := flate.NewWriter(&packed, 1)

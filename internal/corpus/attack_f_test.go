@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/enclave-run/enclave"
@@ -235,18 +234,7 @@ func abstractPeers(r *run) error {
 	if err != nil {
 		return err
 	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			c.Close()
-			r.find(lateral, "the sandbox connected to a socket of the host")
-		}
-	})
-	r.cleanup(func() { l.Close(); serving.Wait() })
+	r.serve(l, func(net.Conn) { r.find(lateral, "the sandbox connected to a socket of the host") })
 	if r.bare {
 		return nil
 	}

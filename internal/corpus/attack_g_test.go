@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"regexp"
 	"strings"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
@@ -348,11 +347,10 @@ func pages(r *run, base string, paths []string) (all []finding) {
 
 // naivePage is the control of G11.
 func naivePage(_ context.Context, a *attack, w *world) *run {
-	r, err := newRun(a, w, "control: a naive page")
-	if err != nil {
-		return &run{attack: a, world: w, bare: true, infra: err}
+	r := newControl(a, w, "control: a naive page")
+	if r.infra != nil {
+		return r
 	}
-	r.bare = true
 	r.result.Stdout = r.receipt()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("<pre>" + hostileJSON + "</pre>"))
@@ -377,19 +375,10 @@ func helperThatObeys(r *run) error {
 	if err != nil {
 		return err
 	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = c.Read(make([]byte, 4096)) // or its end would be a reset
-			_, _ = c.Write([]byte(`{"ok":true}`))
-			c.Close()
-		}
+	r.serve(l, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 4096)) // or its end would be a reset
+		_, _ = c.Write([]byte(`{"ok":true}`))
 	})
-	r.cleanup(func() { l.Close(); serving.Wait() })
 	return nil
 }
 

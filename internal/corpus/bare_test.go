@@ -71,11 +71,10 @@ type bare struct {
 
 func onBare(b bare) control {
 	return control{what: "no sandbox", run: func(ctx context.Context, a *attack, w *world) *run {
-		r, err := newRun(a, w, "control: no sandbox")
-		if err != nil {
-			return &run{attack: a, world: w, bare: true, infra: err}
+		r := newControl(a, w, "control: no sandbox")
+		if r.infra != nil {
+			return r
 		}
-		r.bare = true
 		if r.infra = w.sinks.begin(r.nonce); r.infra != nil {
 			return r
 		}

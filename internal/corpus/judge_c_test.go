@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/mountinfo"
@@ -181,18 +180,7 @@ func hostSockets(r *run) error {
 				return err
 			}
 		}
-		var serving sync.WaitGroup
-		serving.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				c.Close()
-				r.find(lateral, "the sandbox connected to %s of the host", name)
-			}
-		})
-		r.cleanup(func() { l.Close(); serving.Wait() })
+		r.serve(l, func(net.Conn) { r.find(lateral, "the sandbox connected to %s of the host", name) })
 	}
 	return nil
 }

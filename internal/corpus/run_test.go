@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -95,6 +96,17 @@ func newRun(a *attack, w *world, on string) (*run, error) {
 	return r, errors.Join(os.Chmod(dir, 0o755), os.WriteFile(r.flagPath, nil, 0o644))
 }
 
+// newControl is newRun for a control that runs in no sandbox. It is over if it
+// could not be made, which its infra says.
+func newControl(a *attack, w *world, on string) *run {
+	r, err := newRun(a, w, on)
+	if err != nil {
+		return &run{attack: a, world: w, bare: true, infra: err}
+	}
+	r.bare = true
+	return r
+}
+
 func random() string {
 	var b [16]byte
 	rand.Read(b[:])
@@ -103,6 +115,23 @@ func random() string {
 
 // cleanup has f called when r has been judged, before what was registered earlier.
 func (r *run) cleanup(f func()) { r.undo = append(r.undo, f) }
+
+// serve has talk speak to whoever connects to l, one after the other, until r has
+// been judged.
+func (r *run) serve(l net.Listener, talk func(net.Conn)) {
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			talk(c)
+			c.Close()
+		}
+	})
+	r.cleanup(func() { l.Close(); serving.Wait() })
+}
 
 func (r *run) close() {
 	for i := len(r.undo) - 1; i >= 0; i-- {

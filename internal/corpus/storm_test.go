@@ -117,11 +117,10 @@ func twenty(ctx context.Context, c *enclave.Client) (time.Duration, error) {
 
 // stormWithoutQuotas is the control of E20.
 func stormWithoutQuotas(ctx context.Context, a *attack, w *world) *run {
-	r, err := newRun(a, w, "control: no quotas")
-	if err != nil {
-		return &run{attack: a, world: w, bare: true, infra: err}
+	r := newControl(a, w, "control: no quotas")
+	if r.infra != nil {
+		return r
 	}
-	r.bare = true
 	dir, err := os.MkdirTemp("/var/tmp", ours)
 	if err != nil {
 		r.infra = err

@@ -1,6 +1,7 @@
 // Package demo holds the two demos that double as regression gates: hostile
 // workloads that must be contained, and one workload whose verdict must be the
-// same on every backend. It judges only by what a control plane's public API
+// same on every backend; and the run that certifies that of a list of workloads.
+// It judges only by what a control plane's public API
 // and the host show, and counts nothing as passed that did not run.
 package demo
 

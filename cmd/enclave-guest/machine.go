@@ -168,9 +168,7 @@ func addEntropy(seed []byte) error {
 		return fmt.Errorf("add entropy: %w", err)
 	}
 	defer f.Close()
-	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(seed)))
-	info = binary.NativeEndian.AppendUint32(info, uint32(len(seed)))
-	info = append(info, seed...)
+	info := poolInfo(seed)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0]))); errno != 0 {
 		return fmt.Errorf("add entropy: %w", errno)
 	}
@@ -180,6 +178,13 @@ func addEntropy(seed []byte) error {
 		return fmt.Errorf("reseed: %w", errno)
 	}
 	return nil
+}
+
+// poolInfo is seed as a struct rand_pool_info that has every bit of it count.
+func poolInfo(seed []byte) []byte {
+	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(seed)))
+	info = binary.NativeEndian.AppendUint32(info, uint32(len(seed)))
+	return append(info, seed...)
 }
 
 // raiseLimits gives what a container gets from its host: the kernel's own limits of

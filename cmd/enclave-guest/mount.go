@@ -41,7 +41,7 @@ const still = unix.MS_NOSUID | unix.MS_NODEV // nothing that grants anything
 func makeRoot(s wire.Setup) error {
 	in := func(name string) string { return rootPath + name }
 	if err := mount(filepath.Join(devicesPath, "vda"), rootPath, "erofs", unix.MS_RDONLY|still, ""); err != nil {
-		return err
+		return fmt.Errorf("the image's disk is damaged, or none: %w", err)
 	}
 	if err := mount("proc", in("/proc"), "proc", still|unix.MS_NOEXEC, ""); err != nil {
 		return err

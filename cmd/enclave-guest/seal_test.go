@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -174,13 +175,25 @@ modules_disabled 1
 }
 
 // A machine starts with the time and the randomness of its host, whatever its
-// clock and its kernel would begin with.
+// clock and its kernel would begin with. Its kernel is told to trust no other
+// source, and has no device that is one: it has 256 bits from the host, or few.
 func TestMachineHasTheHostsTimeAndEntropy(t *testing.T) {
+	t.Setenv("ENCLAVE_TEST_BOOT", "random.trust_cpu=off random.trust_bootloader=off")
 	s := walls()
 	s.Now = time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC).UnixNano()
 	m := startMachine(t, s)
 	got := m.bash(t, `date -u +%Y-%m-%d; stat -c %y /work | cut -d' ' -f1; cat /proc/sys/kernel/random/entropy_avail`)
 	check(t, outcome{Stdout: "2031-02-03\n2031-02-03\n256\n"}, got)
+}
+
+// What the kernel gets is what the host sent, each bit of which counts: entropy_count
+// in bits, buf_size in bytes, and the bytes (random(4)).
+func TestTheKernelGetsEachBitOfTheHostsEntropy(t *testing.T) {
+	seed := walls().Entropy
+	want := append([]byte{0, 1, 0, 0, 32, 0, 0, 0}, seed...)
+	if got := poolInfo(seed); !bytes.Equal(got, want) {
+		t.Errorf("the kernel gets %x, want %x", got, want)
+	}
 }
 
 // A machine whose host says what can't be, or nothing, runs nothing and ends.

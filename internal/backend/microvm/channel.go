@@ -81,6 +81,9 @@ func accept(ctx context.Context, l net.Listener, now func() time.Time) (_ *chann
 	return c, nil
 }
 
+// errUnset is why a machine that booted is none.
+var errUnset = errors.New("the guest could not set its machine up")
+
 // setUp has the guest set its machine up, with entropy and the time of this
 // moment, and returns when it says that it has.
 func (c *channel) setUp(ctx context.Context, s wire.Setup) error {
@@ -98,7 +101,7 @@ func (c *channel) setUp(ctx context.Context, s wire.Setup) error {
 	case err != nil:
 		return fmt.Errorf("have the guest set its machine up: %w", err)
 	case c.last.Exit != nil:
-		return fmt.Errorf("the guest could not set its machine up, and ended with status %d", *c.last.Exit)
+		return fmt.Errorf("%w, and ended with status %d", errUnset, *c.last.Exit)
 	}
 	return nil
 }

@@ -146,7 +146,9 @@ func (v *vmm) hear() {
 // why adds to err what the monitor and the guest's kernel said last. The console
 // is in a file of that name, if it has one.
 func (v *vmm) why(err error, console string) error {
-	if errors.Is(err, errEnded) {
+	// A guest that gives up has its status here before its words: those come by way
+	// of the console, which is whole when the monitor has ended.
+	if errors.Is(err, errEnded) || errors.Is(err, errUnset) {
 		v.hear()
 	}
 	if s := v.said.last(3); s != "" {

@@ -80,12 +80,17 @@ crash: setup ## kill the program at every failpoint and 1,000 random moments, fo
 	ENCLAVE_CRASH=full CRASHTIME=$(CRASHTIME) ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout $(CRASHTIME) -v ./cmd/enclave/crash -args -update
 
 # The programs are not in Debian. Without KVM, or without one of them, it fails.
-test-firecracker: setup ## the contract and the cases on Firecracker: needs KVM; FIRECRACKER_BIN=... JAILER_BIN=...
+FIRECRACKER = FIRECRACKER_BIN=$(FIRECRACKER_BIN) JAILER_BIN=$(JAILER_BIN) ENCLAVE_REQUIRE=root,gvisor,netns,firecracker ENCLAVE_TEST_BIN=$(TESTBIN) \
+  go test -count=1 -timeout 60m -p 1 -v
+test-firecracker: setup ## contract, cases, accidents, demo, parity and attacks on Firecracker: needs KVM; FIRECRACKER_BIN=... JAILER_BIN=...
 	@test -n "$(FIRECRACKER_BIN)" && test -n "$(JAILER_BIN)" || { echo 'name both programs of one release: make test-firecracker FIRECRACKER_BIN=... JAILER_BIN=...' >&2; exit 1; }
 	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
+	@./build/setup corpus
 	@$(LINK)
-	FIRECRACKER_BIN=$(FIRECRACKER_BIN) JAILER_BIN=$(JAILER_BIN) ENCLAVE_REQUIRE=root,gvisor,firecracker ENCLAVE_TEST_BIN=$(TESTBIN) \
-	  go test -count=1 -timeout 30m -p 1 -v -run '^TestFirecracker$$|/(gvisor|firecracker)$$' ./internal/conform ./internal/control
+	$(FIRECRACKER) -run '^TestFirecracker$$|/(gvisor|firecracker)$$' ./internal/conform ./internal/control
+	$(FIRECRACKER) -run '^TestWhateverHappensToASandboxNothingIsLostOrLeft$$/^firecracker$$' ./cmd/enclave/crash
+	$(FIRECRACKER) -run '^(TestAdversarialIsSixOfSixOnEachKernel|TestAMachineHasTheVerdictOfTheOthers)$$/^firecracker$$' ./cmd/enclave
+	ENCLAVE_CORPUS=full CORPUSTIME=$(CORPUSTIME) $(FIRECRACKER) -run '^TestAttacks$$/^firecracker$$' ./internal/corpus
 
 CORPUS = go test -count=1 -v ./internal/corpus
 corpus: setup ## attack every backend of this host, for at most CORPUSTIME; exits non-zero unless all is contained; writes evidence

@@ -48,7 +48,7 @@ func onKernels(t *testing.T, backends ...string) (demo.Config, *stateDir) {
 	c.Backends = backends
 	p := newProgram()
 	p.opts.State = s.path
-	if slices.Contains(backends, qemuBackend) {
+	if slices.ContainsFunc(backends, isMachine) {
 		if err := os.Remove(p.kernels()); err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +58,12 @@ func onKernels(t *testing.T, backends ...string) (demo.Config, *stateDir) {
 	}
 	p.err = io.Discard
 	p.carrier.beside = []string{filepath.Dir(testenv.Binaries(t).Guest)}
-	p.opts.DockerHost = testenv.Docker(t)
+	if slices.Contains(backends, dockerBackend) {
+		p.opts.DockerHost = testenv.Docker(t)
+	}
+	if slices.Contains(backends, firecrackerBackend) {
+		p.opts.Machine.Firecracker, p.opts.Machine.Jailer = testenv.Firecracker(t)
+	}
 	images, err := image.Open(s.file("images"))
 	if err != nil {
 		t.Fatal(err)
@@ -133,24 +138,35 @@ func TestRealKernelsAreCertified(t *testing.T) {
 // A machine has the verdicts of the others. All workloads on it would take minutes
 // on a busy host: make demo-parity has them.
 func TestAMachineHasTheVerdictOfTheOthers(t *testing.T) {
-	t.Parallel()
-	testenv.Need(t, qemuBackend)
-	c, s := onKernels(t, gvisorBackend, dockerBackend, qemuBackend)
-	var out bytes.Buffer
-	c.Out = &out
-	n := notary(t)
-	n.Only = []string{"credentials", "on-the-list", "limit-pids", "limit-memory", "limit-disk"}
-	done, err := demo.Certify(t.Context(), c, n)
-	if err != nil || !done.Passed || len(done.Workloads) != len(n.Only) {
-		t.Fatalf("%v\n%s", err, out.Bytes())
+	for machine, tc := range map[string]struct {
+		others    []string
+		isolation []string
+		count     string
+	}{
+		qemuBackend:        {[]string{gvisorBackend, dockerBackend}, []string{"emulated", "microvm"}, "Three kernels."},
+		firecrackerBackend: {[]string{gvisorBackend}, []string{"microvm"}, "Two kernels."},
+	} {
+		t.Run(machine, func(t *testing.T) {
+			t.Parallel()
+			testenv.Need(t, machine)
+			c, s := onKernels(t, append(tc.others, machine)...)
+			var out bytes.Buffer
+			c.Out = &out
+			n := notary(t)
+			n.Only = []string{"credentials", "on-the-list", "limit-pids", "limit-memory", "limit-disk"}
+			done, err := demo.Certify(t.Context(), c, n)
+			if err != nil || !done.Passed || len(done.Workloads) != len(n.Only) {
+				t.Fatalf("%v\n%s", err, out.Bytes())
+			}
+			if b := done.Backends[len(tc.others)]; !slices.Contains(tc.isolation, b.Isolation) || b.Versions[machine] == "" || !strings.Contains(b.Versions["guest kernel"], "sha256:") {
+				t.Errorf("the machine is %+v", b)
+			}
+			if done.Certificate != "" || !strings.Contains(out.String(), tc.count) {
+				t.Errorf("certificate %q, shown:\n%s", done.Certificate, out.Bytes())
+			}
+			leavesNothing(t, s)
+		})
 	}
-	if b := done.Backends[2]; b.Isolation != "emulated" && b.Isolation != "microvm" || b.Versions[qemuBackend] == "" || !strings.Contains(b.Versions["guest kernel"], "sha256:") {
-		t.Errorf("the machine is %+v", b)
-	}
-	if done.Certificate != "" || !strings.Contains(out.String(), "Three kernels.") {
-		t.Errorf("certificate %q, shown:\n%s", done.Certificate, out.Bytes())
-	}
-	leavesNothing(t, s)
 }
 
 // leavesNothing wants nothing of the control planes that were booted to be left.

@@ -52,10 +52,16 @@ var kernels = map[string]kernel{
 	},
 	"qemu": {
 		name: "qemu", dirs: "machines", groups: microvm.Groups, slow: true,
+		prepare: func(s *site, _ bool) { s.linkKernels() },
+		left:    func(*site) []string { return nil },
+		foreign: foreignGroup,
+	},
+	"firecracker": {
+		name: "firecracker", dirs: "machines", groups: microvm.Groups,
 		prepare: func(s *site, _ bool) {
-			if err := os.Symlink(testenv.Kernels(s.t), filepath.Join(s.state, "kernels")); err != nil {
-				s.t.Fatal(err)
-			}
+			s.linkKernels()
+			firecracker, jailer := testenv.Firecracker(s.t)
+			s.env = append(s.env, "ENCLAVE_FIRECRACKER_BIN="+firecracker, "ENCLAVE_JAILER_BIN="+jailer)
 		},
 		left:    func(*site) []string { return nil },
 		foreign: foreignGroup,
@@ -76,6 +82,14 @@ var kernels = map[string]kernel{
 			return func() error { return errors.Join(group(), container()) }
 		},
 	},
+}
+
+// linkKernels gives the site the tests' guest kernels.
+func (s *site) linkKernels() {
+	s.t.Helper()
+	if err := os.Symlink(testenv.Kernels(s.t), filepath.Join(s.state, "kernels")); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // variable is what env has for a name.

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -335,25 +334,18 @@ const bootArguments = "console=ttyS0 8250.nr_uarts=1 quiet loglevel=1 panic=-1 r
 	" cryptomgr.notests initcall_blacklist=init_kprobe_trace,crypto_kdf108_init"
 
 // within finds which group of a machine's a process is in: the machine's own, or
-// the one named id below it, which a jailer makes. Anywhere else its limits would
-// not hold.
+// the one named id below it, which a jailer makes. Anywhere else, and be it in one
+// hierarchy of several, its limits would not hold.
 func within(g *cgroup.Group, pid int, id string) (inner string, err error) {
 	below, err := g.Below(id)
 	if err != nil {
 		return "", err
 	}
-	procs, err := g.Procs()
-	if err != nil {
+	if in, err := g.Has(pid); err != nil || in {
 		return "", err
 	}
-	if slices.Contains(procs, pid) {
-		return "", nil
-	}
-	if procs, err = below.Procs(); err != nil {
-		return "", err
-	}
-	if slices.Contains(procs, pid) {
-		return id, nil
+	if in, err := below.Has(pid); err != nil || in {
+		return id, err
 	}
 	return "", fmt.Errorf("the machine monitor, process %d, is outside its control group", pid)
 }

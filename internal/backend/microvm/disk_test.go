@@ -96,7 +96,8 @@ func TestADamagedDiskIsSaidBeforeAnythingRuns(t *testing.T) {
 // One that was damaged unseen ends the boot of a real machine, and what the guest's
 // kernel makes of it is in the error.
 func TestADiskThatHoldsNothingEndsTheBootInWords(t *testing.T) {
-	b, digest := onQEMU(t)
+	c, digest := onQEMU(t)
+	b := opened(t, c)
 	empty := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(empty, make([]byte, 1<<20), 0o644); err != nil {
 		t.Fatal(err)

@@ -2,24 +2,35 @@ package microvm
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/microvm/firecracker"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
+	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/enclave-run/enclave/internal/watch"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
-// onQEMU returns a backend of real machines, and the digest of the default image.
-func onQEMU(t *testing.T) (*Backend, string) {
+// onQEMU is how real machines are made, and the digest of the default image.
+func onQEMU(t *testing.T) (Config, string) {
 	t.Helper()
 	testenv.Need(t, "qemu")
 	store, digest := testenv.Image(t)
-	b, err := New(Config{
+	return Config{
 		Dir: t.TempDir(), Instance: "test", Guest: testenv.Binaries(t).Guest, Disk: store.Disk, Kernels: testenv.Kernels(t), Now: time.Now,
 		QEMU: &QEMU{Shim: qemutest.Shim()},
-	})
+	}, digest
+}
+
+func opened(t *testing.T, c Config) *Backend {
+	t.Helper()
+	b, err := New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,11 +39,12 @@ func onQEMU(t *testing.T) (*Backend, string) {
 			t.Error(err)
 		}
 	})
-	return b, digest
+	return b
 }
 
 func TestAMachineRunsCodeAndEndsInOrder(t *testing.T) {
-	b, digest := onQEMU(t)
+	c, digest := onQEMU(t)
+	b := opened(t, c)
 	id := newID()
 	l, err := b.Listen(t.Context(), id)
 	if err != nil {
@@ -63,6 +75,61 @@ func TestAMachineRunsCodeAndEndsInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	if e, err := b.Wait(t.Context(), id); err != nil || e.Cause != backend.Exited || e.Code != 0 {
+		t.Errorf("it ended with %+v, %v", e, err)
+	}
+}
+
+// A guest turns its machine off when its backend has gone. One that does not, since
+// its kernel is somebody else's, is ended by its monitor: nobody else counts what it
+// takes any more. Here it can't, because its processor stands still.
+func TestAMachineEndsWhoseControlPlaneIsGone(t *testing.T) {
+	c, digest := onQEMU(t)
+	b := opened(t, c)
+	id := newID()
+	l, err := b.Listen(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Start(t.Context(), id, backend.Spec{Image: digest, Limits: limits()}); err != nil {
+		t.Fatal(err)
+	}
+	packets, control, err := wire.Accept(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := b.Sandbox(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st started
+	if err := keep.Read(s.Path(keep.StartedFile), &st); err != nil {
+		t.Fatal(err)
+	}
+	monitor, err := st.Process.Open()
+	if err != nil || monitor == nil {
+		t.Fatal(monitor, err)
+	}
+	defer monitor.Close()
+	if err := firecracker.Dial(filepath.Join(b.driver.root(s), apiSocket)).PatchVM(t.Context(), firecracker.Paused); err != nil {
+		t.Fatal(err)
+	}
+	// As the end of the control plane's process does.
+	if err := errors.Join(b.Close(), packets.Close(), control.Close()); err != nil {
+		t.Fatal(err)
+	}
+	monitor.SetReadDeadline(time.Now().Add(time.Minute))
+	watch.Await(monitor)
+	_, gone := watch.StartTime(st.Process.PID)
+	next := opened(t, c)
+	t.Cleanup(func() {
+		if err := next.Destroy(context.WithoutCancel(t.Context()), id); err != nil {
+			t.Error(err)
+		}
+	})
+	if !errors.Is(gone, fs.ErrNotExist) {
+		t.Fatalf("it goes on for nobody: %v", gone)
+	}
+	if e, err := next.Wait(t.Context(), id); err != nil || e.Cause != backend.Unknown {
 		t.Errorf("it ended with %+v, %v", e, err)
 	}
 }

@@ -124,10 +124,17 @@ func wait(pid int) (syscall.WaitStatus, error) {
 	}
 }
 
+// alone is how long a machine goes on that nobody on the host is connected to any
+// more. A guest turns its machine off when it sees that; one whose kernel is
+// somebody else's does not, and who would have ended it is gone.
+const alone = 10 * time.Second
+
 // start implements vmm.
 func (r *runner) start(m *machine) error {
 	if m.vsock != nil {
-		d, err := vsock.New(vsock.Config{GuestCID: m.vsock.GuestCID, UDS: vmDir + m.vsock.UDSPath, Listener: os.NewFile(uintptr(r.in.Vsock), vsockName)})
+		d, err := vsock.New(vsock.Config{
+			GuestCID: m.vsock.GuestCID, UDS: vmDir + m.vsock.UDSPath, Listener: os.NewFile(uintptr(r.in.Vsock), vsockName), Alone: alone,
+		})
 		if err != nil {
 			return err
 		}

@@ -34,7 +34,13 @@ type Config struct {
 	// Listener, if there is one, listens at UDS already: a device whose process may
 	// make no socket is given it. New takes it over, and nobody removes its file.
 	Listener *os.File
+	// Alone is how long a guest is served when no program of the host's is connected
+	// to it any more, once one was: then Serve returns ErrAlone. 0 is for ever.
+	Alone time.Duration
 }
+
+// ErrAlone is that nobody on the host has to do with the guest any more.
+var ErrAlone = errors.New("no program of the host's is connected to the guest any more")
 
 // A Device is the virtio socket of one guest.
 type Device struct {
@@ -43,6 +49,7 @@ type Device struct {
 	now    func() time.Time
 	listen int // the socket at uds
 	given  bool
+	alone  time.Duration
 
 	// Everything below belongs to Serve.
 	poll    *poller
@@ -54,7 +61,9 @@ type Device struct {
 	owed    fifo[*conn]       // control packets are due
 	ready   fifo[*conn]       // data may be there for the guest, and it has room
 	resets  fifo[refusal]
-	port    uint32 // the last that was given to a connection of the host's
+	port    uint32    // the last that was given to a connection of the host's
+	met     bool      // a program of the host's was connected
+	left    time.Time // when the last of them had hung up; zero if there is one
 	scratch [][]byte
 }
 
@@ -94,7 +103,7 @@ func New(config Config) (*Device, error) {
 		return nil, fmt.Errorf("make a vsock device: %w", err)
 	}
 	d := &Device{
-		cid: config.GuestCID, uds: config.UDS, now: time.Now, listen: fd, given: config.Listener != nil,
+		cid: config.GuestCID, uds: config.UDS, now: time.Now, listen: fd, given: config.Listener != nil, alone: config.Alone,
 		conns: map[address]*conn{}, greets: map[int]*greeting{}, port: firstPort - 1,
 	}
 	d.front.fd = -1
@@ -123,8 +132,8 @@ func (d *Device) Close() error {
 // Serve answers the first VMM that connects to the vhost-user socket front,
 // which it closes, until that VMM hangs up: then it returns nil. It returns
 // ctx's error if ctx ends first, one that wraps ErrGuest if the guest broke a
-// rule of its queues, and another one if the VMM broke one of the protocol or
-// the host is out of something. In any case every connection is closed and
+// rule of its queues, ErrAlone if Config says so, and another one if the VMM broke
+// one of the protocol or the host is out of something. In any case every connection is closed and
 // nothing of Serve goes on when it has returned. It may be called once.
 func (d *Device) Serve(ctx context.Context, front net.Listener) (err error) {
 	defer func() { err = errors.Join(err, d.Close()) }()
@@ -161,8 +170,28 @@ func (d *Device) Serve(ctx context.Context, front net.Listener) (err error) {
 		if more, err = d.work(); err != nil {
 			return err
 		}
+		if d.isAlone() {
+			return ErrAlone
+		}
 	}
 	return d.finish()
+}
+
+// isAlone reports whether every program of the host's has been gone for too long.
+func (d *Device) isAlone() bool {
+	if d.alone <= 0 {
+		return false
+	}
+	for _, c := range d.conns {
+		if c.fd >= 0 && !c.asked && !c.hungUp {
+			d.met, d.left = true, time.Time{}
+			return false
+		}
+	}
+	if d.met && d.left.IsZero() {
+		d.left = d.now()
+	}
+	return d.met && d.now().Sub(d.left) > d.alone
 }
 
 // atEnd calls f when ctx ends, but not any more once stop has returned.
@@ -220,7 +249,7 @@ func (d *Device) pause(more bool) int {
 	if more {
 		return 0
 	}
-	if len(d.greets) > 0 {
+	if len(d.greets) > 0 || !d.left.IsZero() {
 		return 250
 	}
 	for _, c := range d.conns {

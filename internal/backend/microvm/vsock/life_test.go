@@ -183,6 +183,40 @@ func TestGuestThatNeverAnswersIsLeft(t *testing.T) {
 	}
 }
 
+// A guest that nobody has spoken to yet is booting; one that everybody has left goes
+// on for nobody.
+func TestGuestThatEverybodyHasLeftIsServedNoMore(t *testing.T) {
+	var clock atomic.Int64
+	g := bootGuest(t, func(d *Device) {
+		d.now, d.alone = func() time.Time { return time.Unix(clock.Load(), 0) }, 10*time.Second
+	})
+	clock.Add(1000)
+	s, first := pair(t, g)
+	kept, second := pair(t, g)
+	first.Close()
+	if b, err := io.ReadAll(s); err != nil || len(b) > 0 {
+		t.Errorf("of who has left the guest reads %q, %v", b, err)
+	}
+	g.flush()
+	clock.Add(1000)
+	g.flush() // it is served for the other's sake
+	if _, err := second.Write([]byte("goodbye")); err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+	// It hears that, reads nothing, and does not hang up itself.
+	g.mu.Lock()
+	for !kept.ended || !kept.deaf {
+		kept.changed.Wait()
+	}
+	g.mu.Unlock()
+	g.flush()
+	clock.Add(11)
+	if err := g.ends(); !errors.Is(err, ErrAlone) {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 func TestVMMThatHangsUpLeavesNothing(t *testing.T) {
 	before := openFiles(t)
 	goroutines := runtime.NumGoroutine()

@@ -101,7 +101,12 @@ func dial(port uint32) (stream, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.Connect(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_HOST, Port: port}); err != nil {
+	// The runtime's own signals interrupt a connect, which is then as if it had never
+	// begun (net/vmw_vsock/af_vsock.c, vsock_connect).
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Connect(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_HOST, Port: port})
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, err
 	}

@@ -22,7 +22,8 @@ func TestDoctorHoldsOnDocker(t *testing.T) {
 		"yes  Enclave can make a group, set its limits, read them back and remove it.",
 		"yes  The image that sandboxes start from is there and undamaged.",
 		"seen: a container shares the host's kernel: it is not a security boundary",
-		"posture of docker\n  yes  A live sandbox's processes can do on the host exactly what they are declared to",
+		"posture of docker\n  but  Between a workload and this host is more than this host's own kernel.",
+		"yes  A live sandbox's processes can do on the host exactly what they are declared to",
 		"yes  A workload sees exactly what it is declared to",
 		"yes  A sandbox reaches nothing but its way out.",
 		"not looked at: docker needs none of it", // namespaces, of gVisor's platform

@@ -28,7 +28,7 @@ func onDocker(ctx context.Context, c Config, tell func(Finding) error) (err erro
 		return err
 	}
 	if err := tell(Finding{
-		Section: "contract on " + dockerBackend, Name: "boundary", Status: Warned,
+		Section: "posture of " + dockerBackend, Name: "boundary", Status: Warned,
 		Doc:    "Between a workload and this host is more than this host's own kernel.",
 		Detail: "a container shares the host's kernel: it is not a security boundary",
 		Do:     "run what you do not trust with --backend gvisor",

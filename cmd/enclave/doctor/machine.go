@@ -42,7 +42,7 @@ func onMachines(ctx context.Context, c Config, name string, tell func(Finding) e
 			return untested(name, "the processor is emulated ("+lacks+"), which takes minutes to test: enclave doctor --backend "+name, tell)
 		}
 		if err := tell(Finding{
-			Section: "contract on " + name, Name: "boundary", Status: Warned,
+			Section: "posture of " + name, Name: "boundary", Status: Warned,
 			Doc:    "The machines' processor is the host's own.",
 			Detail: lacks + ": the processor is emulated, which is for development and tests",
 			Do:     "use bare metal, or a machine with nested virtualization; until then run what you do not trust with --backend gvisor",

@@ -68,7 +68,7 @@ var programChecks = []check{
 			found = append(found, flawsOf(t)...)
 		}
 		if len(found) > 0 {
-			return warn("upgrade them, or remove them: a sandbox of Docker, QEMU or Firecracker is no better than they are", "%s", strings.Join(found, "\n"))
+			return warn("upgrade them, or remove what nothing on this host uses: gVisor needs none of them, the other backends run on theirs", "%s", strings.Join(found, "\n"))
 		}
 		return pass("%s", strings.Join(told, ", "))
 	}},

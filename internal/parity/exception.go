@@ -194,7 +194,4 @@ func exception(v Verdict, event, field string) *Exception {
 	return nil
 }
 
-// Exceptions returns the list of what may differ.
-func Exceptions() []Exception { return slices.Clone(exceptions) }
-
 func (e Exception) String() string { return e.Type + "." + e.Field }

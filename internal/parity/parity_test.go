@@ -178,7 +178,7 @@ func TestADeclaredButUnusedExceptionIsStale(t *testing.T) {
 	if stale := Stale(three, applied); len(stale) > 0 {
 		t.Errorf("stale: %v", stale)
 	}
-	if len(applied) != len(Exceptions()) {
+	if len(applied) != len(exceptions) {
 		t.Errorf("applied are %v", applied)
 	}
 	for i, x := range applied {
@@ -219,7 +219,7 @@ func TestTheListOfExceptionsIsThis(t *testing.T) {
 		"limit_exceeded.observed limit_exceeded.evidence limit_exceeded.source " +
 		"usage_metered.cpuSeconds usage_metered.wallSeconds usage_metered.peakMemoryBytes usage_metered.bytesIn usage_metered.outputBytes"
 	var got []string
-	for _, x := range Exceptions() {
+	for _, x := range exceptions {
 		got = append(got, x.String())
 		if x.Why == "" {
 			t.Errorf("%s has no reason", x)

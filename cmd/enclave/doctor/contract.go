@@ -7,11 +7,8 @@ import (
 	"os"
 	"strings"
 
-	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/conform"
-	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/posture"
 )
 
@@ -27,6 +24,8 @@ func contracts(ctx context.Context, c Config, tell func(Finding) error) error {
 			err = untested(b, "left out by --quick", tell)
 		case b == simulatorBackend:
 			err = contract(ctx, conform.Lab{Backend: simulator.New(), Image: "sha256:" + strings.Repeat("0", 64)}, conform.Checks(), tell)
+		case os.Geteuid() != 0:
+			err = untested(b, "it needs root: sudo enclave doctor", tell)
 		case b == dockerBackend:
 			err = onDocker(ctx, c, tell)
 		case b == qemuBackend, b == firecrackerBackend:
@@ -91,65 +90,6 @@ func unavailable(c Config, name string, why error, tell func(Finding) error) err
 	return tell(Finding{Section: "contract on " + name, Name: "all", Doc: "The backend can run on this host.", Status: Failed, Detail: why.Error(), Do: how[name]})
 }
 
-// onGVisor puts gVisor to the test, with the image and the programs of this host.
-func onGVisor(ctx context.Context, c Config, tell func(Finding) error) (err error) {
-	if os.Geteuid() != 0 {
-		return untested(gvisorBackend, "it needs root: sudo enclave doctor", tell)
-	}
-	images, digest, rootfs, err := startable(c)
-	if err != nil {
-		return untested(gvisorBackend, err.Error(), tell)
-	}
-	room, remove, err := c.Scratch(ctx)
-	if err != nil {
-		return untested(gvisorBackend, err.Error(), tell)
-	}
-	defer func() {
-		if rerr := remove(context.WithoutCancel(ctx)); rerr != nil {
-			err = errors.Join(err, fmt.Errorf("remove what the tests made: %w", rerr))
-		}
-	}()
-	runsc, guest, err := c.Programs(room.Programs)
-	if err != nil {
-		return untested(gvisorBackend, err.Error(), tell)
-	}
-	config := gvisor.Config{
-		Dir: room.Sandboxes, Instance: room.Instance,
-		Runsc: runsc, Guest: guest, Rootfs: images.Rootfs,
-	}
-	open, closeAll := reopening(func() (*gvisor.Backend, error) { return gvisor.New(config) })
-	defer func() { err = errors.Join(err, closeAll()) }()
-	b, err := open()
-	if err != nil {
-		return untested(gvisorBackend, err.Error(), tell)
-	}
-	if err := stance(ctx, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
-		return err
-	}
-	return contract(ctx, conform.Lab{
-		Backend: b, Image: digest, Executes: true, Reopen: open,
-		Residue: func(context.Context) ([]string, error) { return conform.Residue(config.Dir, config.Instance) },
-	}, conform.Checks(), tell)
-}
-
-// startable finds the default image, unpacked. What is missing is not made: that
-// would last.
-func startable(c Config) (*image.Store, string, string, error) {
-	if _, err := os.Stat(c.State); err != nil {
-		return nil, "", "", errors.New("there is no image to start from: enclave image build")
-	}
-	images, err := c.Images()
-	if err != nil {
-		return nil, "", "", fmt.Errorf("there is no image to start from: %w", err)
-	}
-	digest, err := images.Resolve(image.Default)
-	if err != nil {
-		return nil, "", "", fmt.Errorf("there is no image to start from (enclave image build makes it): %w", err)
-	}
-	rootfs, err := images.Rootfs(digest)
-	return images, digest, rootfs, err
-}
-
 // seenWith is what a golden posture was described with that Enclave does not bring
 // along. With another version of it a line more or less may be that version's, and is
 // no failure: somebody has to look at it.
@@ -209,27 +149,4 @@ func compare(backend string, seen [2]posture.Description, err error) []Finding {
 		all = append(all, f)
 	}
 	return all
-}
-
-// reopening returns how a backend is opened, as often as a check asks for it,
-// and how all that were opened are closed.
-func reopening[B interface {
-	backend.Backend
-	Close() error
-}](open func() (B, error)) (again func() (backend.Backend, error), closeAll func() error) {
-	var opened []B
-	again = func() (backend.Backend, error) {
-		b, err := open()
-		if err != nil {
-			return nil, err
-		}
-		opened = append(opened, b)
-		return b, nil
-	}
-	return again, func() (err error) {
-		for _, b := range opened {
-			err = errors.Join(err, b.Close())
-		}
-		return err
-	}
 }

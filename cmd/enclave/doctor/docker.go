@@ -2,22 +2,14 @@ package doctor
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"os"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend/docker"
-	"github.com/enclave-run/enclave/internal/conform"
-	"github.com/enclave-run/enclave/internal/posture"
 )
 
 // onDocker puts a Docker daemon of this host to the test, if one answers. What it
 // finds is of the contract: that holds without the daemon being a boundary.
-func onDocker(ctx context.Context, c Config, tell func(Finding) error) (err error) {
-	if os.Geteuid() != 0 {
-		return untested(dockerBackend, "it needs root: sudo enclave doctor", tell)
-	}
+func onDocker(ctx context.Context, c Config, tell func(Finding) error) error {
 	ask, cancel := context.WithTimeout(ctx, tryTime)
 	api, err := docker.Dial(ask, c.Docker)
 	cancel()
@@ -35,37 +27,10 @@ func onDocker(ctx context.Context, c Config, tell func(Finding) error) (err erro
 	}); err != nil {
 		return err
 	}
-	images, digest, rootfs, err := startable(c)
-	if err != nil {
-		return untested(dockerBackend, err.Error(), tell)
-	}
-	room, remove, err := c.Scratch(ctx)
-	if err != nil {
-		return untested(dockerBackend, err.Error(), tell)
-	}
-	defer func() {
-		if rerr := remove(context.WithoutCancel(ctx)); rerr != nil {
-			err = errors.Join(err, fmt.Errorf("remove what the tests made: %w", rerr))
-		}
-	}()
-	_, guest, err := c.Programs(room.Programs)
-	if err != nil {
-		return untested(dockerBackend, err.Error(), tell)
-	}
-	config := docker.Config{Dir: room.Containers, Instance: room.Instance, Host: c.Docker, Guest: guest, Images: images}
-	open, closeAll := reopening(func() (*docker.Backend, error) { return docker.New(config) })
-	defer func() { err = errors.Join(err, closeAll()) }()
-	b, err := open()
-	if err != nil {
-		return untested(dockerBackend, err.Error(), tell)
-	}
-	if err := stance(ctx, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
-		return err
-	}
-	return contract(ctx, conform.Lab{
-		Backend: b, Image: digest, Executes: true, Reopen: open,
-		Residue: func(context.Context) ([]string, error) { return conform.Residue(config.Dir, config.Instance) },
-	}, conform.Checks(), tell)
+	return examine(ctx, c, dockerBackend, func(p parts) (string, func() (opened, error)) {
+		config := docker.Config{Dir: p.room.Containers, Instance: p.room.Instance, Host: c.Docker, Guest: p.guest, Images: p.images}
+		return config.Dir, func() (opened, error) { return docker.New(config) }
+	}, tell)
 }
 
 // tryTime bounds the question whether a daemon answers.

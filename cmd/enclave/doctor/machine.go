@@ -2,16 +2,11 @@ package doctor
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
-	"github.com/enclave-run/enclave/internal/conform"
-	"github.com/enclave-run/enclave/internal/posture"
 )
 
 // machineTime bounds the question whether machines can run here: it may boot one.
@@ -22,10 +17,7 @@ func (c Config) kernels() string { return filepath.Join(c.State, "kernels") }
 
 // onMachines puts a backend of virtual machines to the test. An emulated one is
 // slow, and no boundary: it is only tested if it is the one that is asked for.
-func onMachines(ctx context.Context, c Config, name string, tell func(Finding) error) (err error) {
-	if os.Geteuid() != 0 {
-		return untested(name, "it needs root: sudo enclave doctor", tell)
-	}
+func onMachines(ctx context.Context, c Config, name string, tell func(Finding) error) error {
 	m, err := c.Machine(name)
 	if err != nil {
 		return unavailable(c, name, err, tell)
@@ -50,35 +42,8 @@ func onMachines(ctx context.Context, c Config, name string, tell func(Finding) e
 			return err
 		}
 	}
-	images, digest, rootfs, err := startable(c)
-	if err != nil {
-		return untested(name, err.Error(), tell)
-	}
-	room, remove, err := c.Scratch(ctx)
-	if err != nil {
-		return untested(name, err.Error(), tell)
-	}
-	defer func() {
-		if rerr := remove(context.WithoutCancel(ctx)); rerr != nil {
-			err = errors.Join(err, fmt.Errorf("remove what the tests made: %w", rerr))
-		}
-	}()
-	_, guest, err := c.Programs(room.Programs)
-	if err != nil {
-		return untested(name, err.Error(), tell)
-	}
-	m.Dir, m.Instance, m.Guest, m.Disk = room.Machines, room.Instance, guest, images.Disk
-	open, closeAll := reopening(func() (*microvm.Backend, error) { return microvm.New(m) })
-	defer func() { err = errors.Join(err, closeAll()) }()
-	b, err := open()
-	if err != nil {
-		return untested(name, err.Error(), tell)
-	}
-	if err := stance(ctx, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
-		return err
-	}
-	return contract(ctx, conform.Lab{
-		Backend: b, Image: digest, Executes: true, Reopen: open,
-		Residue: func(context.Context) ([]string, error) { return conform.Residue(m.Dir, m.Instance) },
-	}, conform.Checks(), tell)
+	return examine(ctx, c, name, func(p parts) (string, func() (opened, error)) {
+		m.Dir, m.Instance, m.Guest, m.Disk = p.room.Machines, p.room.Instance, p.guest, p.images.Disk
+		return m.Dir, func() (opened, error) { return microvm.New(m) }
+	}, tell)
 }

@@ -151,6 +151,11 @@ func Open(file []byte, key string) (Certificate, error) {
 	if err := strict(body.Bytes(), &c); err != nil {
 		return Certificate{}, fmt.Errorf("parse certificate: %w", err)
 	}
+	// Whoever signs it may write it so that two programs read two things in it, by a
+	// field that is there twice or is spelt in another case.
+	if written, err := json.Marshal(c); err != nil || !bytes.Equal(written, body.Bytes()) {
+		return Certificate{}, errors.Join(errors.New("parse certificate: what is signed is not in canonical form"), err)
+	}
 	if c.Version != CertificateVersion {
 		return Certificate{}, fmt.Errorf("certificate version %d is unknown", c.Version)
 	}

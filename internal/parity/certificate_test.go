@@ -236,6 +236,31 @@ func TestEveryBitFlipInACertificateIsFound(t *testing.T) {
 	}
 }
 
+// A certificate in which two programs could read two things is none, though it is
+// signed.
+func TestACertificateHasOneReading(t *testing.T) {
+	s := newSigner(t, "driver.example/log")
+	body := must(json.Marshal(certified(t, "gvisor", "docker")))
+	for name, change := range map[string][2]string{
+		"as it is":               {``, ``},
+		"a field twice":          {`"mode":"boot:multi"`, `"mode":"boot:single","mode":"boot:multi"`},
+		"a field in other case":  {`"mode":"boot:multi"`, `"MODE":"boot:multi"`},
+		"a field deep in twice":  {`"kind":"docker"`, `"kind":"qemu","kind":"docker"`},
+		"a letter written out":   {`"mode":"boot:multi"`, `"mode":"\u0062oot:multi"`},
+		"a number written other": {`"version":1,`, `"version":1e0,`},
+		"fields in other order":  {`"arch":"amd64"`, `"arch":"amd64","kernel":"6.1"`},
+	} {
+		signed := bytes.Replace(body, []byte(change[0]), []byte(change[1]), 1)
+		file, err := certificateFile{signed, string(must(s.Certify(sha256.Sum256(signed))))}.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(file, s.Public()); (err == nil) != (change[0] == "") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // Who has the key can sign anything; what is not borne out is refused all the
 // same.
 func TestASignatureDoesNotMakeItTrue(t *testing.T) {

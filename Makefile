@@ -14,7 +14,7 @@ GOSRC    := $(shell find . -name '*.go' -not -path './bin/*') go.mod go.sum
 TESTBIN  := $(CURDIR)/bin/test
 FUZZTIME ?= 10s
 CRASHTIME ?= 45m
-CORPUSTIME ?= 25m
+CORPUSTIME ?= 45m
 export CGO_ENABLED = 0
 
 help: ## list the targets
@@ -93,7 +93,7 @@ test-firecracker: setup ## contract, cases, accidents, demo, parity and attacks 
 	ENCLAVE_CORPUS=full CORPUSTIME=$(CORPUSTIME) $(FIRECRACKER) -run '^TestAttacks$$/^firecracker$$' ./internal/corpus
 
 CORPUS = go test -count=1 -v ./internal/corpus
-corpus: setup ## attack every backend of this host, for at most CORPUSTIME; exits non-zero unless all is contained; writes evidence
+corpus: setup ## attack every backend of this host, in at most CORPUSTIME; exits non-zero unless all is contained; writes evidence
 	@./build/setup docker qemu corpus
 	@$(MAKE) --no-print-directory bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK)

@@ -178,7 +178,7 @@ func (k killed) run(t *testing.T) string {
 		t.Fatal(err)
 	}
 	bin, own := testenv.Binaries(t), filepath.Join(dir, "bin")
-	env := append(os.Environ(), "ENCLAVE_CORPUS=full", "CORPUSTIME=10m", "CGO_ENABLED=0", "ENCLAVE_TEST_BIN="+own)
+	env := append(os.Environ(), "ENCLAVE_CORPUS=unreported", "CORPUSTIME=10m", "CGO_ENABLED=0", "ENCLAVE_TEST_BIN="+own)
 	command := func(name string, args ...string) string {
 		cmd := exec.CommandContext(t.Context(), name, args...)
 		cmd.Dir, cmd.Env = root, env

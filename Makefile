@@ -68,7 +68,7 @@ demo-parity: image kernel ## one verdict on every real backend of this host, and
 # are no symbolic links: a process has the name of what a link leads to.
 LINK = mkdir -p $(TESTBIN) && ln -f bin/guest-$(HOSTARCH) $(TESTBIN)/enclave-guest && ln -f bin/runsc-$(HOSTARCH) $(TESTBIN)/enclave-runsc
 
-test: setup ## all tests, real gVisor, a Docker daemon and the first tier of crashes included
+test: setup ## all tests, real gVisor, a Docker daemon, QEMU's machines and the first tier of crashes included
 	@./build/setup docker qemu corpus
 	@$(MAKE) --no-print-directory bin/enclave bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
 	@$(LINK) && ln -f bin/enclave-$(HOSTARCH) $(TESTBIN)/enclave

@@ -47,12 +47,12 @@ import (
 	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
-// IDLen is the width of a sandbox's id.
-const IDLen = 20
+// idLen is the width of a sandbox's id.
+const idLen = 20
 
-// ValidID reports whether id is IDLen of [a-z0-9].
-func ValidID(id backend.ID) bool {
-	if len(id) != IDLen {
+// validID reports whether id is idLen of [a-z0-9].
+func validID(id backend.ID) bool {
+	if len(id) != idLen {
 		return false
 	}
 	for _, c := range []byte(id) {
@@ -181,10 +181,10 @@ func Read(path string, v any) error {
 	return nil
 }
 
-// Remove removes a sandbox's directory with what is in it, unless something is
+// removeDir removes a sandbox's directory with what is in it, unless something is
 // mounted there: nothing of ours is by then, and removing what another file
 // system shows here would remove it there.
-func Remove(dir string) error {
+func removeDir(dir string) error {
 	mounts, err := mountinfo.Table()
 	if err != nil {
 		return fmt.Errorf("look for mounts in %s: %w", dir, err)

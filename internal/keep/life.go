@@ -209,7 +209,7 @@ func (r *Registry) remove(ctx context.Context, s *Sandbox) error {
 	if err := failpoint.Hit("keep.destroy.ungrouped"); err != nil {
 		return err
 	}
-	if err := Remove(s.Dir); err != nil {
+	if err := removeDir(s.Dir); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("keep.destroy.removed"); err != nil {

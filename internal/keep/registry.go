@@ -187,7 +187,7 @@ func (r *Registry) List(ctx context.Context) ([]backend.ID, error) {
 	seen := map[backend.ID]bool{}
 	var ids []backend.ID
 	add := func(id backend.ID) {
-		if ValidID(id) && !seen[id] {
+		if validID(id) && !seen[id] {
 			seen[id] = true
 			ids = append(ids, id)
 		}
@@ -212,8 +212,8 @@ func (r *Registry) List(ctx context.Context) ([]backend.ID, error) {
 // Sandbox returns the entry of id and makes one if there is none: whether the
 // sandbox exists is another question.
 func (r *Registry) Sandbox(id backend.ID) (*Sandbox, error) {
-	if !ValidID(id) {
-		return nil, fmt.Errorf("sandbox id %q is not %d of [a-z0-9]", id, IDLen)
+	if !validID(id) {
+		return nil, fmt.Errorf("sandbox id %q is not %d of [a-z0-9]", id, idLen)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -18,7 +18,7 @@ const (
 	FactsFile   = "facts.json"   // it is being made: Facts
 	StartedFile = "started.json" // it runs: what its Driver must know to watch it
 	DestroyFile = "destroying"   // Destroy has been called
-	ExitFile    = "exit.json"    // it has ended: a backend.Exit
+	exitFile    = "exit.json"    // it has ended: a backend.Exit
 )
 
 // Names in a directory that sandboxes see as /.enclave.
@@ -95,9 +95,9 @@ func (s *Sandbox) Settle(e backend.Exit) {
 	_ = failpoint.Hit("keep.exit.settled") // an exit that can't be recorded is known all the same
 	// Another process may have watched it as well; the first word stands. A full
 	// disk must not keep Wait from returning: the record is for the next process.
-	if err := New(s.Path(ExitFile), e); errors.Is(err, fs.ErrExist) {
+	if err := New(s.Path(exitFile), e); errors.Is(err, fs.ErrExist) {
 		var first backend.Exit
-		if Read(s.Path(ExitFile), &first) == nil {
+		if Read(s.Path(exitFile), &first) == nil {
 			e = first
 		}
 	}

@@ -30,7 +30,7 @@ func (r *Registry) resume(id backend.ID) (*Sandbox, error) {
 		return nil, fmt.Errorf("resume sandbox %s: %w", id, err)
 	}
 	var e backend.Exit
-	if err := Read(s.Path(ExitFile), &e); err == nil {
+	if err := Read(s.Path(exitFile), &e); err == nil {
 		s.settleLocked(e)
 		return s, nil
 	}
@@ -88,7 +88,7 @@ func (r *Registry) watchLocked(s *Sandbox, f Facts) (err error) {
 
 // Wait returns how the sandbox ended, from this value or the one before it.
 func (r *Registry) Wait(ctx context.Context, id backend.ID) (backend.Exit, error) {
-	if !ValidID(id) {
+	if !validID(id) {
 		return backend.Exit{}, backend.ErrNotFound
 	}
 	s, err := r.resume(id)

@@ -41,10 +41,10 @@ type view struct {
 	facts   Facts
 }
 
-// OnHost describes the processes of the sandbox id of a backend, whose root file
+// onHost describes the processes of the sandbox id of a backend, whose root file
 // system is the directory rootfs of the host. It finds them by the control groups and the
 // namespaces that are theirs. What ends while it looks is left out.
-func OnHost(of string, id backend.ID, rootfs string) (Facts, error) {
+func onHost(of string, id backend.ID, rootfs string) (Facts, error) {
 	k, ok := kinds[of]
 	if !ok {
 		return nil, fmt.Errorf("describe sandbox %s: it is not known what one of %s is to be", id, of)

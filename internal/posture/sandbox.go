@@ -28,9 +28,9 @@ type Lab struct {
 	Rootfs  string // where that image is unpacked
 }
 
-// Limits are those of the sandboxes that are described: the golden descriptions
+// limits are those of the sandboxes that are described: the golden descriptions
 // have them.
-var Limits = backend.Limits{MilliCPU: 1000, CPU: 10 * time.Minute, Memory: 512 << 20, Pids: 256, Disk: 256 << 20}
+var limits = backend.Limits{MilliCPU: 1000, CPU: 10 * time.Minute, Memory: 512 << 20, Pids: 256, Disk: 256 << 20}
 
 // A Description is how a sandbox looked at one moment, from the host and inside.
 type Description struct{ Host, Inside Facts }
@@ -70,7 +70,7 @@ func Describe(ctx context.Context, lab Lab) (all [2]Description, err error) {
 			err = errors.Join(err, fmt.Errorf("destroy: %w", derr))
 		}
 	}()
-	if err := lab.Backend.Start(ctx, id, backend.Spec{Image: lab.Image, Limits: Limits}); err != nil {
+	if err := lab.Backend.Start(ctx, id, backend.Spec{Image: lab.Image, Limits: limits}); err != nil {
 		return all, fmt.Errorf("start: %w", err)
 	}
 	accept, cancel := context.WithTimeout(ctx, startTime)
@@ -95,7 +95,7 @@ func Describe(ctx context.Context, lab Lab) (all [2]Description, err error) {
 	}
 
 	look := func(d *Description) (err error) {
-		if d.Host, err = OnHost(lab.Backend.Info().Name, id, lab.Rootfs); err != nil {
+		if d.Host, err = onHost(lab.Backend.Info().Name, id, lab.Rootfs); err != nil {
 			return err
 		}
 		d.Inside, err = inside(ctx, lab.Backend.Info().Name, id, client)

@@ -37,8 +37,8 @@ const (
 	Reaped = 2 * time.Second
 )
 
-// Killed is the status of a program that SIGKILL ended.
-const Killed = 128 + int(unix.SIGKILL)
+// killed is the status of a program that SIGKILL ended.
+const killed = 128 + int(unix.SIGKILL)
 
 // A Breach is a limit that was passed.
 type Breach struct {
@@ -180,14 +180,14 @@ func (w *Watcher) kill(found Breach) {
 	// More than one limit may have been passed at once: the first of the order
 	// is the reason, whichever was seen first.
 	w.used, _ = w.Group.CPU()
-	if other := w.Subject.Breached(w.used); other != nil && Precedence(other.Cause) < Precedence(found.Cause) {
+	if other := w.Subject.Breached(w.used); other != nil && precedence(other.Cause) < precedence(found.Cause) {
 		found = *other
 	}
 	w.Subject.Settle(w.exitFor(found))
 }
 
-// Precedence orders the limits: a bomb that runs out of memory is a bomb.
-func Precedence(c backend.Cause) int {
+// precedence orders the limits: a bomb that runs out of memory is a bomb.
+func precedence(c backend.Cause) int {
 	switch c {
 	case backend.PidsLimit:
 		return 0
@@ -241,7 +241,7 @@ func (w *Watcher) end(st Status) {
 	_, err := os.Lstat(filepath.Join(w.Dir, w.Mark))
 	_, derr := os.Lstat(w.Dir)
 	switch {
-	case err == nil && st.Code == Killed:
+	case err == nil && st.Code == killed:
 		// Destroy killed the guest's process on the host before the kernel that
 		// runs it, and that kernel had the time to say so.
 		e.Cause = backend.Destroyed

@@ -10,8 +10,8 @@ import (
 func TestPrecedence(t *testing.T) {
 	order := []backend.Cause{backend.PidsLimit, backend.MemoryLimit, backend.DiskLimit, backend.CPULimit}
 	for i, c := range order {
-		if Precedence(c) != i {
-			t.Errorf("%v has precedence %d, want %d", c, Precedence(c), i)
+		if precedence(c) != i {
+			t.Errorf("%v has precedence %d, want %d", c, precedence(c), i)
 		}
 	}
 }

@@ -76,6 +76,7 @@ func untested(name, why string, tell func(Finding) error) error {
 
 // how says what to do where the one backend that is to run can't.
 var how = map[string]string{
+	gvisorBackend:      "mend what the checks above say of this host, or take another backend: --backend",
 	dockerBackend:      "start a Docker daemon that is as docs/docker.md says, or name its socket with DOCKER_HOST",
 	qemuBackend:        "apt-get install qemu-system-x86, and enclave kernel install",
 	firecrackerBackend: "name the two programs of one of Firecracker's releases with ENCLAVE_FIRECRACKER_BIN and ENCLAVE_JAILER_BIN, on a host with KVM, and enclave kernel install",

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"net"
@@ -198,6 +199,41 @@ func TestABackendThatCantRunIsToldWithWhatToDo(t *testing.T) {
 			if last.Section != "contract on "+name || last.Status != want || last.Detail == "" || (last.Do == "") != (want == NotRun) {
 				t.Errorf("%s of %v: %+v", name, backends, last)
 			}
+		}
+	}
+}
+
+func TestABackendThatDoesNotOpenIsToldWithWhatToDo(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "image.tar")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(f)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755}), w.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	images, err := image.Open(t.TempDir())
+	if err == nil {
+		_, err = images.Import(t.Context(), file, image.Default, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, backends := range map[Status][]string{Failed: {gvisorBackend}, NotRun: {dockerBackend, gvisorBackend}} {
+		c := config(t, t.TempDir())
+		c.Backends = backends
+		c.Images = func() (*image.Store, error) { return images, nil }
+		c.Programs = func(string) (string, string, error) { return "runsc", "guest", nil }
+		var all []Finding
+		broken := func(parts) (string, func() (opened, error)) {
+			return "", func() (opened, error) { return nil, errBroken }
+		}
+		if err := examine(t.Context(), c, gvisorBackend, broken, func(f Finding) error { all = append(all, f); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if len(all) != 1 || all[0].Status != want || all[0].Detail != errBroken.Error() || (all[0].Do == "") != (want == NotRun) {
+			t.Errorf("of %v is told %+v", backends, all)
 		}
 	}
 }

@@ -65,7 +65,7 @@ func examine(ctx context.Context, c Config, name string, configure func(parts) (
 	}
 	b, err := again()
 	if err != nil {
-		return untested(name, err.Error(), tell)
+		return unavailable(c, name, err, tell)
 	}
 	if err := stance(ctx, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
 		return err

@@ -33,6 +33,14 @@ type link struct {
 	close  func()
 }
 
+// log is where the control plane's operator reads what it did.
+func (k *link) log() string {
+	if k.about.Mode == modeEmbedded {
+		return k.logged
+	}
+	return "the control plane's log"
+}
+
 // explain adds to err what is known of a control plane that refused or went
 // away.
 func (k *link) explain(err error) error {

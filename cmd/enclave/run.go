@@ -184,7 +184,7 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 	} else if err := show.end(s, f.quiet); err != nil {
 		return err
 	}
-	return verdict(s)
+	return verdict(s, k.log())
 }
 
 // abandon tears down a session that can't be followed to its end: whoever
@@ -203,10 +203,13 @@ func (p *program) abandon(ctx context.Context, k *link, h *enclave.Handle, cause
 	return cause
 }
 
-// verdict returns the error that ends the program as the session ended.
-func verdict(s enclave.Session) error {
+// verdict returns the error that ends the program as the session ended. Why the
+// platform lost a sandbox is its operator's to read, in log.
+func verdict(s enclave.Session, log string) error {
 	r := s.Result
 	switch {
+	case s.KillReason == "backend_lost":
+		return &exit{statusKilled, fmt.Errorf("killed: %s: the platform lost the sandbox; why is in %s", s.KillReason, log)}
 	case s.Outcome == enclave.Killed:
 		return &exit{statusKilled, fmt.Errorf("killed: %s", s.KillReason)}
 	case r == nil || r.ExitCode == nil:

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -10,6 +11,25 @@ import (
 
 	"github.com/enclave-run/enclave"
 )
+
+// A sandbox that the platform lost says nothing of the code: its operator reads why.
+func TestALostSandboxSaysWhereWhyIs(t *testing.T) {
+	for reason, of := range map[string]map[string]*link{
+		"backend_lost": {
+			"killed: backend_lost: the platform lost the sandbox; why is in /state/run/embedded.log": {about: greeting{Mode: modeEmbedded}, logged: "/state/run/embedded.log"},
+			"killed: backend_lost: the platform lost the sandbox; why is in the control plane's log": {about: greeting{Mode: modeServe}, logged: "/state/run/embedded.log"},
+		},
+		"pids_exceeded": {"killed: pids_exceeded": {}},
+	} {
+		for want, k := range of {
+			err := verdict(enclave.Session{Outcome: enclave.Killed, KillReason: reason}, k.log())
+			var e *exit
+			if !errors.As(err, &e) || e.code != statusKilled || e.Error() != want {
+				t.Errorf("%s ends with %v, want %s", reason, err, want)
+			}
+		}
+	}
+}
 
 // What shows a session or its record says what its isolation is worth.
 func TestWeakIsolationIsSaidOfSessionsAndRecords(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
 )
 
 // What one package may cost. Debian's largest kernel package is far below.
@@ -27,6 +27,9 @@ const (
 	maxModules = 128 << 20 // bytes of all that are taken
 	maxVmlinuz = 128 << 20
 	maxVmlinux = 512 << 20
+
+	// maxDictionary is what a decompressor may look back: twice what "xz -9" makes.
+	maxDictionary = 128 << 20
 )
 
 // members returns the members of a package, which is an archive of ar(1) with
@@ -76,15 +79,15 @@ func decompress(r io.Reader, suffix string, max int64, what string) (io.Reader, 
 	content, done := io.Reader(bufio.NewReaderSize(r, 1<<16)), func() {}
 	switch suffix {
 	case ".xz":
-		// The library gives a stream the dictionary that it asks for, of 4 GiB at
-		// most. What is never decompressed touches no memory of it, so max bounds it.
-		x, err := xz.NewReader(content)
+		// A stream names the dictionary that it wants, of 4 GiB at most, and a library
+		// that gives it those has them all in memory the second time.
+		x, err := xz.NewReader(content, maxDictionary)
 		if err != nil {
 			return nil, nil, refuse("%s: %v", what, err)
 		}
 		content = x
 	case ".zst":
-		z, err := zstd.NewReader(content, zstd.WithDecoderMaxMemory(256<<20), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderConcurrency(1))
+		z, err := zstd.NewReader(content, zstd.WithDecoderMaxMemory(256<<20), zstd.WithDecoderMaxWindow(maxDictionary), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, nil, refuse("%s: %v", what, err)
 		}

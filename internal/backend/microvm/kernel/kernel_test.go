@@ -3,7 +3,10 @@ package kernel
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -172,6 +175,28 @@ func TestBombIsNotUnpacked(t *testing.T) {
 	defer done()
 	if b, err := readAll(r, 0, 1<<21, "it"); !errors.Is(err, ErrRefused) {
 		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
+// A stream of a few bytes may ask for a dictionary of 4 GiB, which is in memory as
+// soon as it is used again.
+func TestADictionaryIsBounded(t *testing.T) {
+	for size, want := range map[byte]bool{22: true, 30: true, 31: false, 40: false} { // 8 MiB, 128 MiB, 192 MiB, 4 GiB
+		b := compressed(".xz", make([]byte, 1<<20))
+		// A block's header lies behind the stream's 12 bytes: its length in words, flags,
+		// LZMA2's number, and the size of the dictionary, as one byte (xz's file format,
+		// 5.3.1); and the sum of all that.
+		h := b[12:][:4*(int(b[12])+1)]
+		h[bytes.IndexByte(h, 0x21)+2] = size
+		binary.LittleEndian.PutUint32(h[len(h)-4:], crc32.ChecksumIEEE(h[:len(h)-4]))
+		r, done, err := decompress(bytes.NewReader(b), ".xz", 1<<20, "it")
+		if err == nil {
+			_, err = io.Copy(io.Discard, r)
+			done()
+		}
+		if (err == nil) != want || err != nil && !errors.Is(err, ErrRefused) {
+			t.Errorf("%d: %v", size, err)
+		}
 	}
 }
 

@@ -213,7 +213,11 @@ func (s *site) recovers(j *journal) {
 func (s *site) settle(v *server, j *journal, before map[string]kept) (what string) {
 	t := s.t
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience+time.Duration(len(before))*100*time.Millisecond)
+	each := 100 * time.Millisecond
+	if s.kernel.slow {
+		each = 10 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience+time.Duration(len(before))*each)
 	defer cancel()
 	d := driver{newJournal(), v.client, ctx}
 	lost := 0

@@ -114,7 +114,7 @@ func ParseBundle(data []byte) (Bundle, error) {
 		return Bundle{}, fmt.Errorf("the bundle is larger than %d bytes", MaxBundle)
 	}
 	var f bundleFile
-	if err := strict(data, &f); err != nil {
+	if err := Strict(data, &f); err != nil {
 		return Bundle{}, fmt.Errorf("parse bundle: %w", err)
 	}
 	// encoding/json takes fields in any case and order, the last of repeated
@@ -302,8 +302,8 @@ func (l *list[T]) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// strict decodes exactly one JSON value with no field that v does not have.
-func strict(data []byte, v any) error {
+// Strict decodes exactly one JSON value with no field that v does not have.
+func Strict(data []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {

@@ -38,7 +38,7 @@ func parseLine(b []byte) (l line, err error) {
 		return l, nil
 	}
 	var e Event
-	if err := strict(b, &e); err != nil {
+	if err := Strict(b, &e); err != nil {
 		return line{}, fmt.Errorf("not an event: %w", err)
 	}
 	again, err := json.Marshal(e)

@@ -87,7 +87,7 @@ func FuzzPlainLine(f *testing.F) {
 			return
 		}
 		var e Event
-		if err := strict(b, &e); err != nil {
+		if err := Strict(b, &e); err != nil {
 			t.Fatalf("%q: %v", b, err)
 		}
 		again, err := json.Marshal(e)

@@ -287,7 +287,7 @@ func (v *logVerifier) finish(public string) (LogReport, error) {
 		return LogReport{}, fmt.Errorf("the log stops after %d events without a checkpoint: the rest was cut off", v.tree.n)
 	}
 	var end logEnd
-	if err := strict(v.end, &end); err != nil {
+	if err := Strict(v.end, &end); err != nil {
 		return LogReport{}, fmt.Errorf("the last line: %w", err)
 	}
 	if again, err := LogEnd([]byte(end.Checkpoint)); err != nil || string(again) != string(v.end)+"\n" {

@@ -194,7 +194,7 @@ func TestTamperedLogIsFound(t *testing.T) {
 		events := make([]Event, 0, len(x.lines))
 		for _, l := range x.lines[:len(x.lines)-1] {
 			var e Event
-			if err := strict(l, &e); err != nil {
+			if err := Strict(l, &e); err != nil {
 				x.t.Fatal(err)
 			}
 			events = append(events, e)

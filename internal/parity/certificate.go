@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
@@ -126,7 +125,7 @@ func Open(file []byte, key string) (Certificate, error) {
 		return Certificate{}, fmt.Errorf("the certificate is larger than %d bytes", MaxCertificate)
 	}
 	var f certificateFile
-	if err := strict(file, &f); err != nil {
+	if err := audit.Strict(file, &f); err != nil {
 		return Certificate{}, fmt.Errorf("parse certificate: %w", err)
 	}
 	again, err := f.encode()
@@ -148,7 +147,7 @@ func Open(file []byte, key string) (Certificate, error) {
 		return Certificate{}, errors.New("the signature is of another certificate: this one was changed")
 	}
 	var c Certificate
-	if err := strict(body.Bytes(), &c); err != nil {
+	if err := audit.Strict(body.Bytes(), &c); err != nil {
 		return Certificate{}, fmt.Errorf("parse certificate: %w", err)
 	}
 	// Whoever signs it may write it so that two programs read two things in it, by a
@@ -160,17 +159,4 @@ func Open(file []byte, key string) (Certificate, error) {
 		return Certificate{}, fmt.Errorf("certificate version %d is unknown", c.Version)
 	}
 	return c, nil
-}
-
-// strict decodes exactly one JSON value with no field that v does not have.
-func strict(data []byte, v any) error {
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return err
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return errors.New("there is something behind the end")
-	}
-	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+
+	"github.com/enclave-run/enclave/internal/audit"
 )
 
 // asked is a request as a control plane reads it. Nothing of a Workload's may be
@@ -55,7 +57,7 @@ func (w Workload) RequestHash() (string, error) {
 		return "", err
 	}
 	var a asked
-	if err := strict(raw, &a); err != nil {
+	if err := audit.Strict(raw, &a); err != nil {
 		return "", fmt.Errorf("read the request of %s: %w", w.Name, err)
 	}
 	h := hashed{Code: a.Code, Argv: a.Argv, Language: a.Language, Egress: a.Egress, Limits: struct {

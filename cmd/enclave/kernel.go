@@ -55,19 +55,15 @@ func (p *program) bringKernel(ctx context.Context, asJSON bool, bring func(ctx c
 	return err
 }
 
-// importKernel brings the kernel of a package.
-func importKernel(ctx context.Context, dir, deb string, say func(string)) (kernel.Kernel, error) {
+// importKernel brings the kernel of a package, which it closes.
+func importKernel(ctx context.Context, dir string, deb *os.File, say func(string)) (kernel.Kernel, error) {
+	defer deb.Close()
 	say("unpacking the kernel and its modules")
-	f, err := os.Open(deb)
+	info, err := deb.Stat()
 	if err != nil {
 		return kernel.Kernel{}, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return kernel.Kernel{}, err
-	}
-	return kernel.Import(ctx, dir, f, info.Size())
+	return kernel.Import(ctx, dir, deb, info.Size())
 }
 
 func (p *program) kernelInstall() *cobra.Command {
@@ -86,7 +82,6 @@ is unpacked into the state directory.`,
 				if err != nil {
 					return kernel.Kernel{}, err
 				}
-				defer os.Remove(deb)
 				return importKernel(ctx, dir, deb, say)
 			})
 		},
@@ -107,7 +102,11 @@ a host that can't fetch one itself.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.bringKernel(cmd.Context(), asJSON, func(ctx context.Context, dir string, say func(string)) (kernel.Kernel, error) {
-				return importKernel(ctx, dir, args[0], say)
+				deb, err := os.Open(args[0])
+				if err != nil {
+					return kernel.Kernel{}, err
+				}
+				return importKernel(ctx, dir, deb, say)
 			})
 		},
 	}

@@ -52,18 +52,18 @@ func kernels(deb string) (string, error) {
 		return "", err
 	}
 	defer unlock()
-	if deb == "" {
+	var f *os.File
+	if deb != "" {
+		if f, err = os.Open(deb); err != nil {
+			return "", err
+		}
+	} else {
 		if _, err := kernel.Newest(dir); err == nil {
 			return dir, nil
 		}
-		if deb, err = kernel.Fetch(context.Background(), dir, nil); err != nil {
+		if f, err = kernel.Fetch(context.Background(), dir, nil); err != nil {
 			return "", fmt.Errorf("%w: %w", errNoPackages, err)
 		}
-		defer os.Remove(deb)
-	}
-	f, err := os.Open(deb)
-	if err != nil {
-		return "", err
 	}
 	defer f.Close()
 	info, err := f.Stat()

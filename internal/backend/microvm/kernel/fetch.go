@@ -20,53 +20,50 @@ var ErrNoFetch = errors.New("no kernel package can be fetched here")
 
 const alternative = `fetch linux-image-VERSION-cloud-amd64 elsewhere and use "enclave kernel import FILE.deb"`
 
-// Fetch downloads Debian's current kernel package for virtual machines into dir with
-// apt-get, which checks its signature, and returns its path. The caller removes
-// it. progress, which may be nil, is told what it does.
-func Fetch(ctx context.Context, dir string, progress func(string)) (string, error) {
+// Fetch downloads Debian's current kernel package for virtual machines with apt-get,
+// which checks its signature, and returns it open. It is on the file system of dir,
+// and has no name there any more: nothing is left of it once it is closed. progress,
+// which may be nil, is told what it does.
+func Fetch(ctx context.Context, dir string, progress func(string)) (*os.File, error) {
 	if progress == nil {
 		progress = func(string) {}
 	}
 	for _, program := range []string{"apt-get", "apt-cache"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return "", fmt.Errorf("%w: there is no %s: %s", ErrNoFetch, program, alternative)
+			return nil, fmt.Errorf("%w: there is no %s: %s", ErrNoFetch, program, alternative)
 		}
 	}
 	progress("asking apt for the current kernel")
 	about, err := run(ctx, "", "apt-cache", "show", "--no-all-versions", meta)
 	if err != nil {
-		return "", fmt.Errorf("%w: apt knows no %s: run \"apt-get update\" first, or %s (%w)", ErrNoFetch, meta, alternative, err)
+		return nil, fmt.Errorf("%w: apt knows no %s: run \"apt-get update\" first, or %s (%w)", ErrNoFetch, meta, alternative, err)
 	}
 	name, err := dependency(about)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("fetch a kernel: %w", err)
-	}
-	tmp, err := os.MkdirTemp(dir, "fetch-")
+	unlock, err := lock(dir)
 	if err != nil {
-		return "", fmt.Errorf("fetch a kernel: %w", err)
+		return nil, err
 	}
+	defer unlock()
+	tmp := filepath.Join(dir, tmpDir)
 	defer os.RemoveAll(tmp)
 	progress("downloading " + name)
 	// As root apt drops to a user who can't write here. That this host's apt may be
 	// told to install what nobody has signed is not said of the kernel of sandboxes.
 	if _, err := run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", "-o", "APT::Get::AllowUnauthenticated=false", name); err != nil {
-		return "", fmt.Errorf("%w: download %s: %w; is there a network? Or %s", ErrNoFetch, name, err, alternative)
+		return nil, fmt.Errorf("%w: download %s: %w; is there a network? Or %s", ErrNoFetch, name, err, alternative)
 	}
 	found, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
 	if err != nil || len(found) != 1 {
-		return "", fmt.Errorf("%w: apt-get downloaded %d packages, not one", ErrNoFetch, len(found))
+		return nil, fmt.Errorf("%w: apt-get downloaded %d packages, not one", ErrNoFetch, len(found))
 	}
-	f, err := os.CreateTemp(dir, "fetched-*.deb")
+	f, err := os.Open(found[0])
 	if err != nil {
-		return "", fmt.Errorf("fetch a kernel: %w", err)
+		return nil, fmt.Errorf("fetch a kernel: %w", err)
 	}
-	if err := errors.Join(f.Close(), os.Rename(found[0], f.Name())); err != nil {
-		return "", fmt.Errorf("fetch a kernel: %w", err)
-	}
-	return f.Name(), nil
+	return f, nil
 }
 
 var dependsOn = regexp.MustCompile(`(?m)^Depends: (linux-image-[0-9][0-9a-z.+~-]*)`)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,36 @@ import (
 // A host whose apt takes whatever it is given, as images for CI are often made, is
 // not one on which anybody may choose the kernel of sandboxes.
 func TestAPackageThatNobodySignedIsNotFetched(t *testing.T) {
+	got, dir := fetchBy(t, "arch=amd64")
+	if !errors.Is(got.err, ErrNoFetch) || !strings.Contains(got.err.Error(), "authenticated") {
+		t.Errorf("%q was fetched into %s: %v", got.content, dir, got.err)
+	}
+}
+
+// The same package from where it is trusted is fetched, so that the refusal is of
+// the signature and of nothing else.
+func TestAFetchedPackageHasNoName(t *testing.T) {
+	got, dir := fetchBy(t, "arch=amd64 trusted=yes")
+	if got.err != nil || got.content != somebodys {
+		t.Errorf("%q was fetched: %v", got.content, got.err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 || left[0].Name() != ".lock" {
+		t.Errorf("%v is left, error %v", left, err)
+	}
+}
+
+const somebodys = "a kernel of somebody's"
+
+type fetched struct {
+	content string
+	err     error
+}
+
+// fetchBy fetches a package into the directory that it returns, from a repository
+// that nobody has signed and that apt takes with these options.
+func fetchBy(t *testing.T, options string) (fetched, string) {
+	t.Helper()
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		t.Skip("there is no apt-get here")
 	}
@@ -24,7 +55,7 @@ func TestAPackageThatNobodySignedIsNotFetched(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const name, deb = "linux-image-6.1.0-9-cloud-amd64", "a kernel of somebody's"
+	const name, deb = "linux-image-6.1.0-9-cloud-amd64", somebodys
 	about := func(name, more string) string {
 		return fmt.Sprintf("Package: %s\nVersion: 6.1.9-1\nArchitecture: amd64\nMaintainer: x <x@example.com>\nDescription: x\n%s"+
 			"Filename: ./kernel.deb\nSize: %d\nSHA256: %x\n\n", name, more, len(deb), sha256.Sum256([]byte(deb)))
@@ -32,7 +63,7 @@ func TestAPackageThatNobodySignedIsNotFetched(t *testing.T) {
 	for file, content := range map[string]string{
 		"repo/kernel.deb": deb,
 		"repo/Packages":   about(name, "") + about(meta, "Depends: "+name+"\n"),
-		"sources":         "deb [arch=amd64] file:" + at("repo") + " ./\n",
+		"sources":         "deb [" + options + "] file:" + at("repo") + " ./\n",
 		"conf": fmt.Sprintf("Dir::Etc::sourcelist %q; Dir::Etc::sourceparts \"/dev/null\"; Dir::State %q; Dir::State::status \"/dev/null\"; Dir::Cache %q;\n"+
 			"APT::Architecture \"amd64\"; APT::Sandbox::User \"root\"; Acquire::AllowInsecureRepositories \"true\"; APT::Get::AllowUnauthenticated \"true\";\n",
 			at("sources"), at("state"), at("cache")),
@@ -45,10 +76,13 @@ func TestAPackageThatNobodySignedIsNotFetched(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "apt-get", "update").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	got, err := Fetch(t.Context(), at("kernels"), nil)
-	if !errors.Is(err, ErrNoFetch) || !strings.Contains(err.Error(), "authenticated") {
-		t.Errorf("%q was fetched: %v", got, err)
+	f, err := Fetch(t.Context(), at("kernels"), nil)
+	if err != nil {
+		return fetched{err: err}, at("kernels")
 	}
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	return fetched{string(b), err}, at("kernels")
 }
 
 func TestHostWithoutAptSaysWhatToDo(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -65,4 +66,62 @@ func TestLinksBetweenPagesLeadSomewhere(t *testing.T) {
 	if links < 10 {
 		t.Errorf("only %d links were found", links)
 	}
+}
+
+// ARCHITECTURE.md shows people the table of imports: each row of it is the
+// table's, and no package that the program is made of is missing.
+func TestArchitectureShowsTheTableOfImports(t *testing.T) {
+	page, err := os.ReadFile("../../ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "## Where each rule lives")
+	section, _, _ = strings.Cut(section, "\n## ")
+	shown := map[string][]string{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)`[^|]* \\|.*\\| ([^|]+) \\|$").FindAllStringSubmatch(section, -1) {
+		names, _, _ := strings.Cut(m[2], ";") // what follows says more of it
+		pkg := strings.Replace(m[1], "…", "internal/backend", 1)
+		may := []string{}
+		switch names {
+		case "nothing":
+		case "everything":
+			may = []string{"*"}
+		default:
+			for name := range strings.SplitSeq(names, ", ") {
+				may = append(may, fullName(name))
+			}
+		}
+		slices.Sort(may)
+		shown[pkg] = may
+	}
+	if len(shown) < 30 {
+		t.Fatalf("only %d rows were found in ARCHITECTURE.md", len(shown))
+	}
+	for pkg, may := range shown {
+		law, known := row(pkg)
+		law = slices.Clone(law)
+		slices.Sort(law)
+		// All of the corpus is tests, which import what they like.
+		if !known || !slices.Equal(may, law) && pkg != "internal/corpus" {
+			t.Errorf("ARCHITECTURE.md lets %s import %q, the table %q", pkg, may, law)
+		}
+	}
+	for pkg := range table {
+		if _, ok := shown[pkg]; !ok && strings.HasPrefix(pkg, "internal/") && !strings.HasSuffix(pkg, "*") && !slices.Contains(testOnly, pkg) && pkg != "internal/arch" {
+			t.Errorf("ARCHITECTURE.md has no row of %s", pkg)
+		}
+	}
+}
+
+// fullName is the folder that a row of ARCHITECTURE.md calls by its last part.
+func fullName(name string) string {
+	if name == "enclave" {
+		return "."
+	}
+	for pkg := range table {
+		if pkg == name || strings.HasSuffix(pkg, "/"+name) {
+			return pkg
+		}
+	}
+	return name
 }

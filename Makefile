@@ -16,6 +16,7 @@ FUZZTIME ?= 10s
 CRASHTIME ?= 45m
 CORPUSTIME ?= 45m
 export CGO_ENABLED = 0
+export GOALS = $(MAKECMDGOALS)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'

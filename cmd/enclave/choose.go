@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
+	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/backend"
 )
 
@@ -74,10 +76,13 @@ func (p *program) chooseReal() string {
 }
 
 // realBackends are the real backends that this host can run, for backend-parity. It
-// says of each other why it is not compared.
-func (p *program) realBackends(ctx context.Context) []string {
-	var all []string
-	not := func(b string, err error) { fmt.Fprintf(p.err, "enclave: %s is not compared: %s\n", b, message(err)) }
+// says of each other why it is not compared, and returns that too.
+func (p *program) realBackends(ctx context.Context) (all []string, absent []demo.Absent) {
+	not := func(b string, err error) {
+		why := strings.TrimPrefix(message(err), backend.ErrUnavailable.Error()+": ")
+		fmt.Fprintf(p.err, "enclave: %s is not compared: %s\n", b, why)
+		absent = append(absent, demo.Absent{Backend: b, Reason: why})
+	}
 	if err := p.gvisor(); err == nil {
 		all = append(all, gvisorBackend)
 	} else {
@@ -98,5 +103,5 @@ func (p *program) realBackends(ctx context.Context) []string {
 		all = append(all, b)
 		p.warnOfEmulation(i)
 	}
-	return all
+	return all, absent
 }

@@ -155,7 +155,7 @@ func (p *program) parityTargets(c *demo.Config) error {
 		return err
 	}
 	if os.Geteuid() == 0 { // without it none runs
-		c.Backends = p.realBackends(context.Background())
+		c.Backends, c.Absent = p.realBackends(context.Background())
 	}
 	if len(c.Backends) == 0 {
 		c.Backends = []string{demo.Modelled} // the report says so

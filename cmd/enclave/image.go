@@ -147,7 +147,7 @@ func (p *program) imageList() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the images of this host",
-		Example: "  enclave image list --json",
+		Example: "  sudo enclave image list --json",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			store, err := p.images()

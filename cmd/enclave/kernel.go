@@ -120,7 +120,7 @@ func (p *program) kernelList() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the kernels that microVMs may boot, the newest last",
-		Example: "  enclave kernel list --json",
+		Example: "  sudo enclave kernel list --json",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			dir, err := p.kernelDir()
@@ -137,6 +137,9 @@ func (p *program) kernelList() *cobra.Command {
 					items = append(items, kernelItem(k))
 				}
 				return printJSON(p.out, map[string]any{"items": items})
+			}
+			if len(all) == 0 {
+				fmt.Fprintf(p.err, "enclave: %s\n", kernel.ErrNone)
 			}
 			t := newTable(p.out, "PACKAGE", "VERSION", "DIGEST", "MODULES")
 			for _, k := range all {

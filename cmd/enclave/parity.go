@@ -68,6 +68,9 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 	case booted && os.Geteuid() != 0:
 		return errors.New("a certificate is of real backends, which need root: sudo enclave parity, or name control planes in ENCLAVE_PARITY_BASE_URLS")
 	}
+	if err := demo.CheckWorkloads(only); err != nil {
+		return err
+	}
 	keys, err := p.logKeys(logKeys)
 	if err != nil {
 		return err
@@ -106,7 +109,9 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 			_, err = fmt.Fprintf(p.out, "signed with the key %s\ncheck it with: enclave parity verify %s --key KEY\n", out.Key, visible(out.Certificate))
 		}
 		return err
-	}, p.parityTargets)
+	}, func(c *demo.Config) error { // before a minute in which the image is built
+		return errors.Join(p.parityTargets(c), demo.CheckTargets(*c))
+	})
 }
 
 // logKeys reads LABEL=KEY, of flags or else of the environment. A KEY may be a

@@ -80,7 +80,7 @@ func Certify(ctx context.Context, c Config, n Notary) (_ Certified, err error) {
 		return f.out, err
 	}
 	if err := f.run(ctx); err != nil {
-		if errors.Is(ctx.Err(), context.Canceled) {
+		if errors.Is(ctx.Err(), context.Canceled) && !errors.Is(err, errUncertified) {
 			err = errors.Join(errUncertified, err)
 		}
 		return f.out, err
@@ -97,20 +97,37 @@ func Certify(ctx context.Context, c Config, n Notary) (_ Certified, err error) {
 	return f.out, nil
 }
 
-// run runs all workloads: those with a peer on control planes of their own.
-func (f *certification) run(ctx context.Context) (err error) {
-	if len(f.Remotes) == 0 && (len(f.Backends) < 2 || slices.Contains(f.Backends, Modelled)) {
-		return fmt.Errorf("a certificate takes two real backends, and this host has: %s. Start a Docker daemon, or name control planes in ENCLAVE_PARITY_BASE_URLS", hostList(f.Backends))
+// CheckWorkloads refuses names that are not of workloads, of which a certificate
+// has its own.
+func CheckWorkloads(names []string) error {
+	var all []string
+	for _, w := range parity.Workloads() {
+		all = append(all, w.Name)
 	}
-	for _, name := range f.notary.Only {
-		if !slices.ContainsFunc(parity.Workloads(), func(w parity.Workload) bool { return w.Name == name }) {
-			return fmt.Errorf("%q is no workload of a certificate", name)
+	for _, name := range names {
+		if !slices.Contains(all, name) {
+			return fmt.Errorf("%q is no workload of a certificate: these are: %s", name, strings.Join(all, " "))
 		}
 	}
-	if len(f.Remotes) == 1 {
+	return nil
+}
+
+// CheckTargets refuses targets that are too few to compare.
+func CheckTargets(c Config) error {
+	switch {
+	case len(c.Remotes) == 1:
 		return errors.New("a certificate takes two control planes: name them in ENCLAVE_PARITY_BASE_URLS (label=url,label=url)")
+	case len(c.Remotes) > 1, len(c.Backends) > 1 && !slices.Contains(c.Backends, Modelled):
+		return nil
 	}
-	fmt.Fprintf(f.Err, "enclave: opening %d control planes\n", max(len(f.Remotes), len(f.Backends)))
+	return fmt.Errorf("a certificate takes two real backends, and this host can run: %s. Give it another, or name control planes in ENCLAVE_PARITY_BASE_URLS; what each lacks: sudo enclave doctor", hostList(c.Backends))
+}
+
+// run runs all workloads: those with a peer on control planes of their own.
+func (f *certification) run(ctx context.Context) (err error) {
+	if err := errors.Join(CheckWorkloads(f.notary.Only), CheckTargets(f.Config)); err != nil {
+		return err
+	}
 	mode, planes, err := f.targets(ctx)
 	closeAll := func() error {
 		var errs []error
@@ -237,6 +254,9 @@ func (f *certification) workload(ctx context.Context, at int, w parity.Workload,
 	for i, p := range planes {
 		fmt.Fprintf(f.Err, "enclave: %s on %s (%d of %d)\n", w.Name, p.Label, at+1, len(f.cert.Workloads))
 		s, r, err := f.session(ctx, p, &f.cert.Backends[i], body)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return errUncertified
+		}
 		if err != nil {
 			return fmt.Errorf("%s on %s at %s: %w", w.Name, p.Label, p.BaseURL, err)
 		}

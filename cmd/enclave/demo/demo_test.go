@@ -337,6 +337,25 @@ func TestParityIsShownInTheWordsOfTheSpecification(t *testing.T) {
 	}
 }
 
+// One verdict alone is compared with nothing, and who was left out is in the report.
+func TestOneBackendIsNoParity(t *testing.T) {
+	var out bytes.Buffer
+	c := config(t, &out, newFake(t, "gvisor"))
+	c.Absent = []Absent{{"qemu", "no guest kernel"}}
+	if err := Parity(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out.String(), "proven") || strings.Contains(out.String(), "identical verdict:") || !strings.Contains(out.String(), "not parity") {
+		t.Errorf("it shows:\n%s", out.Bytes())
+	}
+	for file, want := range map[string]string{"json": `"reason": "no guest kernel"`, "md": "- qemu: no guest kernel\n"} {
+		raw, err := os.ReadFile(filepath.Join(c.Evidence, "backend-parity-report."+file))
+		if err != nil || !strings.Contains(string(raw), want) {
+			t.Errorf("%s does not say %q: %v", file, want, err)
+		}
+	}
+}
+
 // The number of kernels in the banner is the real one, and the third is judged
 // as the first two are.
 func TestThreeKernelsAreCountedAndCompared(t *testing.T) {

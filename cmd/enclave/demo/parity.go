@@ -58,6 +58,7 @@ type paritySummary struct {
 type parityReport struct {
 	Summary  paritySummary `json:"summary"`
 	Backends []target      `json:"backends"`
+	NotRun   []Absent      `json:"notRun"`
 }
 
 // Parity runs one workload on every target and returns a *Failed unless each
@@ -80,12 +81,13 @@ func Parity(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	r := parityReport{Summary: paritySummary{Mode: mode, Failures: []string{}, BackendCount: len(planes)}, Backends: []target{}}
+	r := parityReport{Summary: paritySummary{Mode: mode, Failures: []string{}, BackendCount: len(planes)}, Backends: []target{}, NotRun: append([]Absent{}, c.Absent...)}
 	req, err := json.Marshal(request(parity.EgressCode)) // once: each target gets the same bytes
 	if err != nil {
 		return fmt.Errorf("encode the request: %w", err)
 	}
 	for _, p := range planes {
+		fmt.Fprintf(c.Err, "enclave: the workload on %s\n", Visible(p.Label))
 		t, err := judgeTarget(ctx, p, req, secrets)
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return errInterrupted
@@ -131,6 +133,7 @@ func (c *Config) targets(ctx context.Context) (mode string, planes []*Plane, err
 		mode, backends, labels = modeSimulator, []string{Modelled, Modelled}, []string{"simulator-a", "simulator-b"}
 	}
 	for i, b := range backends {
+		fmt.Fprintf(c.Err, "enclave: starting a control plane on %s\n", b)
 		p, err := c.Boot(ctx, Boot{Backend: b})
 		if err != nil {
 			return mode, planes, fmt.Errorf("boot %s: %w", b, err)
@@ -273,6 +276,12 @@ func (r parityReport) markdown() []byte {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", cell(label), cell(t.BaseURL), yes[t.Verdict.EgressDenied],
 			cell(hostList(t.Verdict.DeniedHosts)), yes[t.Verdict.TokenWithheld], cell(t.Verdict.Phase))
+	}
+	for i, a := range r.NotRun {
+		if i == 0 {
+			b.WriteString("\nNot run:\n\n")
+		}
+		fmt.Fprintf(&b, "- %s: %s\n", cell(a.Backend), cell(a.Reason))
 	}
 	for i, f := range r.Summary.Failures {
 		if i == 0 {

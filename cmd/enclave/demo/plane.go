@@ -22,7 +22,7 @@ import (
 	"github.com/enclave-run/enclave/internal/secret"
 )
 
-// Config is what a demo is given. All fields but Remotes and Color are required.
+// Config is what a demo is given. All fields but Remotes, Absent and Color are required.
 type Config struct {
 	Out, Err io.Writer
 	Color    bool
@@ -38,7 +38,15 @@ type Config struct {
 	// Backends are the backends to boot: one for adversarial, every real one of
 	// this host for backend-parity.
 	Backends []string
-	Now      func() time.Time
+	// Absent are the real backends that backend-parity leaves out: the report says so.
+	Absent []Absent
+	Now    func() time.Time
+}
+
+// An Absent is a backend that is not compared, and why, in words.
+type Absent struct {
+	Backend string `json:"backend"`
+	Reason  string `json:"reason"`
 }
 
 // A Remote is a control plane that somebody else runs.

@@ -55,6 +55,13 @@ func (s *screen) parity(r parityReport) {
 		return
 	}
 	n := r.Summary.BackendCount
+	if n == 1 { // there was nothing to compare with
+		s.line("✓ ", "the one backend's verdict is safe:")
+		s.line(Visible("  egress_denied [" + hostList(r.Backends[0].Verdict.DeniedHosts) + "]  ·  no secret leaked"))
+		s.line()
+		s.line("✓ ", "no backend but this one was run: a safe verdict, not parity — two kernels are what that takes.")
+		return
+	}
 	s.line("✓ ", fmt.Sprintf("all %d backend(s) produced ONE identical verdict:", n))
 	s.line(Visible("  egress_denied [" + hostList(r.Backends[0].Verdict.DeniedHosts) + "]  ·  no secret leaked"))
 	if r.Summary.Mode == modeSimulator {

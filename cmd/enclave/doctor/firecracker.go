@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -80,8 +81,11 @@ var firecrackerChecks = []check{
 	})},
 	{"firecracker host", "version", "The version has none of the flaws that are known of earlier ones.", forFirecracker(func(h *host) verdict {
 		ms, err := h.monitors.get()
-		if err != nil || len(ms) == 0 {
-			return unknown(fmt.Errorf("no program says its version: %w", err))
+		if err != nil {
+			return unknown(err)
+		}
+		if len(ms) == 0 {
+			return unknown(errors.New("neither program is there to say it"))
 		}
 		var all []string
 		for _, m := range ms {

@@ -46,12 +46,15 @@ func members(deb io.ReaderAt, size int64) (map[string]*io.SectionReader, error) 
 	found := map[string]*io.SectionReader{}
 	for at := int64(len(magic)); at < size; {
 		if _, err := deb.ReadAt(b, at); err != nil {
-			return nil, refuse("the package ends inside a header")
+			return nil, refuse("the package ends inside a header: fetch it again")
 		}
 		name := strings.TrimSuffix(strings.TrimRight(string(b[:16]), " "), "/")
 		n, err := strconv.ParseInt(strings.TrimRight(string(b[48:58]), " "), 10, 64)
-		if at += header; err != nil || string(b[58:]) != "`\n" || n < 0 || n > size-at {
+		if at += header; err != nil || string(b[58:]) != "`\n" || n < 0 {
 			return nil, refuse("the package has a malformed member")
+		}
+		if n > size-at {
+			return nil, refuse("the package ends inside %q: fetch it again", name)
 		}
 		if found[name] != nil || len(found) >= 8 {
 			return nil, refuse("the package has the member %q twice, or too many", name)

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // meta is the package of Debian that always depends on the current kernel.
@@ -53,7 +55,7 @@ func Fetch(ctx context.Context, dir string, progress func(string)) (*os.File, er
 	// As root apt drops to a user who can't write here. That this host's apt may be
 	// told to install what nobody has signed is not said of the kernel of sandboxes.
 	if _, err := run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", "-o", "APT::Get::AllowUnauthenticated=false", name); err != nil {
-		return nil, fmt.Errorf("%w: download %s: %w; is there a network? Or %s", ErrNoFetch, name, err, alternative)
+		return nil, fmt.Errorf("%w: download %s: %w; if there is a network, run \"apt-get update\", as Debian may have a newer one, and try again; or %s", ErrNoFetch, name, err, alternative)
 	}
 	found, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
 	if err != nil || len(found) != 1 {
@@ -85,6 +87,11 @@ func run(ctx context.Context, dir, program string, args ...string) ([]byte, erro
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &problem
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	// A group of its own: who interrupts us at a terminal would interrupt it first,
+	// and read that there is no network.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()

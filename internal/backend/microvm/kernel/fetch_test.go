@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -90,6 +91,29 @@ func TestHostWithoutAptSaysWhatToDo(t *testing.T) {
 	_, err := Fetch(t.Context(), t.TempDir(), nil)
 	if !errors.Is(err, ErrNoFetch) || !strings.Contains(err.Error(), "enclave kernel import FILE.deb") {
 		t.Error(err)
+	}
+}
+
+// What interrupts the program at a terminal goes to its group of processes: apt in
+// it would end first, and be taken for one without a network.
+func TestAptIsInterruptedByUsAlone(t *testing.T) {
+	bin := t.TempDir()
+	seen := filepath.Join(bin, "seen")
+	for name, script := range map[string]string{
+		"apt-cache": "#!/bin/sh\necho 'Depends: linux-image-6.1.0-9-cloud-amd64'\n",
+		"apt-get":   "#!/bin/sh\n/usr/bin/cut -d' ' -f5 /proc/$$/stat >" + seen + "\nexit 1\n",
+	} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin)
+	if _, err := Fetch(t.Context(), t.TempDir(), nil); !errors.Is(err, ErrNoFetch) {
+		t.Fatal(err)
+	}
+	group, err := os.ReadFile(seen)
+	if err != nil || strings.TrimSpace(string(group)) == fmt.Sprint(syscall.Getpgrp()) {
+		t.Errorf("it is of the group %s, as we are (%v)", group, err)
 	}
 }
 

@@ -18,7 +18,7 @@ const (
 	userFile = "next-user"
 
 	// A state directory has one block of so many users, chosen by its path.
-	usersPerDir, blocks = 1 << 16, 1 << 12
+	usersPerDir, blocks = 1 << 16, 1 << 11
 
 	// Users are taken in runs of so many. Before the first of a run is taken all
 	// sandboxes are asked for theirs, which is too much to do for each.
@@ -28,7 +28,7 @@ const (
 // User takes a user of the host for a sandbox that no sandbox of the state
 // directory dir has, however old that is, or has had among the last 65,000: what the
 // kernel counts by user, such as keys, watches and queues, is not shared. It is one
-// of the 2^28 from first.
+// of the 2^27 from first.
 func User(dir string, first uint32) (uint32, error) {
 	f, err := os.OpenFile(filepath.Join(dir, userFile), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {

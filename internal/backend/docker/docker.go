@@ -84,8 +84,8 @@ var (
 )
 
 // firstUser is the first of the users of workloads, which are of the host's kernel:
-// above those that systems give to people, services and containers, and above
-// those of the other backends.
+// above those that systems give to people, services and containers, as systemd does
+// below 0x70000000 (its UIDS-GIDS), and below those of machines.
 const firstUser = 0x70000000
 
 // User implements keep.Driver. RLIMIT_NPROC counts by user too, which is why no

@@ -37,8 +37,9 @@ const (
 	guestCID = 3
 
 	// firstUser is the first user of machines' monitors: above those of people,
-	// services and containers, and below those of the other backends.
-	firstUser = 0x60000000
+	// services and containers, which systemd gives numbers below 0x70000000
+	// (systemd's UIDS-GIDS), and above those of the other backends.
+	firstUser = 0x78000000
 
 	// guestUser is who workloads are in their machine, whose users are its own.
 	guestUser = 1000

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/backend"
 )
 
 // runFlags is what `enclave run` was asked for.
@@ -142,6 +143,10 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 		return err
 	}
 	if !f.quiet {
+		// A control plane in the background says it in its log alone.
+		if s := h.Session(); s.Isolation == backend.Emulated.String() && !p.opts.remote() {
+			p.warnOfEmulation(backend.Info{Name: visible(s.Backend), Isolation: backend.Emulated})
+		}
 		fmt.Fprintf(p.err, "session %s\n", visible(h.ID()))
 	}
 	watching, stop := context.WithCancel(ctx)

@@ -29,7 +29,8 @@ func (p *program) uninstallCommand() *cobra.Command {
 		Long: `Uninstall stops the background control plane, destroys its sandboxes, and removes
 the state directory with sessions, audit records, keys and images, and what is
 mounted in it. It touches only a directory that Enclave made, and names what it
-removes before it asks.`,
+removes before it asks. An image that a Docker daemon was given stays there, for
+others may use it: ` + "`docker image ls enclave-sandbox`" + ` lists them.`,
 		Example: `  sudo enclave audit export s-1a2b3c-7 -o record.json   # keep what you need first
   sudo enclave uninstall
   sudo enclave uninstall --state /srv/enclave --yes`,

@@ -145,7 +145,7 @@ func Dial(ctx context.Context, host string) (*client.Client, error) {
 	}
 	info, err := api.Info(ctx, client.InfoOptions{})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: no Docker daemon answers at %s: start it, or name its socket with DOCKER_HOST: %w", backend.ErrUnavailable, host, err), api.Close())
+		return nil, errors.Join(fmt.Errorf("%w: no Docker daemon answers at %s: start it (apt-get install docker.io), or name its socket with DOCKER_HOST: %w", backend.ErrUnavailable, host, err), api.Close())
 	}
 	if err := suits(info.Info.OSType, info.Info.CgroupDriver, info.Info.SecurityOptions); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: the Docker daemon at %s %w", backend.ErrUnavailable, host, err), api.Close())

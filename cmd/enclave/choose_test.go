@@ -59,3 +59,20 @@ func TestAutoTakesDockerOnlyWhereGVisorCantRun(t *testing.T) {
 		}
 	}
 }
+
+// A control plane that runs already has the backend that somebody else chose.
+func TestAWeakerControlPlaneIsNotUsedWithoutAWord(t *testing.T) {
+	t.Parallel()
+	env, _ := onGVisor(t)
+	v := startServe(t, env, "--backend", simulatorBackend)
+	defer v.stop(t)
+	out, err := enclaveCommand(t, append(env, "ENCLAVE_BACKEND="), "run", "-c", "enclave.result(1)").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "runs simulator, not gvisor, and so does this session") {
+		t.Errorf("%v: %s", err, out)
+	}
+	// Who has chosen one is refused another.
+	out, err = enclaveCommand(t, env, "run", "-c", "enclave.result(1)").CombinedOutput()
+	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "runs simulator, not gvisor: wait") {
+		t.Errorf("%v: %s", err, out)
+	}
+}

@@ -14,24 +14,25 @@ import (
 var errNotRoot = errors.New("running code in a sandbox needs root: sudo enclave ... (`--backend simulator` models outcomes without root, and runs nothing)")
 
 // prepare makes this host ready to run a session, with progress on stderr. It
-// does nothing for a remote control plane.
-func (p *program) prepare(ctx context.Context, quiet bool) error {
+// does nothing for a remote control plane. It returns the backend that it is ready
+// for.
+func (p *program) prepare(ctx context.Context, quiet bool) (string, error) {
 	if p.opts.remote() {
-		return nil
+		return "", nil
 	}
 	backend, err := p.chooseBackend()
 	if err != nil {
-		return err
+		return "", err
 	}
 	s, err := openState(p.opts.State)
 	if err != nil {
-		return err
+		return "", err
 	}
 	images, err := image.Open(s.file("images"))
 	if err != nil {
-		return err
+		return "", err
 	}
-	return p.ensureImage(ctx, images, backend, quiet)
+	return backend, p.ensureImage(ctx, images, backend, quiet)
 }
 
 // ensureImage builds the default image if there is none.

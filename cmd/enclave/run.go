@@ -121,7 +121,8 @@ func (p *program) run(ctx context.Context, f runFlags, args []string) error {
 }
 
 func (p *program) runSession(ctx context.Context, f runFlags, req enclave.SessionRequest) error {
-	if err := p.prepare(ctx, f.quiet); err != nil {
+	ready, err := p.prepare(ctx, f.quiet)
+	if err != nil {
 		return err
 	}
 	k, err := p.connect(ctx)
@@ -129,6 +130,14 @@ func (p *program) runSession(ctx context.Context, f runFlags, req enclave.Sessio
 		return err
 	}
 	defer k.close()
+	// One that runs already was started for what somebody else chose: nobody gets a
+	// weaker backend for a stronger one without a word.
+	if has := k.about.Backend; has != ready {
+		fmt.Fprintf(p.err, "enclave: warning: the control plane on %s (process %d) runs %s, not %s, and so does this session\n", p.opts.State, k.about.PID, visible(has), ready)
+		if has == dockerBackend {
+			p.warnOfDocker()
+		}
+	}
 	return k.explain(p.drive(ctx, k, f, req))
 }
 

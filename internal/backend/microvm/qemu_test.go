@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"path/filepath"
 	"testing"
 	"time"
@@ -42,28 +43,36 @@ func opened(t *testing.T, c Config) *Backend {
 	return b
 }
 
-func TestAMachineRunsCodeAndEndsInOrder(t *testing.T) {
-	c, digest := onQEMU(t)
-	b := opened(t, c)
-	id := newID()
+// boot starts a machine and returns what its guest has connected.
+func boot(t *testing.T, b *Backend, id backend.ID, digest string) (packets, control net.Conn) {
+	t.Helper()
 	l, err := b.Listen(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
+	if err := b.Start(t.Context(), id, backend.Spec{Image: digest, Limits: limits()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("booted in %s", time.Since(began))
+	packets, control, err = wire.Accept(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packets, control
+}
+
+func TestAMachineRunsCodeAndEndsInOrder(t *testing.T) {
+	c, digest := onQEMU(t)
+	b := opened(t, c)
+	id := newID()
 	t.Cleanup(func() {
 		if err := b.Destroy(context.WithoutCancel(t.Context()), id); err != nil {
 			t.Error(err)
 		}
 	})
 	began := time.Now()
-	if err := b.Start(t.Context(), id, backend.Spec{Image: digest, Limits: limits()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("booted in %s", time.Since(began))
-	packets, control, err := wire.Accept(t.Context(), l)
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, control := boot(t, b, id, digest)
 	defer packets.Close()
 	guest := wire.NewClient(control)
 	defer guest.Close()
@@ -86,17 +95,7 @@ func TestAMachineEndsWhoseControlPlaneIsGone(t *testing.T) {
 	c, digest := onQEMU(t)
 	b := opened(t, c)
 	id := newID()
-	l, err := b.Listen(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Start(t.Context(), id, backend.Spec{Image: digest, Limits: limits()}); err != nil {
-		t.Fatal(err)
-	}
-	packets, control, err := wire.Accept(t.Context(), l)
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, control := boot(t, b, id, digest)
 	s, err := b.Sandbox(id)
 	if err != nil {
 		t.Fatal(err)

@@ -38,7 +38,9 @@ var table = map[string][]string{
 	"internal/session":   {"internal/audit"},
 	"internal/control":   {"internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
 	// The filter of system calls of our programs that read what is hostile.
-	"internal/filter":            {},
+	"internal/filter": {},
+	// What a terminal is shown of the bytes that others chose.
+	"internal/terminal":          {},
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},

@@ -29,6 +29,9 @@ func (p *program) completeSessions(cmd *cobra.Command, _ []string, _ string) ([]
 	}
 	var ids []cobra.Completion
 	for _, s := range page.Items {
+		if visible(s.ID) != s.ID {
+			continue // the shell would write it on a terminal
+		}
 		about := string(s.Phase)
 		if l := joinLabels(s.Labels); l != "" {
 			about += " " + l

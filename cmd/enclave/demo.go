@@ -55,8 +55,9 @@ is booted for every real backend of this host.`,
 
 // demo runs a demo against the control planes that targets chooses.
 func (p *program) demo(ctx context.Context, evidence string, run func(context.Context, demo.Config) error, targets func(*demo.Config) error) error {
+	out, color := p.styled(p.out)
 	c := demo.Config{
-		Out: p.out, Err: p.err, Color: terminal(p.out) && p.env("NO_COLOR") == "",
+		Out: out, Err: p.err, Color: color,
 		Evidence: evidence, Temp: os.TempDir(), Now: p.now,
 	}
 	if err := targets(&c); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"github.com/enclave-run/enclave/cmd/enclave/doctor"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 func (p *program) doctorCommand() *cobra.Command {
@@ -60,7 +62,10 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	}
 	ctx, in := p.interruptible(ctx)
 	defer in.stop()
-	show := &findings{p: p, json: asJSON, color: !asJSON && terminal(p.out) && p.env("NO_COLOR") == ""}
+	show := &findings{p: p, json: asJSON, out: p.out}
+	if !asJSON {
+		show.out, show.color = p.styled(p.out)
+	}
 	err = doctor.Run(ctx, doctor.Config{
 		State: state.path, Backends: backends, Docker: p.opts.DockerHost, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
 		Firecracker: p.opts.Machine.Firecracker, Jailer: p.opts.Machine.Jailer,
@@ -71,7 +76,7 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		},
 		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
 		Gateway: func(ctx context.Context) error {
-			g, err := startGateway(ctx, slog.New(slog.DiscardHandler)) // it logs only what comes later
+			g, err := startGateway(ctx, slog.New(slog.DiscardHandler), p.err) // it logs only what comes later
 			if err != nil {
 				return err
 			}
@@ -151,20 +156,25 @@ func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove 
 // findings are told as they come, and summed up.
 type findings struct {
 	p       *program
+	out     io.Writer
 	json    bool
-	color   bool
+	color   bool // out takes styles
 	section string
 	all     []doctor.Finding
 }
 
 // marks are the words for a Status, and their colors.
-var marks = map[doctor.Status][2]string{
-	doctor.Passed: {"yes", "32"}, doctor.Failed: {"NO", "1;31"}, doctor.Warned: {"but", "33"}, doctor.NotRun: {"-", "2"},
+var marks = map[doctor.Status]struct {
+	word  string
+	style terminal.Style
+}{
+	doctor.Passed: {"yes", terminal.Green}, doctor.Failed: {"NO", terminal.BoldRed},
+	doctor.Warned: {"but", terminal.Yellow}, doctor.NotRun: {"-", terminal.Dim},
 }
 
 func (f *findings) tell(n doctor.Finding) error {
 	f.all = append(f.all, n)
-	w := f.p.out
+	w := f.out
 	if f.json {
 		w = f.p.err // the report comes at the end
 	}
@@ -176,10 +186,9 @@ func (f *findings) tell(n doctor.Finding) error {
 	} else if f.json {
 		return nil
 	}
-	word, color := marks[n.Status][0], marks[n.Status][1]
-	mark := fmt.Sprintf("  %-4s", word)
+	mark := fmt.Sprintf("%-4s", marks[n.Status].word)
 	if f.color {
-		mark = "  \x1b[" + color + "m" + mark[2:] + "\x1b[0m"
+		mark = terminal.Paint(marks[n.Status].style, mark)
 	}
 	text := visible(n.Doc)
 	switch n.Status {
@@ -201,7 +210,7 @@ func (f *findings) tell(n doctor.Finding) error {
 	if n.Do != "" {
 		text += "\n       do:   " + visible(n.Do)
 	}
-	_, err := fmt.Fprintf(w, "%s %s\n", mark, text)
+	_, err := fmt.Fprintf(w, "  %s %s\n", mark, text)
 	return err
 }
 

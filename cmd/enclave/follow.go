@@ -40,12 +40,13 @@ the whole result: exit code, output, denials and that value.`,
 }
 
 func (p *program) sessionLogs() *cobra.Command {
-	var asJSON, follow bool
+	var asJSON, follow, raw bool
 	c := &cobra.Command{
 		Use:   "logs ID",
 		Short: "Print what a session wrote, or follow it while it runs",
-		Long: `Logs passes on what the session's code wrote, byte for byte: stdout to stdout,
-stderr to stderr. With --follow it waits for more until the session has ended.
+		Long: `Logs passes on what the session's code wrote: stdout to stdout, stderr to stderr.
+Into a file or a pipe that is byte for byte; a terminal is shown control characters
+as text, unless --raw says that it may be given them. With --follow it waits for more until the session has ended.
 With --json it prints a line of JSON for each piece: stream, and text or, if the
 bytes are not UTF-8, base64.`,
 		Example: `  enclave session logs s-1a2b3c-7
@@ -61,7 +62,7 @@ bytes are not UTF-8, base64.`,
 				if !s.Phase.Ended() && !follow {
 					return fmt.Errorf("session %s is %s: follow it with `enclave session logs --follow %s`", s.ID, s.Phase, s.ID)
 				}
-				show := runView{out: p.out, err: p.err, live: true}
+				show := runView{out: p.out, err: p.err, raw: raw, live: true}
 				whole := false
 				for e, err := range h.Stream(ctx) {
 					whole = whole || e.Result != nil
@@ -85,7 +86,9 @@ bytes are not UTF-8, base64.`,
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the session has ended")
+	c.Flags().BoolVar(&raw, "raw", false, "give a terminal the bytes as they are: the code can do with it what it likes")
 	c.Flags().BoolVar(&asJSON, "json", false, "print lines of JSON")
+	c.MarkFlagsMutuallyExclusive("raw", "json")
 	return c
 }
 

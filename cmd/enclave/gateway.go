@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -45,7 +46,8 @@ type gate interface {
 // startGateway starts the gateway process. Who is not root can give it no user
 // of its own; there the gateway runs in this process, which is enough for the
 // simulator, the only backend that does without root: its packets are our own.
-func startGateway(ctx context.Context, logger *slog.Logger) (gate, error) {
+// What the process says when it crashes goes to crash.
+func startGateway(ctx context.Context, logger *slog.Logger, crash io.Writer) (gate, error) {
 	denied, err := hostAddrs()
 	if err != nil {
 		return nil, err
@@ -63,7 +65,7 @@ func startGateway(ctx context.Context, logger *slog.Logger) (gate, error) {
 		Argv: []string{"/proc/self/exe", "gateway"},
 		UID:  gatewayUser, GID: gatewayUser,
 		Memory: gatewayMemory, Files: gatewayFiles,
-		Denied: denied, Stderr: os.Stderr,
+		Denied: denied, Stderr: crash,
 	}}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Max < g.config.Files {

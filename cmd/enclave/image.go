@@ -225,7 +225,7 @@ func (p *program) imageExport() *cobra.Command {
 // is written to and never replaced.
 func (p *program) toFile(name string, write func(io.Writer) error) error {
 	if name == "-" {
-		if terminal(p.out) {
+		if onTerminal(p.out) {
 			return errors.New("this is not for a terminal: name a file with --output")
 		}
 		return write(p.out)

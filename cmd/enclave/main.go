@@ -8,24 +8,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"strings"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 // programName is what this program calls itself when it starts itself again.
 const programName = "enclave"
 
-func main() { os.Exit(newProgram().main(os.Args[1:])) }
+func main() {
+	p := newProgram()
+	log.SetOutput(p.err) // libraries' own
+	os.Exit(p.main(os.Args[1:]))
+}
 
 // A program is one invocation of enclave.
 type program struct {
 	in       io.Reader
-	out, err io.Writer
+	out, err io.Writer // a terminal.Writer each, if it is a terminal
 	env      func(string) string
 	environ  func() []string
 	now      func() time.Time
@@ -40,10 +47,41 @@ type program struct {
 
 func newProgram() *program {
 	return &program{
-		in: os.Stdin, out: os.Stdout, err: os.Stderr,
+		in: os.Stdin, out: outlet(os.Stdout), err: outlet(os.Stderr),
 		env: os.Getenv, environ: os.Environ, now: time.Now,
 		carrier: newCarrier(), gvisor: gvisor.Available,
 	}
+}
+
+// outlet returns the program's way out through f, the only one that its commands
+// have: a terminal gets what is inert on it, everything else what it is given.
+func outlet(f *os.File) io.Writer {
+	if term.IsTerminal(int(f.Fd())) {
+		return terminal.New(f, terminal.ASCII(os.Getenv))
+	}
+	return f
+}
+
+// onTerminal reports whether w is the program's way out to a terminal.
+func onTerminal(w io.Writer) bool {
+	_, ok := w.(*terminal.Writer)
+	return ok
+}
+
+// styled returns w for text of our own, and whether it takes styles.
+func (p *program) styled(w io.Writer) (io.Writer, bool) {
+	if t, ok := w.(*terminal.Writer); ok && p.env("NO_COLOR") == "" {
+		return t.Styled(), true
+	}
+	return w, false
+}
+
+// unfiltered returns w for bytes that are passed on as they are, if raw says so.
+func unfiltered(w io.Writer, raw bool) io.Writer {
+	if t, ok := w.(*terminal.Writer); ok && raw {
+		return t.Unfiltered()
+	}
+	return w
 }
 
 // An exit ends the program with a status of its own. Without err it ends
@@ -77,6 +115,11 @@ func (p *program) main(args []string) int {
 	root := p.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	for _, w := range []io.Writer{p.out, p.err} {
+		if t, ok := w.(*terminal.Writer); ok {
+			_ = t.Flush() // a terminal that is gone has had all it can take
+		}
+	}
 	if err == nil {
 		return 0
 	}
@@ -182,8 +225,8 @@ func message(err error) string {
 	return strings.Join(lines, "\n")
 }
 
-// terminal reports whether w is a terminal.
-func terminal(w any) bool {
-	f, ok := w.(*os.File)
+// typed reports whether r is a terminal, at which somebody types.
+func typed(r io.Reader) bool {
+	f, ok := r.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 // errNotRoot is what a user gets who has not the rights that isolation takes.
@@ -71,7 +72,7 @@ type progress struct {
 }
 
 func (p *program) progress(quiet bool) *progress {
-	return &progress{p: p, quiet: quiet, live: terminal(p.err) && p.env("TERM") != "dumb", last: -1}
+	return &progress{p: p, quiet: quiet, live: onTerminal(p.err) && p.env("TERM") != "dumb", last: -1}
 }
 
 func (g *progress) step(s image.Step) {
@@ -82,7 +83,7 @@ func (g *progress) step(s image.Step) {
 		if r := []rune(text); len(r) > 76 {
 			text = string(r[:76])
 		}
-		fmt.Fprintf(g.p.err, "\r  %s\x1b[K", text)
+		g.rewrite("  " + text)
 		g.wrote = true
 	case s.Percent < 0 || s.Percent/10 != g.last/10 || g.last < 0:
 		fmt.Fprintf(g.p.err, "  %s\n", strings.TrimSpace(text))
@@ -92,6 +93,13 @@ func (g *progress) step(s image.Step) {
 
 func (g *progress) end() {
 	if g.wrote {
-		fmt.Fprint(g.p.err, "\r\x1b[K")
+		g.rewrite("")
+	}
+}
+
+// rewrite replaces the line on the terminal.
+func (g *progress) rewrite(text string) {
+	if t, ok := g.p.err.(*terminal.Writer); ok {
+		_ = t.Rewrite(text) // what is not shown is not needed
 	}
 }

@@ -64,7 +64,7 @@ const (
 // stop is called, which returns when nothing more is said.
 func (p *program) sayTurn(ctx context.Context, cl *enclave.Client, id string) (stop func()) {
 	first := waitingLog
-	if terminal(p.err) {
+	if onTerminal(p.err) {
 		first = waitingShown
 	}
 	ctx, cancel := context.WithCancel(ctx)

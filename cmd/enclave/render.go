@@ -8,13 +8,13 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 // visible returns s with everything escaped that a terminal would obey or hide:
 // control characters, invalid bytes, and the invisible and direction-changing
 // characters of Unicode. What a workload controls is data, also on a screen.
-func visible(s string) string { return demo.Visible(s) }
+func visible(s string) string { return terminal.Visible(s) }
 
 // A table writes aligned columns. Every cell is escaped.
 type table struct{ w *tabwriter.Writer }
@@ -37,8 +37,8 @@ func (t *table) row(cells ...string) {
 
 func (t *table) flush() error { return t.w.Flush() }
 
-// printJSON writes v as indented JSON on lines of its own. encoding/json
-// escapes every control character.
+// printJSON writes v as indented JSON on lines of its own. What a terminal would
+// obey is escaped on the way to one, and the JSON means the same.
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)

@@ -105,7 +105,7 @@ func (p *program) code(f runFlags, args []string) (code, name string, err error)
 		return "", "", errors.New("give -c CODE or a script, not both")
 	case f.codeSet:
 		raw = []byte(f.code)
-	case len(args) == 0 && terminal(p.in):
+	case len(args) == 0 && typed(p.in):
 		return "", "", errors.New("nothing to run: give -c CODE, a script, or code on standard input; see `enclave run --help`")
 	case len(args) == 0 || args[0] == "-":
 		if raw, err = io.ReadAll(io.LimitReader(p.in, maxCode+1)); err != nil {

@@ -39,6 +39,7 @@ type runFlags struct {
 	timeout      seconds
 	cpus         cpus
 	json, quiet  bool
+	raw          bool
 }
 
 func (p *program) runCommand() *cobra.Command {
@@ -49,8 +50,9 @@ func (p *program) runCommand() *cobra.Command {
 		Short: "Run code in a fresh sandbox",
 		Long: `Run runs code in a sandbox of its own and ends with it.
 
-What the code writes to stdout and stderr is passed on as it comes, byte for
-byte: it is your program's output. What the code gave to enclave.result(value)
+What the code writes to stdout and stderr is passed on as it comes. Into a file
+or a pipe that is byte for byte; a terminal is shown control characters as text,
+unless --raw says that it may be given them. What the code gave to enclave.result(value)
 is then printed on stdout as one line of JSON. Everything that Enclave itself
 says (the session's id, denied connections, why it was killed) goes to stderr.
 
@@ -90,7 +92,9 @@ failed, 130 if you interrupted it.`,
 	fl.BoolVar(&f.json, "json", false, "print the session with its result as one JSON object, and nothing else, on stdout")
 	_ = c.RegisterFlagCompletionFunc("language", completeWords(languages...))
 	_ = c.RegisterFlagCompletionFunc("min-isolation", completeWords("shared_kernel", "emulated", "userspace_kernel", "microvm"))
+	fl.BoolVar(&f.raw, "raw", false, "give a terminal the output as it is: the code can do with it what it likes")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "say nothing but errors and why a session was killed")
+	c.MarkFlagsMutuallyExclusive("raw", "json") // JSON passes nothing on as it is
 	return c
 }
 
@@ -169,7 +173,7 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 			}
 		}()
 	}
-	show := runView{out: p.out, err: p.err, live: !f.json}
+	show := runView{out: p.out, err: p.err, raw: f.raw, live: !f.json}
 	begun := func() {}
 	if !f.quiet {
 		begun = p.sayTurn(watching, k.client, h.ID())
@@ -237,6 +241,7 @@ func verdict(s enclave.Session, log string) error {
 // A runView shows a session while it runs.
 type runView struct {
 	out, err io.Writer
+	raw      bool // a terminal gets output as it is
 	live     bool // output is passed on as it comes
 	open     bool // the last byte on stdout ended no line
 	denials  []enclave.EventData
@@ -249,12 +254,12 @@ func (v *runView) event(e enclave.StreamEvent) error {
 			return nil
 		}
 		v.open = e.Output[len(e.Output)-1] != '\n'
-		if _, err := v.out.Write(e.Output); err != nil {
+		if _, err := unfiltered(v.out, v.raw).Write(e.Output); err != nil {
 			return fmt.Errorf("write the output: %w", err)
 		}
 	case enclave.StreamStderr:
 		if v.live {
-			_, _ = v.err.Write(e.Output) // who closed our stderr wants none of it
+			_, _ = unfiltered(v.err, v.raw).Write(e.Output) // who closed our stderr wants none of it
 		}
 	case enclave.StreamAudit:
 		if e.Audit != nil && e.Audit.Type == "egress_denied" {

@@ -70,7 +70,7 @@ func (p *program) uninstall(ctx context.Context, yes bool) error {
 		fmt.Fprintf(p.err, "  %s\n", visible(line))
 	}
 	if !yes {
-		if !terminal(p.in) {
+		if !typed(p.in) {
 			return errors.New("nothing was removed: say --yes")
 		}
 		fmt.Fprint(p.err, "remove all of it? [y/N] ")

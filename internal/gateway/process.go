@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -37,7 +38,7 @@ type SpawnConfig struct {
 	Files    uint64   // descriptors; a session takes two and each of its connections one
 	Private  []netip.Prefix
 	Denied   []netip.Prefix // addresses that no session may reach, such as the host's own
-	Stderr   *os.File       // nil discards what it says when it crashes
+	Stderr   io.Writer      // nil discards what it says when it crashes
 }
 
 // A Process is the gateway in a process of its own: unprivileged, without the

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 // Failed is what a demo returns if a check failed. Its report says which.
@@ -165,7 +167,7 @@ func (d *adversarial) finish(ctx context.Context, p *Plane, r report, public []s
 		r.Summary.Failures = append(r.Summary.Failures, secretLabel+": "+leak)
 	}
 	d.screen.rule()
-	d.screen.check(secretLabel, v, "WITHHELD", "LEAKED", boldGreen)
+	d.screen.check(secretLabel, v, "WITHHELD", "LEAKED", terminal.BoldGreen)
 	d.screen.total(r, filepath.Join(d.Evidence, "adversarial-report"))
 	for _, id := range ids {
 		if _, derr := p.Client.Teardown(ctx, id); derr != nil {
@@ -195,10 +197,10 @@ func (d *adversarial) withheld(public []surface) verdict {
 
 func (d *adversarial) show(sc scenario, v verdict) {
 	if sc.hostile {
-		d.screen.check(sc.label, v, "CONTAINED", "ESCAPED", boldRed)
+		d.screen.check(sc.label, v, "CONTAINED", "ESCAPED", terminal.BoldRed)
 		return
 	}
-	d.screen.check(sc.label, v, "SUCCEEDED", "FAILED", boldGreen)
+	d.screen.check(sc.label, v, "SUCCEEDED", "FAILED", terminal.BoldGreen)
 }
 
 func (r *report) add(w row) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 // A Notary is who vouches for a certificate, and what only it knows. All fields
@@ -152,10 +153,10 @@ func (f *certification) run(ctx context.Context) (err error) {
 			wanted++
 		}
 	}
-	f.screen.line(f.screen.paint(boldCyan, fmt.Sprintf("▣ Enclave — Parity certificate. %d workloads. %s", wanted, kernelsOf(len(planes)))))
-	f.screen.line(Visible("mode: " + mode + "  ·  backends: " + f.labels()))
+	f.screen.line(f.screen.paint(terminal.BoldCyan, fmt.Sprintf("▣ Enclave — Parity certificate. %d workloads. %s", wanted, kernelsOf(len(planes)))))
+	f.screen.line(terminal.Visible("mode: " + mode + "  ·  backends: " + f.labels()))
 	for _, w := range f.weak {
-		f.screen.line(f.screen.paint(dim, "  "+w))
+		f.screen.line(f.screen.paint(terminal.Dim, "  "+w))
 	}
 	f.screen.line()
 	f.screen.line("  ", pad("WORKLOAD", labelWidth), " VERDICT")
@@ -206,7 +207,7 @@ func (f *certification) run(ctx context.Context) (err error) {
 			why := "a remote control plane can be given no peer to reach"
 			f.cert.Workloads[i] = parity.Certificand{Name: w.Name, Asks: w.Asks, NotRun: why}
 			f.out.Workloads = append(f.out.Workloads, CertifiedRow{Name: w.Name, NotRun: why})
-			f.screen.line("- ", pad(w.Name, labelWidth), " ", f.screen.paint(dim, "not run: "+why))
+			f.screen.line("- ", pad(w.Name, labelWidth), " ", f.screen.paint(terminal.Dim, "not run: "+why))
 		}
 	}
 	f.out.Mode = mode
@@ -280,11 +281,11 @@ func (f *certification) workload(ctx context.Context, at int, w parity.Workload,
 	f.out.Workloads = append(f.out.Workloads, CertifiedRow{Name: w.Name, Verdict: &verdict, Failure: why})
 	if why != "" {
 		f.fail(w.Name + ": " + why)
-		f.screen.line("✗ ", pad(w.Name, labelWidth), " ", f.screen.paint(boldRed, "NO PARITY"), " ", f.screen.paint(dim, why))
+		f.screen.line("✗ ", pad(w.Name, labelWidth), " ", f.screen.paint(terminal.BoldRed, "NO PARITY"), " ", f.screen.paint(terminal.Dim, why))
 		return nil
 	}
 	words := strings.TrimSpace(verdict.Outcome + " " + verdict.KillReason)
-	f.screen.line("✓ ", pad(w.Name, labelWidth), " ", f.screen.paint(boldGreen, words), " ", f.screen.paint(dim, w.Asks))
+	f.screen.line("✓ ", pad(w.Name, labelWidth), " ", f.screen.paint(terminal.BoldGreen, words), " ", f.screen.paint(terminal.Dim, w.Asks))
 	return nil
 }
 
@@ -352,9 +353,9 @@ func (f *certification) finish() error {
 	path := filepath.Join(f.Evidence, certificateName)
 	f.screen.rule()
 	if len(f.out.Failures) > 0 {
-		f.screen.line("✗ ", f.screen.paint(boldRed, "no parity: nothing was certified"))
+		f.screen.line("✗ ", f.screen.paint(terminal.BoldRed, "no parity: nothing was certified"))
 		for _, why := range f.out.Failures {
-			f.screen.line("  ", Visible(why))
+			f.screen.line("  ", terminal.Visible(why))
 		}
 		if some {
 			return nil
@@ -397,7 +398,7 @@ func (f *certification) finish() error {
 	}
 	f.screen.line("✓ ", fmt.Sprintf("one verdict on %d backends for each of %d workloads, %d not run; %d declared exceptions were applied.",
 		len(f.cert.Backends), ran, len(f.cert.Workloads)-ran, len(f.cert.Exceptions)))
-	f.screen.line(Visible("certificate written to " + path + ".{json,md}"))
+	f.screen.line(terminal.Visible("certificate written to " + path + ".{json,md}"))
 	return nil
 }
 

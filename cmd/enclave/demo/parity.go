@@ -13,6 +13,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 const attackerHost = "exfil.attacker.example"
@@ -87,7 +88,7 @@ func Parity(ctx context.Context, c Config) (err error) {
 		return fmt.Errorf("encode the request: %w", err)
 	}
 	for _, p := range planes {
-		fmt.Fprintf(c.Err, "enclave: the workload on %s\n", Visible(p.Label))
+		fmt.Fprintf(c.Err, "enclave: the workload on %s\n", terminal.Visible(p.Label))
 		t, err := judgeTarget(ctx, p, req, secrets)
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return errInterrupted
@@ -105,9 +106,9 @@ func Parity(ctx context.Context, c Config) (err error) {
 	}
 	if leak := secrets.leak(append(written, surface{"the demo's own output", shown.Bytes()})); leak != "" {
 		r.Summary.Failures, r.Summary.Passed = append(r.Summary.Failures, leak), false
-		screen.line("✗ ", screen.paint(boldRed, "SECRET LEAKED"), "  ", Visible(leak))
+		screen.line("✗ ", screen.paint(terminal.BoldRed, "SECRET LEAKED"), "  ", terminal.Visible(leak))
 	}
-	screen.line(Visible("evidence written to " + filepath.Join(c.Evidence, "backend-parity-report") + ".{json,md}"))
+	screen.line(terminal.Visible("evidence written to " + filepath.Join(c.Evidence, "backend-parity-report") + ".{json,md}"))
 	if screen.err != nil {
 		return screen.err
 	}

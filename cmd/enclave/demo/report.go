@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 // A row is one workload in a report. No field is ever left out.
@@ -114,7 +116,7 @@ func contained(passed bool) string {
 
 // cell returns s so that it can't end its cell of a table, nor be markup.
 func cell(s string) string {
-	return strings.NewReplacer("|", `\|`, "<", "&lt;", "`", "'").Replace(Visible(s))
+	return strings.NewReplacer("|", `\|`, "<", "&lt;", "`", "'").Replace(terminal.Visible(s))
 }
 
 // writeEvidence writes NAME-report.json and NAME-report.md and returns what it

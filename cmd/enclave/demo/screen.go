@@ -5,32 +5,24 @@ import (
 	"io"
 	"strings"
 	"unicode/utf8"
-)
 
-// A style is how a piece of text looks on a terminal (ECMA-48, SGR).
-type style string
-
-const (
-	boldCyan  style = "1;36"
-	boldRed   style = "1;31"
-	boldGreen style = "1;32"
-	dim       style = "2"
+	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 // A screen writes lines for people. It remembers the first error of its writer.
 type screen struct {
 	w     io.Writer
-	color bool
+	color bool // w takes styles
 	err   error
 }
 
 // paint returns text in a style, if the screen has colours. Text is escaped.
-func (s *screen) paint(st style, text string) string {
-	text = Visible(text)
+func (s *screen) paint(st terminal.Style, text string) string {
+	text = terminal.Visible(text)
 	if !s.color {
 		return text
 	}
-	return "\x1b[" + string(st) + "m" + text + "\x1b[0m"
+	return terminal.Paint(st, text)
 }
 
 func (s *screen) line(parts ...string) {
@@ -51,13 +43,13 @@ func pad(text string, width int) string {
 }
 
 func (s *screen) rule() {
-	s.line(s.paint(dim, "  "+strings.Repeat("─", labelWidth)+" "+strings.Repeat("─", verdictWidth)))
+	s.line(s.paint(terminal.Dim, "  "+strings.Repeat("─", labelWidth)+" "+strings.Repeat("─", verdictWidth)))
 }
 
 // banner writes the head of the adversarial demo.
 func (s *screen) banner(baseURL, backend, mode string) {
-	s.line(s.paint(boldCyan, "▣ Enclave — Five hostile workloads. Five sandboxes. Zero escapes."))
-	s.line(Visible("control plane: " + baseURL + "  ·  backend: " + backend + "  ·  mode: " + mode))
+	s.line(s.paint(terminal.BoldCyan, "▣ Enclave — Five hostile workloads. Five sandboxes. Zero escapes."))
+	s.line(terminal.Visible("control plane: " + baseURL + "  ·  backend: " + backend + "  ·  mode: " + mode))
 	s.line()
 	s.line("Each workload runs in its OWN sandbox — five separate sessions, never shared.")
 	s.line()
@@ -66,12 +58,12 @@ func (s *screen) banner(baseURL, backend, mode string) {
 }
 
 // check writes the line of one check: good or bad is the word for its outcome.
-func (s *screen) check(label string, v verdict, good, bad string, goodStyle style) {
+func (s *screen) check(label string, v verdict, good, bad string, goodStyle terminal.Style) {
 	tick, word := "✓", s.paint(goodStyle, good)
 	if !v.passed {
-		tick, word = "✗", s.paint(boldRed, bad)
+		tick, word = "✗", s.paint(terminal.BoldRed, bad)
 	}
-	s.line(tick, " ", pad(Visible(label), labelWidth), " ", word, " ", s.paint(dim, v.reason))
+	s.line(tick, " ", pad(terminal.Visible(label), labelWidth), " ", word, " ", s.paint(terminal.Dim, v.reason))
 }
 
 // total writes the last lines of the adversarial demo.
@@ -104,5 +96,5 @@ func (s *screen) total(r report, evidence string) {
 	}
 	s.line(fmt.Sprintf("%s %d/%d hostile workloads contained · %s · %s — %d/%d checks.",
 		tick, contained, hostile, cleanWords, leakWords, passed, r.Summary.Checks))
-	s.line(Visible("evidence written to " + evidence + ".{json,md}"))
+	s.line(terminal.Visible("evidence written to " + evidence + ".{json,md}"))
 }

@@ -85,14 +85,14 @@ func (s *Store) kind(ctx context.Context, f io.Reader) (string, error) {
 	}
 	defer done()
 	found, others := map[string]bool{}, 0 // other names are hostile, and may be long: none is kept
-	tr := tar.NewReader(capped(cancelable(ctx, content), 2*s.limits.bytes, "the archive"))
+	tr := newEntries(capped(cancelable(ctx, content), 2*s.limits.bytes, "the archive"))
 	for n := int64(0); n < s.limits.entries; n++ {
-		h, err := tr.Next()
+		h, err := tr.next()
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
-			return "", archiveError(err)
+			return "", err
 		}
 		if h.Typeflag != tar.TypeReg {
 			continue
@@ -132,14 +132,14 @@ const (
 func (s *Store) takeApart(ctx context.Context, content io.Reader, dir string) (*archive, error) {
 	a := &archive{map[string]string{}, map[string]string{}}
 	left := s.limits.bytes
-	tr := tar.NewReader(cancelable(ctx, content))
+	tr := newEntries(capped(cancelable(ctx, content), 2*s.limits.bytes, "the archive")) // what is skipped too
 	for n := 0; ; n++ {
-		h, err := tr.Next()
+		h, err := tr.next()
 		if err == io.EOF {
 			return a, nil
 		}
 		if err != nil {
-			return nil, archiveError(err)
+			return nil, err
 		}
 		if n >= maxArchiveEntries {
 			return nil, refuse("the archive has too many entries")
@@ -303,16 +303,18 @@ func (s *Store) importDocker(ctx context.Context, a *archive, name string, progr
 		return "", refuse("the image has %d layers", len(list[0].Layers))
 	}
 	var layers []v1.Descriptor
+	left := s.limits.bytes // a layer counts each time that it is named
 	for _, l := range list[0].Layers {
 		f, err := a.open(l)
 		if err != nil {
 			return "", err
 		}
-		h, size, err := s.putBlob(ctx, f, v1.Hash{}, s.limits.bytes)
+		h, size, err := s.putBlob(ctx, f, v1.Hash{}, left)
 		f.Close()
 		if err != nil {
 			return "", err
 		}
+		left -= size
 		mt := types.OCIUncompressedLayer
 		if magic, _ := s.head(h); strings.HasPrefix(magic, "\x1f\x8b") {
 			mt = types.OCILayer

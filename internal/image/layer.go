@@ -62,14 +62,14 @@ func rewrite(w io.Writer, r io.Reader, l limits) (v1.Hash, error) {
 	}
 	sum := sha256.New()
 	tw := tar.NewWriter(io.MultiWriter(z, sum))
-	tr := tar.NewReader(r)
+	tr := newEntries(r)
 	for n := int64(0); ; n++ {
-		h, err := tr.Next()
+		h, err := tr.next()
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
-			return v1.Hash{}, archiveError(err)
+			return v1.Hash{}, err
 		}
 		if n >= l.entries {
 			return v1.Hash{}, refuse("the archive has too many entries")

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"archive/tar"
 	"bufio"
 	"context"
 	"crypto/sha256"
@@ -201,15 +200,15 @@ const (
 // first layer, so whiteouts in it say nothing.
 func (t *tree) apply(r io.Reader, first bool) error {
 	mine := newNames(2 * maxEntries) // what this layer has, which its whiteouts spare
-	tr := tar.NewReader(r)
+	tr := newEntries(r)
 	for {
-		h, err := tr.Next()
+		h, err := tr.next()
 		if err == io.EOF {
 			t.forget()
 			return nil
 		}
 		if err != nil {
-			return archiveError(err)
+			return err
 		}
 		name, err := clean(h.Name)
 		if err != nil {

@@ -46,6 +46,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/mountinfo"
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // idLen is the width of a sandbox's id.
@@ -141,12 +142,12 @@ func Dir(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir, err := Trusted(path)
+	dir, err := safepath.Resolve(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			return "", err
 		}
-		dir, err = Trusted(path)
+		dir, err = safepath.Resolve(path)
 	}
 	if err != nil {
 		return "", err
@@ -154,7 +155,7 @@ func Dir(path string) (string, error) {
 	if dir == "/" {
 		return "", errors.New("the state directory is the root directory")
 	}
-	return dir, Private(dir)
+	return dir, safepath.Private(dir)
 }
 
 // New writes v to a file that must not exist, whole or not at all.

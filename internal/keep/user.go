@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 const (
@@ -128,7 +130,7 @@ func claim(file, dir string) (uint32, error) {
 	if err := os.MkdirAll(above, 0o700); err != nil {
 		return 0, err
 	}
-	if err := Private(above); err != nil {
+	if err := safepath.Private(above); err != nil {
 		return 0, err
 	}
 	lock, err := os.Open(above)

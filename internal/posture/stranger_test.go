@@ -11,9 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,11 +20,9 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/enclave-run/enclave/internal/testenv/stranger"
 	"github.com/enclave-run/enclave/internal/wire"
 )
-
-// strangers are users of a host: a person, nobody, and that of the gateway.
-var strangers = []int{1000, 65534, 64741}
 
 // TestNoUserOfTheHostReachesASandboxsFiles has other users of the host, that of
 // another sandbox among them, try every file of a sandbox that runs, at every path
@@ -35,19 +31,15 @@ func TestNoUserOfTheHostReachesASandboxsFiles(t *testing.T) {
 	for name := range backends {
 		t.Run(name, func(t *testing.T) {
 			testenv.Need(t, "root")
-			// Temporary directories of tests are closed to others, which is not to be
-			// what keeps them out.
-			above := filepath.Dir(t.TempDir())
-			if err := os.Chmod(above, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			control := filepath.Join(above, "control")
+			// All of the test's directories are in one, which is not to be what keeps
+			// others out.
+			control := filepath.Join(stranger.Dir(t), "control")
 			if err := os.WriteFile(control, nil, 0o644); err != nil {
 				t.Fatal(err)
 			}
 			l := lab(t, name)
 			id, other := inhabit(t, l), inhabit(t, l)
-			users := append([]int{userOf(t, l, other)}, strangers...)
+			users := append([]int{userOf(t, l, other)}, stranger.Users...)
 			for _, u := range users {
 				if u == userOf(t, l, id) {
 					t.Fatalf("two sandboxes are user %d", u)
@@ -60,7 +52,7 @@ func TestNoUserOfTheHostReachesASandboxsFiles(t *testing.T) {
 			}
 			private := processFiles(t, l, id)
 			for _, u := range users {
-				as(t, u, func() {
+				stranger.As(t, u, func() {
 					if _, err := os.Stat(control); err != nil {
 						t.Errorf("user %d sees nothing at all: %v", u, err)
 						return
@@ -236,30 +228,4 @@ func reached(path string) (what []string) {
 		what = append(what, "can be connected to")
 	}
 	return what
-}
-
-// as calls f on a thread that is a user of the host without any privilege.
-func as(t *testing.T, user int, f func()) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		defer close(done)      // also if f ends the test
-		runtime.LockOSThread() // which ends with this goroutine, and nothing else runs on it
-		for _, call := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} {
-			if call == unix.SYS_SETRESGID {
-				if _, _, errno := syscall.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
-					done <- errno
-					return
-				}
-			}
-			if _, _, errno := syscall.RawSyscall(call, uintptr(user), uintptr(user), uintptr(user)); errno != 0 {
-				done <- errno
-				return
-			}
-		}
-		f()
-	}()
-	if err := <-done; err != nil {
-		t.Fatalf("become user %d: %v", user, err)
-	}
 }

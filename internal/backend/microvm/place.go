@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // plain makes sure that path, which is absolute and clean, is a directory that is
@@ -21,7 +21,7 @@ import (
 // made below it as root lands there and nowhere else (CVE-2026-1386 was a jailer
 // that followed a link).
 func plain(path string) error {
-	real, err := keep.Trusted(path)
+	real, err := safepath.Resolve(path)
 	if err == nil && real != path {
 		err = fmt.Errorf("%s leads through a link to %s: a machine's files lie behind none", path, real)
 	}

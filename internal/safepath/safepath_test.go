@@ -1,4 +1,4 @@
-package keep
+package safepath
 
 import (
 	"errors"
@@ -67,7 +67,7 @@ func TestOnlyAPathThatNobodyElseCanExchangeIsTrusted(t *testing.T) {
 		"good": "good", "good/inner": "good/inner", "good/inner/../inner/.": "good/inner", "sticky": "sticky", "sticky/ours": "sticky/ours",
 		"link": "good", "link/inner": "good/inner", "relative": "good", "relative/inner": "good/inner",
 	} {
-		got, err := Trusted(g.base + "/" + path)
+		got, err := Resolve(g.base + "/" + path)
 		if err != nil || got != filepath.Join(g.base, want) {
 			t.Errorf("%s leads to %s, %v", path, got, err)
 		}
@@ -86,16 +86,16 @@ func TestOnlyAPathThatNobodyElseCanExchangeIsTrusted(t *testing.T) {
 		"good/file":            "not a directory",
 		"good/file/inner":      "not a directory",
 	} {
-		if got, err := Trusted(g.base + "/" + path); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), why) {
+		if got, err := Resolve(g.base + "/" + path); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), why) {
 			t.Errorf("%s leads to %s, %v", path, got, err)
 		}
 	}
 	for _, path := range []string{"none", "good/none/inner", "link/none", "dangling"} {
-		if got, err := Trusted(g.base + "/" + path); !errors.Is(err, fs.ErrNotExist) {
+		if got, err := Resolve(g.base + "/" + path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s leads to %s, %v", path, got, err)
 		}
 	}
-	if got, err := Trusted("good"); err == nil {
+	if got, err := Resolve("good"); err == nil {
 		t.Errorf("a relative path leads to %s", got)
 	}
 }

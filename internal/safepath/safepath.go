@@ -1,4 +1,7 @@
-package keep
+// Package safepath says whether a path of this host can be believed: that nobody but
+// root and this process's user can have it lead somewhere else. It makes nothing, and
+// repairs no more than the mode of a directory that is ours.
+package safepath
 
 import (
 	"errors"
@@ -14,7 +17,7 @@ import (
 // maxLinks is how many symbolic links a path may go through, as in the kernel.
 const maxLinks = 40
 
-// Trusted returns the directory that path leads to, without links. Nobody but root
+// Resolve returns the directory that path leads to, without links. Nobody but root
 // and this process's user can exchange it or anything on the way to it: every
 // directory and every link belongs to one of the two, and others can change no
 // directory, or may only add names of their own, as in /tmp. What is made below it
@@ -22,7 +25,7 @@ const maxLinks = 40
 //
 // If path does not exist, what does exist of the way to it is as said, and the error
 // wraps fs.ErrNotExist.
-func Trusted(path string) (string, error) {
+func Resolve(path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", fmt.Errorf("%s is not an absolute path", path)
 	}

@@ -30,8 +30,10 @@ var table = map[string][]string{
 	// One parser for all who read what is mounted before they trust or remove a
 	// directory.
 	"internal/mountinfo": {},
+	// One judge of paths for all who make files below a directory as root.
+	"internal/safepath":  {},
 	"internal/cgroup":    {"internal/mountinfo"},
-	"internal/image":     {"internal/mountinfo"},
+	"internal/image":     {"internal/mountinfo", "internal/safepath"},
 	"internal/arch":      {},
 	"internal/failpoint": {},
 	"api":                {},
@@ -52,7 +54,7 @@ var table = map[string][]string{
 	// One path for every machine monitor, over what speaks to each and what machines
 	// boot. The boot channel, on which a guest reports what its kernel counts, is wire's.
 	"internal/backend/microvm": {
-		"internal/backend", "internal/cgroup", "internal/watch", "internal/keep", "internal/wire",
+		"internal/backend", "internal/cgroup", "internal/watch", "internal/keep", "internal/wire", "internal/safepath",
 		"internal/backend/microvm/firecracker", "internal/backend/microvm/qemu", "internal/backend/microvm/kernel",
 	},
 	// The API of a VMM, spoken to Firecracker and served over QEMU: one set of
@@ -70,7 +72,7 @@ var table = map[string][]string{
 	"internal/watch": {"internal/backend", "internal/cgroup"},
 	// Leads each sandbox of such a backend through its life: it makes no process,
 	// and ends them all.
-	"internal/keep": {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch"},
+	"internal/keep": {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch", "internal/safepath"},
 	// Besides a backend's contract, it looks for what is left of one on this host.
 	"internal/conform": {"internal/backend", "internal/wire", "internal/mountinfo"},
 	// Compares what control planes recorded of the requests that it says, in the
@@ -92,10 +94,11 @@ var table = map[string][]string{
 	// Attacks sandboxes. All of it is tests, which import what they like.
 	"internal/corpus": {},
 	// Only tests import testenv, so this arrow leads from no product code.
-	"internal/testenv":  {"internal/image", "internal/backend/microvm/kernel"},
-	"cmd/enclave-guest": {"internal/wire"},
-	"cmd/enclave-runsc": {},
-	"cmd/enclave":       {"*"},
+	"internal/testenv":          {"internal/image", "internal/backend/microvm/kernel"},
+	"internal/testenv/stranger": {},
+	"cmd/enclave-guest":         {"internal/wire"},
+	"cmd/enclave-runsc":         {},
+	"cmd/enclave":               {"*"},
 	// Parts of the program that wire as it does, such as its demos.
 	"cmd/enclave/*": {"*"},
 	// A tool of the build, which packs programs for go:embed.
@@ -106,7 +109,7 @@ var table = map[string][]string{
 var everywhere = []string{"internal/failpoint"}
 
 // testOnly are packages that only tests import.
-var testOnly = []string{"internal/testenv", "internal/contract", "internal/lab", "internal/store/storetest", "internal/backend/microvm/qemu/qemutest"}
+var testOnly = []string{"internal/testenv", "internal/testenv/stranger", "internal/contract", "internal/lab", "internal/store/storetest", "internal/backend/microvm/qemu/qemutest"}
 
 // long are the files that may have more than 500 lines, each with its reason.
 var long = map[string]string{}

@@ -28,6 +28,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // Default is the name of the image that a session gets.
@@ -73,18 +74,58 @@ const (
 	maxManifest = 4 << 20
 )
 
-// Open opens the store in dir, and makes it if there is none.
+// Open opens the store in dir, and makes it if there is none. Only the user of this
+// process passes through dir: the files of an image have the owners and modes that
+// it says, which are of a sandbox's users and not of the host's.
 func Open(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)
 	}
-	for _, d := range []string{"blobs/sha256", "rootfs", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the image store: %w", err)
+	}
+	if dir, err = safepath.Resolve(dir); err != nil {
+		return nil, fmt.Errorf("open the image store: %w", err)
+	}
+	if err := closeStore(dir); err != nil {
+		return nil, fmt.Errorf("open the image store: %w", err)
+	}
+	for _, d := range []string{"blobs", "blobs/sha256", "rootfs", "tmp"} {
+		at := filepath.Join(dir, d)
+		if err := os.MkdirAll(at, 0o700); err != nil {
+			return nil, fmt.Errorf("open the image store: %w", err)
+		}
+		if err := safepath.Private(at); err != nil {
 			return nil, fmt.Errorf("open the image store: %w", err)
 		}
 	}
 	return &Store{dir: dir, limits: limits{maxBytes, maxEntries, maxLayers}}, nil
+}
+
+// closeStore closes dir to other users. If it was open to them they may have changed
+// what an image let its own users change, so what was unpacked there is forgotten
+// first: it is unpacked again before it is used.
+func closeStore(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		entries, err := os.ReadDir(filepath.Join(dir, "rootfs"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if !strings.HasSuffix(e.Name(), ".json") {
+				continue
+			}
+			if err := os.Remove(filepath.Join(dir, "rootfs", e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return safepath.Private(dir)
 }
 
 // A Step is a line of progress.

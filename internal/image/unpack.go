@@ -25,7 +25,7 @@ import (
 
 // treeVersion changes with what an unpacked tree promises; trees of another
 // version are unpacked again.
-const treeVersion = 1
+const treeVersion = 2
 
 // A mark says that an unpacked tree is complete.
 type mark struct {
@@ -78,35 +78,12 @@ func (s *Store) unpack(ctx context.Context, digest string) error {
 	if s.complete(digest) {
 		return nil
 	}
-	m, config, err := s.manifest(digest)
-	if err != nil {
-		return fmt.Errorf("unpack %s: %w", digest, err)
-	}
-	if len(m.Layers) > s.limits.layers || len(m.Layers) != len(config.RootFS.DiffIDs) {
-		return refuse("%s has %d layers and its config names %d", digest, len(m.Layers), len(config.RootFS.DiffIDs))
-	}
 	tmp, err := os.MkdirTemp(filepath.Join(s.dir, "tmp"), "rootfs-")
 	if err != nil {
 		return fmt.Errorf("unpack %s: %w", digest, err)
 	}
 	defer removeTree(tmp)
-	t, err := newTree(tmp, s.limits)
-	if err != nil {
-		return fmt.Errorf("unpack %s: %w", digest, err)
-	}
-	defer t.Close()
-	for i, l := range m.Layers {
-		if err := s.applyBlob(ctx, t, l.Digest, config.RootFS.DiffIDs[i], i == 0); err != nil {
-			return fmt.Errorf("unpack layer %d of %s: %w", i+1, digest, err)
-		}
-	}
-	if err := failpoint.Hit("image.unpack.applied"); err != nil {
-		return fmt.Errorf("unpack %s: %w", digest, err)
-	}
-	if err := t.normalize(); err != nil {
-		return fmt.Errorf("unpack %s: prepare the tree for sandboxes: %w", digest, err)
-	}
-	if err := unix.Syncfs(int(t.root.Fd())); err != nil {
+	if err := s.fill(ctx, digest, tmp); err != nil {
 		return fmt.Errorf("unpack %s: %w", digest, err)
 	}
 	name := strings.TrimPrefix(digest, "sha256:")
@@ -122,6 +99,35 @@ func (s *Store) unpack(ctx context.Context, digest string) error {
 		return err
 	}
 	return s.writeFile(filepath.Join("rootfs", name+".json"), b)
+}
+
+// fill makes the tree of an image in the empty directory dir, and has it on disk when
+// it returns.
+func (s *Store) fill(ctx context.Context, digest, dir string) error {
+	m, config, err := s.manifest(digest)
+	if err != nil {
+		return err
+	}
+	if len(m.Layers) > s.limits.layers || len(m.Layers) != len(config.RootFS.DiffIDs) {
+		return refuse("it has %d layers and its config names %d", len(m.Layers), len(config.RootFS.DiffIDs))
+	}
+	t, err := newTree(dir, s.limits)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	for i, l := range m.Layers {
+		if err := s.applyBlob(ctx, t, l.Digest, config.RootFS.DiffIDs[i], i == 0); err != nil {
+			return fmt.Errorf("layer %d: %w", i+1, err)
+		}
+	}
+	if err := failpoint.Hit("image.unpack.applied"); err != nil {
+		return err
+	}
+	if err := t.normalize(); err != nil {
+		return fmt.Errorf("prepare the tree for sandboxes: %w", err)
+	}
+	return unix.Syncfs(int(t.root.Fd()))
 }
 
 // applyBlob applies a layer, and checks while it reads that its bytes have the

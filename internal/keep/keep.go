@@ -35,6 +35,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -45,6 +46,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/mountinfo"
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // idLen is the width of a sandbox's id.
@@ -131,23 +133,29 @@ func Guest(dir, path string) (string, error) {
 	return name, os.Rename(tmp.Name(), name)
 }
 
-// Dir makes the state directory and returns its path, without links.
+// Dir makes the directory of a backend and returns its path, without links. Only
+// root passes through it, so that a name in it is worth nothing to anybody else:
+// names are told by /proc. What a sandbox's own processes need of it they are given
+// in their own mounts.
 func Dir(path string) (string, error) {
-	if err := os.MkdirAll(path, 0o711); err != nil {
-		return "", err
-	}
-	dir, err := filepath.Abs(path)
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
 	}
-	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+	dir, err := safepath.Resolve(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return "", err
+		}
+		dir, err = safepath.Resolve(path)
+	}
+	if err != nil {
 		return "", err
 	}
 	if dir == "/" {
 		return "", errors.New("the state directory is the root directory")
 	}
-	// The umask may have taken what sandboxes need.
-	return dir, os.Chmod(dir, 0o711)
+	return dir, safepath.Private(dir)
 }
 
 // New writes v to a file that must not exist, whole or not at all.

@@ -74,6 +74,15 @@ func (s *Sandbox) Path(elem ...string) string {
 	return filepath.Join(append([]string{s.Dir}, elem...)...)
 }
 
+// User is the user in the sandbox's facts, or 0, which is root, before it has any.
+func (s *Sandbox) User() (uint32, error) {
+	var f Facts
+	if err := Read(s.Path(FactsFile), &f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	return f.User, nil
+}
+
 // Settled is closed when the sandbox has ended, or its start has failed.
 func (s *Sandbox) Settled() <-chan struct{} { return s.settled }
 

@@ -104,7 +104,11 @@ func (v *view) file(dir, fd string) (string, error) {
 		return fmt.Sprintf("%s %s ENCLAVE%s", how, kind, strings.TrimPrefix(rest, "/.enclave")), nil
 	case ok && (rest == "" || rest[0] == '/'):
 		return fmt.Sprintf("%s %s of the image", how, kind), nil
-	case strings.HasPrefix(name, "SANDBOX"):
+	}
+	if name := v.named[inode{st.Dev, st.Ino}]; name != "" {
+		return fmt.Sprintf("%s %s %s", how, kind, name), nil
+	}
+	if strings.HasPrefix(name, "SANDBOX") {
 		return fmt.Sprintf("%s %s %s", how, kind, name), nil
 	}
 	if fsys == "" {

@@ -38,13 +38,18 @@ type view struct {
 	procs   []*process
 	own     int               // the user of the host that is the sandbox's, once it was seen
 	sockets map[string]string // inode → what it is
+	named   map[inode]string  // files of the sandbox's directory, under their names there
 	facts   Facts
 }
 
-// onHost describes the processes of the sandbox id of a backend, whose root file
-// system is the directory rootfs of the host. It finds them by the control groups and the
-// namespaces that are theirs. What ends while it looks is left out.
-func onHost(of string, id backend.ID, rootfs string) (Facts, error) {
+// An inode is a file whatever it is called.
+type inode struct{ device, number uint64 }
+
+// onHost describes the processes of the sandbox id of a backend. It finds them by
+// the control groups and the namespaces that are theirs. What ends while it looks is
+// left out.
+func onHost(lab Lab, id backend.ID) (Facts, error) {
+	of, rootfs := lab.Backend.Info().Name, lab.Rootfs
 	k, ok := kinds[of]
 	if !ok {
 		return nil, fmt.Errorf("describe sandbox %s: it is not known what one of %s is to be", id, of)
@@ -66,6 +71,11 @@ func onHost(of string, id backend.ID, rootfs string) (Facts, error) {
 	v.program = inFileSystem(mounts, exe)
 	if v.self, err = namespaces("/proc/self"); err != nil {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
+	}
+	if b, ok := lab.Backend.(interface{ Dir() string }); ok {
+		if err := v.list(b.Dir()); err != nil {
+			return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
+		}
 	}
 	if err := v.find(); err != nil {
 		return nil, fmt.Errorf("describe sandbox %s: %w", id, err)
@@ -293,6 +303,30 @@ func (v *view) devices(groups string, at map[string]string) error {
 		}
 		for rule := range strings.Lines(string(raw)) {
 			v.facts.add("inner group: may have device %s", strings.TrimSpace(rule))
+		}
+	}
+	return nil
+}
+
+// list learns the files of the sandbox's directory in the state directory dir. A
+// process with mounts of its own has other paths for them.
+func (v *view) list(dir string) error {
+	own, err := filepath.Glob(filepath.Join(dir, "*-"+string(v.id)))
+	if err != nil {
+		return err
+	}
+	v.named = map[inode]string{}
+	for _, d := range own {
+		err := filepath.WalkDir(d, func(path string, e fs.DirEntry, err error) error {
+			var st unix.Stat_t
+			if ended(err) || !e.Type().IsRegular() || unix.Lstat(path, &st) != nil {
+				return nil // it is no file, or is none any more
+			}
+			v.named[inode{st.Dev, st.Ino}] = "SANDBOX" + strings.ReplaceAll(strings.TrimPrefix(path, d), string(v.id), "ID")
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -45,12 +45,7 @@ const (
 // keeps it busy, and destroys it. An Idle description from inside has the one
 // process that describes.
 func Describe(ctx context.Context, lab Lab) (all [2]Description, err error) {
-	var name [20]byte
-	rand.Read(name[:])
-	for i := range name {
-		name[i] = 'a' + name[i]%26
-	}
-	id := backend.ID(name[:])
+	id := newID()
 	ln, err := lab.Backend.Listen(ctx, id)
 	if err != nil {
 		return all, fmt.Errorf("listen: %w", err)
@@ -95,7 +90,7 @@ func Describe(ctx context.Context, lab Lab) (all [2]Description, err error) {
 	}
 
 	look := func(d *Description) (err error) {
-		if d.Host, err = onHost(lab.Backend.Info().Name, id, lab.Rootfs); err != nil {
+		if d.Host, err = onHost(lab, id); err != nil {
 			return err
 		}
 		d.Inside, err = inside(ctx, lab.Backend.Info().Name, id, client)
@@ -110,6 +105,15 @@ func Describe(ctx context.Context, lab Lab) (all [2]Description, err error) {
 	}
 	defer p.Close()
 	return all, look(&all[Busy])
+}
+
+func newID() backend.ID {
+	var name [20]byte
+	rand.Read(name[:])
+	for i := range name {
+		name[i] = 'a' + name[i]%26
+	}
+	return backend.ID(name[:])
 }
 
 // begin starts the workload that is busy and waits until it is.

@@ -61,11 +61,20 @@ func tasksWall(l backend.Limits) int64 { return l.Pids + taskWall + guestTasks }
 
 // hidden are paths of which a sandbox sees nothing: those that Docker hides by
 // itself, which it does not once it is given a list, and what else would tell of
-// the host, its kernel and its hardware.
+// the host, its users, its other work, its kernel and its hardware. A path that a
+// kernel does not have is no error.
 var hidden = []string{
+	// Docker's own.
 	"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 	"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+	// Users of the host, and what they are doing.
+	"/proc/key-users", "/proc/locks", "/proc/schedstat", "/proc/softirqs", "/proc/diskstats",
+	"/proc/buddyinfo", "/proc/pagetypeinfo", "/proc/slabinfo", "/proc/vmallocinfo", "/proc/zoneinfo",
+	"/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup",
+	// Its kernel and its hardware.
 	"/proc/cmdline", "/proc/config.gz", "/proc/kallsyms", "/proc/modules", "/proc/iomem", "/proc/ioports",
+	"/proc/bus", "/proc/consoles", "/proc/dma", "/proc/driver", "/proc/dynamic_debug", "/proc/fb", "/proc/fs", "/proc/irq",
+	"/proc/mdstat", "/proc/mtrr", "/proc/partitions", "/proc/swaps", "/proc/sysrq-trigger", "/proc/tty",
 	"/sys", "/dev/mqueue",
 }
 

@@ -83,14 +83,9 @@ var (
 	_ keep.Driver     = (*driver)(nil)
 )
 
-// firstUser is the first of the users of workloads, which are of the host's kernel:
-// above those that systems give to people, services and containers, as systemd does
-// below 0x70000000 (its UIDS-GIDS), and below those of machines.
-const firstUser = 0x70000000
-
 // User implements keep.Driver. RLIMIT_NPROC counts by user too, which is why no
 // sandbox here has one.
-func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir, firstUser) }
+func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir) }
 
 // askTime bounds a question to the daemon, which may hang.
 const askTime = 10 * time.Second

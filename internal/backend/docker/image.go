@@ -12,13 +12,15 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/keep"
 )
 
-// loaded is what an image is called in the daemon, and what it must consist of.
-type loaded struct{ Name, DiffID string }
+// loaded is what an image is called in the daemon, and what it must consist of. Tree
+// says which unpacking of the image that was read from.
+type loaded struct{ Name, DiffID, Tree string }
 
 // image returns the daemon's id of the image with this manifest digest. One that
 // the daemon lacks is loaded, also if it had it before; one of that name with
@@ -26,22 +28,32 @@ type loaded struct{ Name, DiffID string }
 func (d *driver) image(ctx context.Context, digest string) (string, error) {
 	d.load.Lock()
 	defer d.load.Unlock()
+	tree, err := d.tree(digest)
+	if err != nil {
+		return "", fmt.Errorf("find image %s: %w", digest, err)
+	}
 	record := filepath.Join(d.dir, "image-"+strings.TrimPrefix(digest, "sha256:")+".json")
 	var l loaded
-	err := keep.Read(record, &l)
-	if err == nil {
+	err = keep.Read(record, &l)
+	switch {
+	case err == nil && l.Tree == tree:
 		id, err := d.find(ctx, l)
 		if err == nil || !errdefs.IsNotFound(err) {
 			return id, err
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	case err == nil:
+		// What the daemon has is of a tree that the store did not keep.
+		if err := os.Remove(record); err != nil {
+			return "", err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
 		return "", err
 	}
 	archive, err := d.images.Docker(ctx, digest)
 	if err != nil {
 		return "", fmt.Errorf("find image %s: %w", digest, err)
 	}
-	l = loaded{archive.Name, archive.DiffID}
+	l = loaded{archive.Name, archive.DiffID, tree}
 	id, err := d.find(ctx, l)
 	if errdefs.IsNotFound(err) {
 		pr, pw := io.Pipe()
@@ -72,6 +84,19 @@ func (d *driver) image(ctx context.Context, digest string) (string, error) {
 		return "", err
 	}
 	return id, nil
+}
+
+// tree names the unpacking of an image: another one has another name.
+func (d *driver) tree(digest string) (string, error) {
+	rootfs, err := d.images.Rootfs(digest)
+	if err != nil {
+		return "", err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(rootfs, &st); err != nil {
+		return "", fmt.Errorf("look at %s: %w", rootfs, err)
+	}
+	return fmt.Sprintf("%d:%d:%d", st.Dev, st.Ino, st.Ctim.Nano()), nil
 }
 
 // find asks the daemon for an image by its name, and takes it only if it is what

@@ -1,7 +1,6 @@
 package gvisor
 
 import (
-	"hash/fnv"
 	"path/filepath"
 	"strconv"
 
@@ -54,18 +53,6 @@ const maxTasks = 512
 func memoryAllowed(l backend.Limits, tasks int64) int64 {
 	return l.Memory + sentryMemory + tasks*taskMemory
 }
-
-// firstUser is the user of the host that is root in the sandbox, the first of
-// usersPerSandbox. There are 8,192 ranges, chosen by the id, so that among fifty
-// sandboxes two have the same once in seven times. They share no file that any of
-// them may write, and do each other no harm.
-func firstUser(id backend.ID) int {
-	h := fnv.New32a()
-	h.Write([]byte(id))
-	return 1<<30 + int(h.Sum32()%8192)*usersPerSandbox
-}
-
-const usersPerSandbox = 1 << 16
 
 // An OCI runtime configuration: of the specification only what is used here.
 type (
@@ -124,11 +111,14 @@ type (
 
 // newBundle describes the sandbox to runsc. What it does not name the sandbox
 // does not have.
-func newBundle(dir, rootfs string, id backend.ID, l backend.Limits) bundle {
+func newBundle(dir, rootfs string, f keep.Facts) bundle {
+	l := f.Limits
 	// The guest's, to make its network and start the workload as another user;
 	// it gives the workload none.
 	caps := []string{"CAP_NET_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"}
-	ids := []idMapping{{ContainerID: 0, HostID: firstUser(id), Size: usersPerSandbox}}
+	// One user of the host is enough: those of the workload are of the sandbox's
+	// kernel alone.
+	ids := []idMapping{{ContainerID: 0, HostID: int(f.User), Size: 1}}
 	b := bundle{
 		Version: "1.0.0",
 		Process: process{

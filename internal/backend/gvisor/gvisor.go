@@ -22,9 +22,9 @@ import (
 
 // Config is what a Backend needs. Every field is required.
 type Config struct {
-	// Dir is the state directory, of this backend only. It is given mode 0711: a
-	// sandbox's processes are unprivileged users of the host. The directories
-	// above it may be closed to them.
+	// Dir is the state directory, of this backend only. Only root passes through it:
+	// a sandbox's processes, which are an unprivileged user of the host, are shown
+	// their own part in their own mounts.
 	Dir string
 
 	// Instance marks what this control plane makes: nothing else is listed or
@@ -35,7 +35,8 @@ type Config struct {
 	Runsc, Guest string
 
 	// Rootfs returns the directory where an image is unpacked, which nobody
-	// changes afterwards, and which every user may read. It has the directories
+	// changes afterwards, and which every user may read who is shown it; the
+	// directories above it may be closed. It has the directories
 	// /work, /tmp, /run/enclave and /.enclave, as mount points.
 	Rootfs func(digest string) (string, error)
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // Listen opens the socket /.enclave/sock of the sandbox. Only root of that
-// sandbox may connect; the directory is read-only in the sandbox, so the socket
+// sandbox may connect, and nobody before it has a user; the directory is read-only in the sandbox, so the socket
 // can't be swapped.
 func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, error) {
 	l, err := keep.Socket(ctx, s.Path(mountDir), keep.SocketFile)
@@ -22,20 +22,32 @@ func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, err
 		l.Close()
 		return nil, err
 	}
-	if err := keep.Own(s.Path(mountDir, keep.SocketFile), firstUser(s.ID)); err != nil {
+	user, err := s.User()
+	if err == nil {
+		err = keep.Own(s.Path(mountDir, keep.SocketFile), int(user))
+	}
+	if err != nil {
 		l.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-// Place makes the sandbox's directory and the one it sees as /.enclave. Every
-// user may pass through them, and list neither.
+// Place makes the sandbox's directory and the one it sees as /.enclave. Until Make
+// gives the first to the sandbox's user only root enters it; in the second everyone
+// there may pass.
 func (d *driver) Place(s *keep.Sandbox) error {
-	for dir, mode := range map[string]os.FileMode{s.Dir: 0o711, s.Path(mountDir): 0o755} {
-		if err := os.MkdirAll(dir, mode); err != nil {
+	for _, at := range []struct {
+		path string
+		mode os.FileMode
+	}{{s.Dir, 0o700}, {s.Path(mountDir), 0o755}} {
+		err := os.Mkdir(at.path, at.mode)
+		if err == nil {
+			err = os.Chmod(at.path, at.mode) // the umask may have taken what sandboxes need
+		}
+		if err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}
-	return errors.Join(os.Chmod(s.Dir, 0o711), os.Chmod(s.Path(mountDir), 0o755))
+	return nil
 }

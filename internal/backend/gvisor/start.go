@@ -35,8 +35,8 @@ const (
 	tmpDir     = "tmp"  // the host's side of /tmp
 )
 
-// User is the sandbox's root as the host knows it.
-func (d *driver) User(s *keep.Sandbox) (uint32, error) { return uint32(firstUser(s.ID)), nil }
+// User is the sandbox's root as the host knows it, and its only user there.
+func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir) }
 
 // Make makes everything of an announced sandbox and records which process is its
 // kernel.
@@ -60,12 +60,10 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err := failpoint.Hit("gvisor.start.placed"); err != nil {
 		return err
 	}
-	for _, name := range []string{workDir, tmpDir, runscDir} {
-		if err := os.Mkdir(s.Path(name), 0o711); err != nil {
-			return err
-		}
+	if err := give(s, f.User); err != nil {
+		return fmt.Errorf("give the directory to the sandbox's user: %w", err)
 	}
-	config, err := json.Marshal(newBundle(s.Dir, rootfs, s.ID, f.Limits))
+	config, err := json.Marshal(newBundle(s.Dir, rootfs, f))
 	if err != nil {
 		return err
 	}
@@ -107,6 +105,27 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	return keep.New(s.Path(keep.StartedFile), st)
 }
 
+// give lets the sandbox's user, and nobody else but root, pass through its
+// directory and connect to its way out.
+func give(s *keep.Sandbox, user uint32) error {
+	for _, name := range []string{workDir, tmpDir, runscDir} {
+		if err := os.Mkdir(s.Path(name), 0o700); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{s.Dir, s.Path(workDir), s.Path(tmpDir), s.Path(runscDir)} {
+		if err := errors.Join(os.Chown(dir, 0, int(user)), os.Chmod(dir, 0o710)); err != nil {
+			return err
+		}
+	}
+	// Listen's, if it was called: whose it is was not known then.
+	err := keep.Own(s.Path(mountDir, keep.SocketFile), int(user))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // run runs runsc, which returns when the guest has been started.
 func (d *driver) run(ctx context.Context, s *keep.Sandbox, rootfs string) error {
 	cmd := exec.CommandContext(ctx, d.runsc,
@@ -130,7 +149,7 @@ func (d *driver) run(ctx context.Context, s *keep.Sandbox, rootfs string) error 
 	cmd.ExtraFiles = []*os.File{d.netns}
 	cmd.Env = []string{
 		"ENCLAVE_CGROUPS=" + strings.Join(s.Group.Dirs(), ":"),
-		"ENCLAVE_OPEN=" + d.dir + ":" + rootfs,
+		"ENCLAVE_OPEN=" + s.Dir + ":" + rootfs,
 	}
 	// What it mounts the host does not see.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}

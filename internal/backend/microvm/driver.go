@@ -36,11 +36,6 @@ const (
 	// guestCID is every guest's address on vsock: each machine's is its own.
 	guestCID = 3
 
-	// firstUser is the first user of machines' monitors: above those of people,
-	// services and containers, which systemd gives numbers below 0x70000000
-	// (systemd's UIDS-GIDS), and above those of the other backends.
-	firstUser = 0x78000000
-
 	// guestUser is who workloads are in their machine, whose users are its own.
 	guestUser = 1000
 
@@ -100,11 +95,8 @@ func (d *driver) Place(s *keep.Sandbox) error {
 
 // Listen implements keep.Driver: it opens what the guest reaches at the core's port.
 func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, error) {
-	user := uint32(0) // until there is one nobody connects
-	var f keep.Facts
-	if err := keep.Read(s.Path(keep.FactsFile), &f); err == nil {
-		user = f.User
-	} else if !errors.Is(err, os.ErrNotExist) {
+	user, err := s.User() // until there is one nobody connects
+	if err != nil {
 		return nil, err
 	}
 	return d.socket(ctx, s, wire.CorePort, user)
@@ -129,7 +121,7 @@ func (d *driver) socket(ctx context.Context, s *keep.Sandbox, port int, user uin
 }
 
 // User implements keep.Driver.
-func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir, firstUser) }
+func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir) }
 
 // Make implements keep.Driver: it returns when the guest has set its machine up.
 func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err error) {

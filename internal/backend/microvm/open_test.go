@@ -91,7 +91,7 @@ func TestAStateDirectoryThatOthersCanChangeIsRefused(t *testing.T) {
 	}
 	c := config(t)
 	c.Kernels, c.Dir = testenv.Kernels(t), filepath.Join(theirs, "machines")
-	if _, err := New(c); err == nil || !strings.Contains(err.Error(), "can be changed by others than root") {
+	if _, err := New(c); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
 		t.Errorf("the error is %v", err)
 	}
 }

@@ -9,10 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // plain makes sure that path, which is absolute and clean, is a directory that is
@@ -20,38 +21,11 @@ import (
 // made below it as root lands there and nowhere else (CVE-2026-1386 was a jailer
 // that followed a link).
 func plain(path string) error {
-	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return fmt.Errorf("%s is no absolute path in its shortest form", path)
+	real, err := safepath.Resolve(path)
+	if err == nil && real != path {
+		err = fmt.Errorf("%s leads through a link to %s: a machine's files lie behind none", path, real)
 	}
-	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { unix.Close(fd) }()
-	at := "/"
-	for part := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-		if part == "" {
-			continue // path is the root itself
-		}
-		next, err := unix.Openat(fd, part, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		at = filepath.Join(at, part)
-		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			return fmt.Errorf("%s is a link or no directory: a machine's files lie behind none", at)
-		} else if err != nil {
-			return fmt.Errorf("look at %s: %w", at, err)
-		}
-		unix.Close(fd)
-		fd = next
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
-			return fmt.Errorf("look at %s: %w", at, err)
-		}
-		// In a directory such as /tmp others may make names, but not exchange ours.
-		if st.Uid != 0 || st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
-			return fmt.Errorf("%s can be changed by others than root: a machine's files lie behind no such directory", at)
-		}
-	}
-	return nil
+	return err
 }
 
 // place makes name in a machine's directory root a link to the file from, which

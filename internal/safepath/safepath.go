@@ -1,0 +1,169 @@
+// Package safepath says whether a path of this host can be believed: that nobody but
+// root and this process's user can have it lead somewhere else. It makes nothing, and
+// repairs no more than the mode of a directory that is ours.
+package safepath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLinks is how many symbolic links a path may go through, as in the kernel.
+const maxLinks = 40
+
+// Resolve returns the directory that path leads to, without links. Nobody but root
+// and this process's user can exchange it or anything on the way to it: every
+// directory and every link belongs to one of the two, and others can change no
+// directory, or may only add names of their own, as in /tmp. What is made below it
+// lands there and nowhere else. The directory itself may be one like /tmp.
+//
+// If path does not exist, what does exist of the way to it is as said, and the error
+// wraps fs.ErrNotExist.
+func Resolve(path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		return "", fmt.Errorf("%s is not an absolute path", path)
+	}
+	w := &walk{at: "/"}
+	var err error
+	if w.fd, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return "", &os.PathError{Op: "open", Path: "/", Err: err}
+	}
+	defer func() { unix.Close(w.fd) }()
+	if err := ours(w.fd, w.at); err != nil {
+		return "", err
+	}
+	links := 0
+	for rest := elements(path); len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		target, err := w.enter(part)
+		if err != nil {
+			return "", err
+		}
+		if target == "" {
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", fmt.Errorf("%s goes through too many links", path)
+		}
+		rest = slices.Concat(elements(target), rest)
+		if filepath.IsAbs(target) {
+			if err := w.enterRoot(); err != nil {
+				return "", err
+			}
+		}
+	}
+	return w.at, nil
+}
+
+// elements are the names in a path. ".." stays, since what is before it may be a
+// link.
+func elements(path string) []string {
+	return slices.DeleteFunc(strings.Split(path, "/"), func(e string) bool { return e == "" || e == "." })
+}
+
+// A walk is at a directory, which it has open.
+type walk struct {
+	fd int
+	at string
+}
+
+func (w *walk) enterRoot() error {
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "/", Err: err}
+	}
+	unix.Close(w.fd)
+	w.fd, w.at = fd, "/"
+	return nil
+}
+
+// enter goes on to the directory part, or returns the target of the link that part
+// is.
+func (w *walk) enter(part string) (target string, err error) {
+	at := filepath.Join(w.at, part)
+	fd, err := unix.Openat(w.fd, part, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: at, Err: err}
+	}
+	if err := ours(fd, at); err != nil {
+		unix.Close(fd)
+		return "", err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return "", &os.PathError{Op: "stat", Path: at, Err: err}
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		unix.Close(w.fd)
+		w.fd, w.at = fd, at
+		return "", nil
+	case unix.S_IFLNK:
+		defer unix.Close(fd)
+		b := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(fd, "", b)
+		if err == nil && n == 0 {
+			err = unix.ENOENT
+		}
+		if err != nil {
+			return "", &os.PathError{Op: "readlink", Path: at, Err: err}
+		}
+		return string(b[:n]), nil
+	}
+	unix.Close(fd)
+	return "", &os.PathError{Op: "open", Path: at, Err: unix.ENOTDIR}
+}
+
+// ours makes sure that nobody but root and this process's user can exchange what is
+// open as fd, or what is in it.
+func ours(fd int, at string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: at, Err: err}
+	}
+	if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d, who could exchange what is in it: chown it to root, or choose another directory", at, st.Uid)
+	}
+	// A link's mode means nothing. In a sticky directory others may make names, but
+	// not exchange ours.
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK && st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
+		return fmt.Errorf("%s can be changed by others than its owner (mode %04o): chmod go-w it, or choose another directory", at, st.Mode&0o7777)
+	}
+	return nil
+}
+
+// Private makes sure that the directory at path, which is no link, belongs to this
+// process's user, or to root, and that others could never change what is in it. It
+// closes it to all others.
+func Private(path string) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return fmt.Errorf("%s is a link or not a directory: remove it, or choose another directory", path)
+	} else if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := ours(fd, path); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&0o022 != 0 {
+		return fmt.Errorf("%s can be changed by others than its owner (mode %04o), and what is in it may be theirs: choose another directory", path, st.Mode&0o7777)
+	}
+	if st.Mode&0o7777 == 0o700 {
+		return nil
+	}
+	// An O_PATH descriptor takes no fchmod; its name in /proc leads to the same file.
+	return os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), 0o700)
+}

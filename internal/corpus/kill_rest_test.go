@@ -36,7 +36,7 @@ var restKills = []killed{
 	},
 	{control: "a session has so many names", kernel: "gvisor", cases: []string{"A08"}, patches: []patch{{"internal/gateway/names.go", "n.granted == maxNames", "n.granted == 100*maxNames"}}},
 	{control: "a session has a budget of traffic", kernel: "gvisor", cases: []string{"A31"}, patches: []patch{{"internal/gateway/gateway.go", "s.in.Load()+s.out.Load() <= s.budget", "s.in.Load()+s.out.Load() <= 100*s.budget"}}},
-	{control: "a record has so many rows", kernel: "docker", cases: []string{"A34"}, patches: []patch{{"internal/gateway/ledger.go", "len(l.list) == maxRows", "len(l.list) == 100*maxRows"}}},
+	{control: "a record has so many rows", kernel: "docker", cases: []string{"A34"}, patches: []patch{{"internal/gateway/ledger.go", "len(l.list)+len(l.held) >= maxRows", "len(l.list)+len(l.held) >= 100*maxRows"}}},
 	{
 		control: "the host's count of tasks is a reason", kernel: "docker", cases: []string{"E01", "E02", "E13"},
 		patches: []patch{

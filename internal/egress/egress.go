@@ -54,7 +54,7 @@ const (
 	BadHost           Reason = "bad_host"         // not a name or address we can normalize
 	NoAddress         Reason = "no_address"       // the name did not resolve, or nothing answered there
 	NameMismatch      Reason = "name_mismatch"    // SNI or Host is not the name that was looked up
-	EncryptedName     Reason = "encrypted_name"   // an Encrypted Client Hello
+	EncryptedName     Reason = "encrypted_name"   // an Encrypted Client Hello, or an earlier draft of one
 	BadProtocol       Reason = "protocol"         // not TCP, or not what the port is for
 	MethodOrPath      Reason = "method_or_path"
 	BindingNotGranted Reason = "binding_not_granted"

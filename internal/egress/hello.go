@@ -26,10 +26,11 @@ type Hello struct {
 	// Name is the canonical server name; empty if there is none or it is not a
 	// name: an address, which RFC 6066 forbids, or bytes that Canonical refuses.
 	Name string
-	// ECH is true if an Encrypted Client Hello is offered (RFC 9849), in which
-	// case another name may be the one that counts. Nobody but the server can
-	// tell a real one from grease.
-	ECH bool
+	// Encrypted is true if an encrypted name may be offered, in which case another
+	// name may be the one that counts: an Encrypted Client Hello (RFC 9849), or
+	// whatever else is in the code points that its drafts and ESNI were tried on.
+	// Only the server can tell a real one from grease.
+	Encrypted bool
 }
 
 // Judge says what h means for a connection to host, which is canonical:
@@ -38,7 +39,7 @@ type Hello struct {
 func (h Hello) Judge(host string) Reason {
 	_, address := literal(host)
 	switch {
-	case h.ECH:
+	case h.Encrypted:
 		return EncryptedName
 	case address && !h.SNI:
 		return Allowed
@@ -112,8 +113,6 @@ func handshake(b []byte) ([]byte, error) {
 func parseHello(msg []byte) (Hello, error) {
 	const (
 		extServerName   = 0
-		extECH          = 0xfe0d
-		extOuter        = 0xfd00 // only ever inside an encrypted one
 		versionAndNonce = 2 + 32
 	)
 	r := reader(msg)
@@ -140,18 +139,31 @@ func parseHello(msg []byte) (Hello, error) {
 			return Hello{}, ErrNotTLS
 		}
 		seen[kind] = true
-		switch kind {
-		case extServerName:
+		switch {
+		case kind == extServerName:
 			name, ok := serverName(data)
 			if !ok {
 				return Hello{}, ErrNotTLS
 			}
 			h.SNI, h.Name = true, name
-		case extECH, extOuter:
-			h.ECH = true
+		case mayEncryptName(kind):
+			h.Encrypted = true
 		}
 	}
 	return h, nil
+}
+
+// mayEncryptName reports whether an extension may hold an encrypted name. Each
+// draft of one used another code point, all of them at the top of the registry:
+// ESNI 0xffce, ECH 0xff02 and above, then 0xfe08 and above, and 0xfd00 inside. So
+// the top is closed as a whole, private use (RFC 8447) included. Only
+// renegotiation_info (RFC 5746), which most clients send, is known to be harmless.
+func mayEncryptName(kind uint16) bool {
+	const (
+		top               = 0xfd00
+		renegotiationInfo = 0xff01
+	)
+	return kind >= top && kind != renegotiationInfo
 }
 
 // serverName reads a server_name extension (RFC 6066, section 3). It reports

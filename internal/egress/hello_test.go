@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,13 +45,23 @@ func clientHello(t testing.TB, config *tls.Config) []byte {
 	return c.out.Bytes()
 }
 
+// encryptedNames are the code points that encrypted names have had: RFC 9849,
+// draft-ietf-tls-esni-00 to -18, and what is only ever inside one.
+var encryptedNames = []uint16{
+	0xffce,                                 // ESNI, drafts 00 to 06
+	0xff02, 0xff03, 0xff04, 0xff07, 0xff08, // ECH, draft 07 and what was tried around it
+	0xfe08, 0xfe09, 0xfe0a, 0xfe0b, 0xfe0c, // ECH, drafts 08 to 12
+	0xfe0d, // ECH, draft 13 to the RFC
+	0xfd00, // ech_outer_extensions
+}
+
 // serverSees returns what a crypto/tls server reads of the same bytes: false if
 // it does not take them for a ClientHello.
 func serverSees(b []byte) (name string, ech, ok bool) {
 	config := &tls.Config{GetConfigForClient: func(i *tls.ClientHelloInfo) (*tls.Config, error) {
 		name, ok = i.ServerName, true
 		for _, e := range i.Extensions {
-			ech = ech || e == 0xfe0d || e == 0xfd00
+			ech = ech || slices.Contains(encryptedNames, e) || e > 0xfd00 && e != 0xff01
 		}
 		return nil, errors.New("seen")
 	}}
@@ -144,7 +155,7 @@ func TestRealHellosAreRead(t *testing.T) {
 		"usual":      {SNI: true, Name: "api.example.com"},
 		"TLS 1.2":    {SNI: true, Name: "api.example.com"},
 		"large":      {SNI: true, Name: "api.example.com"},
-		"ECH":        {SNI: true, Name: "api.example.com", ECH: true},
+		"ECH":        {SNI: true, Name: "api.example.com", Encrypted: true},
 		"an address": {},
 		"no name":    {},
 		"any case":   {SNI: true, Name: "api.example.com"},
@@ -170,7 +181,7 @@ func TestRealHellosAreRead(t *testing.T) {
 			}
 		}
 		name, ech, ok := serverSees(b)
-		if h := want[kind]; !ok || strings.ToLower(name) != h.Name || ech != h.ECH {
+		if h := want[kind]; !ok || strings.ToLower(name) != h.Name || ech != h.Encrypted {
 			t.Errorf("%s: a server sees %q, %v, %v", kind, name, ech, ok)
 		}
 	}
@@ -271,6 +282,32 @@ func TestHelloIsJudged(t *testing.T) {
 	}
 }
 
+// A server of any draft is offered a name that nobody here can read.
+func TestEveryCodePointOfAnEncryptedNameIsOne(t *testing.T) {
+	for _, kind := range append([]uint16{0xff0a, 0xffff}, encryptedNames...) {
+		for what, b := range map[string][]byte{
+			"empty":       helloOf(sni("api.example.com"), ext(kind, "")),
+			"before":      helloOf(ext(kind, "\x13\x01"), sni("api.example.com")),
+			"for another": helloOf(sni("evil.example.com"), ext(kind, "\x13\x01")),
+			"alone":       helloOf(ext(kind, "\x13\x01")),
+		} {
+			if h, err := Sniff(b); err != nil || h.Judge("api.example.com") != EncryptedName {
+				t.Errorf("%#x, %s: %+v, %v", kind, what, h, err)
+			}
+		}
+		if h, err := Sniff(helloOf(ext(kind, ""))); err != nil || h.Judge("93.184.216.34") != EncryptedName {
+			t.Errorf("%#x to an address: %+v, %v", kind, h, err)
+		}
+	}
+	// What clients send is not taken for one: grease (RFC 8701), renegotiation_info,
+	// and what browsers have of their own.
+	for _, kind := range []uint16{0xff01, 0xfafa, 0xeaea, 0x4469, 0x44cd, 0x7550, 0x3374} {
+		if h, err := Sniff(helloOf(sni("api.example.com"), ext(kind, "\x00"))); err != nil || h.Judge("api.example.com") != Allowed {
+			t.Errorf("%#x: %+v, %v", kind, h, err)
+		}
+	}
+}
+
 // FuzzSniff compares with the server of crypto/tls, which reads on its own: what
 // Sniff lets pass for a name is what a server is asked for.
 func FuzzSniff(f *testing.F) {
@@ -279,7 +316,7 @@ func FuzzSniff(f *testing.F) {
 		f.Add(records(b, 100))
 	}
 	for _, b := range [][]byte{
-		helloOf(), helloOf(sni("api.example.com")), helloOf(sni("a.example"), ext(0xfe0d, "")), helloOf(ext(10, ""), ext(10, "")),
+		helloOf(), helloOf(sni("api.example.com")), helloOf(sni("a.example"), ext(0xfe0d, "")), helloOf(sni("a.example"), ext(0xffce, "")), helloOf(sni("a.example"), ext(0xff01, "\x00")), helloOf(ext(10, ""), ext(10, "")),
 		helloOf(sni("a.example"), sni("b.example")),
 	} {
 		f.Add(b)
@@ -304,7 +341,7 @@ func FuzzSniff(f *testing.F) {
 		if !ok {
 			return
 		}
-		if ech != h.ECH || (name != "") != h.SNI {
+		if ech != h.Encrypted || (name != "") != h.SNI {
 			t.Fatalf("%+v, but a server sees %q, %v", h, name, ech)
 		}
 		if h.Name != "" && h.Name != strings.ToLower(name) {

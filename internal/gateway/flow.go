@@ -291,28 +291,25 @@ func (s *serving) refuseFlow(ctx context.Context, f *flow, reason egress.Reason)
 	s.ledger.deny(ctx, entry{host: f.host, port: f.decision.Target.Port, protocol: "tcp", reason: reason})
 }
 
-// reach resolves, pins, records and dials, and records the refusal if it does
-// not get as far as dialling. An attempt that was recorded as allowed stays that
-// if nobody answers: packets may have left. The workload sees a reset.
+// reach takes the attempt's row, resolves, pins, records and dials. Where the
+// record has no row left nothing is asked. An attempt that was recorded as allowed
+// stays that if nobody answers: packets may have left. The workload sees a reset.
 func (s *serving) reach(ctx context.Context, f *flow) (net.Conn, error) {
-	d := f.decision
-	addrs, err := s.resolve(ctx, d.Target.Host)
-	if err != nil {
-		s.refuseFlow(ctx, f, egress.NoAddress)
+	to := place{f.host, f.decision.Target.Port}
+	if err := s.ledger.take(to); err != nil {
 		return nil, err
 	}
-	d = d.Pin(addrs, s.gw.table)
+	addrs, err := s.resolve(ctx, f.decision.Target.Host)
+	if err != nil {
+		addrs = nil // which Pin refuses
+	}
+	d := f.decision.Pin(addrs, s.gw.table)
+	if err := errors.Join(s.ledger.settle(ctx, to, d.Reason, d.Rule), ctx.Err()); err != nil {
+		return nil, err
+	}
 	addr, ok := d.Addr()
 	if !ok {
-		s.refuseFlow(ctx, f, d.Reason)
-		return nil, fmt.Errorf("%s: %s", d.Target.Host, d.Reason)
-	}
-	err = s.ledger.allow(ctx, entry{host: f.host, port: d.Target.Port, protocol: "tcp", reason: d.Reason}, d.Rule)
-	if err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
+		return nil, errors.Join(fmt.Errorf("%s: %s", f.host, d.Reason), err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,19 @@ type entry struct {
 	reason   egress.Reason
 }
 
+// A place is where an attempt goes that a rule allows.
+type place struct {
+	host string
+	port uint16
+}
+
+func (p place) entry(r egress.Reason) entry {
+	return entry{host: p.host, port: p.port, protocol: "tcp", reason: r}
+}
+
+// outcomes are what can become of an attempt that has taken its row.
+var outcomes = []egress.Reason{egress.Allowed, egress.NoAddress, egress.ReservedAddress}
+
 type row struct {
 	entry
 	rule  string
@@ -38,8 +52,11 @@ type row struct {
 }
 
 // A ledger keeps a session's record of attempts. The first of each kind is
-// durable when deny or allow returns; the others are counted, and close records
+// durable when deny or settle returns; the others are counted, and close records
 // the counts. Once the recorder has failed the ledger fails for ever.
+//
+// An attempt that a rule allows takes its row first: before anything is asked or
+// dialled for it, there is room for whatever becomes of it.
 type ledger struct {
 	rec     audit.Recorder
 	session string
@@ -48,13 +65,14 @@ type ledger struct {
 
 	mu   sync.Mutex // held while recording, so that the record has the order of the attempts
 	rows map[entry]*row
-	list []*row // in order of first attempt
-	rest uint64 // attempts that have no row
+	list []*row         // in order of first attempt
+	held map[place]bool // rows that are taken by attempts not settled yet; with list at most maxRows
+	rest uint64         // attempts that have no row
 	err  error
 }
 
 func newLedger(rec audit.Recorder, session string, now func() time.Time, fail func(error)) *ledger {
-	return &ledger{rec: rec, session: session, now: now, fail: fail, rows: map[entry]*row{}}
+	return &ledger{rec: rec, session: session, now: now, fail: fail, rows: map[entry]*row{}, held: map[place]bool{}}
 }
 
 // deny records a refused attempt. On an error the session is to end.
@@ -68,14 +86,47 @@ func (l *ledger) deny(ctx context.Context, e entry) error {
 	return err
 }
 
-// allow records an allowed attempt. On an error, which is errFull if only the
-// record is full, the attempt must not go on.
-func (l *ledger) allow(ctx context.Context, e entry, rule string) error {
+// take makes sure of a row for an attempt that a rule allows. On an error, which
+// is errFull if only the record is full, nothing may be done for the attempt, which
+// is counted. Else settle must follow.
+//
+// A place that has a row needs no other, so a full record does not stop what it
+// names: an outcome that is new for the place is then counted in the last row.
+func (l *ledger) take(p place) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, err := l.count(ctx, audit.EgressAllowed, e, rule)
+	if l.err != nil {
+		return l.err
+	}
+	if l.held[p] || slices.ContainsFunc(outcomes, func(r egress.Reason) bool { return l.rows[p.entry(r)] != nil }) {
+		return nil
+	}
+	if l.full() {
+		l.rest++
+		return errFull
+	}
+	l.held[p] = true
+	return nil
+}
+
+// settle records what became of an attempt that has taken its row: one of
+// outcomes. On an error the attempt must not go on.
+func (l *ledger) settle(ctx context.Context, p place, reason egress.Reason, rule string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := audit.EgressAllowed
+	if reason != egress.Allowed {
+		t, rule = audit.EgressDenied, ""
+	}
+	// The first attempt to be settled makes the place's row. Others on their way to
+	// the place find it.
+	delete(l.held, p)
+	_, err := l.count(ctx, t, p.entry(reason), rule)
 	return err
 }
+
+// full is called with mu held.
+func (l *ledger) full() bool { return len(l.list)+len(l.held) >= maxRows }
 
 // refuseName records that a look-up was refused. Questions for one name within
 // five seconds are one look-up.
@@ -116,7 +167,7 @@ func (l *ledger) count(ctx context.Context, t audit.Type, e entry, rule string) 
 		r.more++
 		return r, nil
 	}
-	if len(l.list) == maxRows {
+	if l.full() {
 		l.rest++
 		return nil, errFull
 	}

@@ -27,6 +27,8 @@ var table = map[string][]string{
 	"internal/auth":    {},
 	"internal/backend": {},
 	"internal/wire":    {},
+	// Writes JSON that is inert on a terminal, for all who answer with it.
+	"internal/jsontext": {},
 	// One parser for all who read what is mounted before they trust or remove a
 	// directory.
 	"internal/mountinfo": {},

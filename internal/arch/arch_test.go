@@ -27,6 +27,8 @@ var table = map[string][]string{
 	"internal/auth":    {},
 	"internal/backend": {},
 	"internal/wire":    {},
+	// Writes JSON that is inert on a terminal, for all who answer with it.
+	"internal/jsontext": {},
 	// One parser for all who read what is mounted before they trust or remove a
 	// directory.
 	"internal/mountinfo": {},
@@ -46,7 +48,7 @@ var table = map[string][]string{
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
-	"internal/httpapi":           {".", "api", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
+	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/enclave-run/enclave/internal/jsontext"
 )
 
 const (
@@ -374,7 +376,7 @@ func mismatch(path string, want reflect.Kind) error {
 }
 
 // encode returns the JSON of v as this API writes it: not escaped for HTML,
-// which it never is in.
+// which it never is in, but for a terminal, on which it often ends.
 func encode(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -382,5 +384,5 @@ func encode(v any) ([]byte, error) {
 	if err := e.Encode(v); err != nil {
 		return nil, err
 	}
-	return b.Bytes(), nil
+	return jsontext.Inert(b.Bytes()), nil
 }

@@ -281,3 +281,14 @@ func known(t reflect.Type, name string) bool {
 	}
 	return false
 }
+
+// Raw JSON is read on terminals: nothing in it, whoever wrote it, acts there.
+func TestAnswersAreInertOnATerminal(t *testing.T) {
+	got, err := encode(map[string]any{"k\u009b": "a\u202eb\u007f\u061c", "raw": json.RawMessage("\"\u009b31m\u2066\"")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"k\u009b":"a\u202eb\u007f\u061c","raw":"\u009b31m\u2066"}` + "\n"; string(got) != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}

@@ -55,6 +55,12 @@ func memoryAllowed(l backend.Limits, tasks int64) int64 {
 	return l.Memory + sentryMemory + tasks*taskMemory
 }
 
+// footprint is what a sandbox takes at most. /work and /tmp are files of the
+// host, and each may be filled to its wall.
+func footprint(l backend.Limits) backend.Footprint {
+	return backend.Footprint{Memory: memoryWall(l), Disk: 2 * (l.Disk + diskWall), Tasks: hostTasks(l)}
+}
+
 // firstUser is the user of the host that is root in the sandbox, the first of
 // usersPerSandbox. There are 8,192 ranges, chosen by the id, so that among fifty
 // sandboxes two have the same once in seven times. They share no file that any of

@@ -387,3 +387,15 @@ func (q *queue) view(org string) Queue {
 	}
 	return v
 }
+
+// allowance returns how many bytes org's sessions may still store, and its quotas.
+func (q *queue) allowance(org string) (reserved int64, quotas Quotas) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if t := q.tenants[org]; t != nil {
+		reserved = t.load.stored
+	}
+	quotas = q.quotas(org)
+	quotas.Concurrent = min(quotas.Concurrent, q.places)
+	return reserved, quotas
+}

@@ -92,20 +92,12 @@ func (p *Plane) withinDay(ctx context.Context, org string) error {
 	if most == 0 {
 		return nil
 	}
+	used, err := p.cpuToday(ctx, org)
+	if err != nil || used < float64(most) {
+		return err
+	}
 	now := p.now().UTC()
-	today := now.Truncate(day) // since the zero time, which is a midnight in UTC
-	next := today.Add(day)
-	days, err := p.store.Usage(ctx, org, today, next)
-	if err != nil {
-		return fmt.Errorf("read the usage of the day: %w", err)
-	}
-	var used float64
-	for _, u := range days {
-		used += u.CPUSeconds
-	}
-	if used < float64(most) {
-		return nil
-	}
+	next := now.Truncate(day).Add(day)
 	// An hour at most: the operator may raise the quota before midnight.
 	return busy(QuotaExceeded, min(next.Sub(now), time.Hour),
 		"sessions of this organisation have used %.0f of %d CPU seconds today (UTC)", used, most)

@@ -26,7 +26,7 @@ func golden() map[string]any {
 		"key_request.json": new(enclave.KeyRequest), "key_created.json": new(enclave.CreatedKey), "keys.json": new(enclave.Page[enclave.Key]),
 		"principal.json": new(enclave.Principal),
 		"health.json":    new(enclave.Health), "health_not_ready.json": new(enclave.Health),
-		"usage.json":   new(enclave.Page[enclave.Usage]),
+		"usage.json":   new(enclave.UsageReport),
 		"webhook.json": new(enclave.WebhookEvent), "webhook_key.json": new(enclave.WebhookKey),
 		"queue.json":  new(enclave.Queue),
 		"stream.json": nil, // TestGoldenStream

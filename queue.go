@@ -29,6 +29,9 @@ type QueuedSession struct {
 	// Organisations take turns: how many others go first is not foretold.
 	Position  int   `json:"position"`
 	WaitingMS int64 `json:"waitingMs"` // milliseconds that it has waited in this control plane
+	// WaitsFor is what it waits for: turn, place, concurrent_quota, or, where the
+	// host is promised to those that run, memory, disk, processes or descriptors.
+	WaitsFor string `json:"waitsFor"`
 }
 
 // Queue returns how many sessions wait, and which of yours.

@@ -20,6 +20,37 @@ type Usage struct {
 	OutputBytes     int64   `json:"outputBytes"` // stdout and stderr
 }
 
+// A UsageReport is what an organisation's sessions used, by day, and what it may
+// have.
+type UsageReport struct {
+	Items   []Usage `json:"items"` // oldest first; a day on which no session ended is left out
+	Storage Storage `json:"storage"`
+	Quotas  Quotas  `json:"quotas"`
+}
+
+// Storage is what the server keeps of an organisation, in bytes. A session that
+// might store more than is left is refused at its creation, as quota_exceeded.
+type Storage struct {
+	UsedBytes     int64 `json:"usedBytes"`
+	ReservedBytes int64 `json:"reservedBytes"` // that sessions which have not ended may still store
+	LimitBytes    int64 `json:"limitBytes"`    // 0 is no limit
+	Requests      int64 `json:"requests"`      // of UsedBytes: code and files
+	Results       int64 `json:"results"`       // what code gave enclave.result
+	Output        int64 `json:"output"`        // stdout and stderr
+	Records       int64 `json:"records"`       // sessions and their events, which are never dropped
+	Blobs         int64 `json:"blobs"`
+	Snapshots     int64 `json:"snapshots"`
+}
+
+// Quotas are what an organisation may ask for. 0 is no limit.
+type Quotas struct {
+	Concurrent       int     `json:"concurrent"` // sessions that run at once
+	PerMinute        int     `json:"perMinute"`  // sessions created in a minute
+	Waiting          int     `json:"waiting"`    // sessions that wait for their turn
+	CPUSecondsPerDay int64   `json:"cpuSecondsPerDay"`
+	CPUSecondsToday  float64 `json:"cpuSecondsToday"` // used by sessions that ended today, in UTC
+}
+
 // UsageOptions say of which days Client.Usage tells. Only the day of a time
 // counts, in UTC.
 type UsageOptions struct {
@@ -27,9 +58,8 @@ type UsageOptions struct {
 	To   time.Time // the first that is left out; zero is tomorrow. At most 366 days after From
 }
 
-// Usage returns what the caller's organisation used, by day, oldest first. Days on
-// which no session ended are left out.
-func (c *Client) Usage(ctx context.Context, o UsageOptions) ([]Usage, error) {
+// Usage returns what the caller's organisation used, by day, and what it may have.
+func (c *Client) Usage(ctx context.Context, o UsageOptions) (UsageReport, error) {
 	q := url.Values{}
 	if !o.From.IsZero() {
 		q.Set("from", o.From.UTC().Format(time.DateOnly))
@@ -41,9 +71,9 @@ func (c *Client) Usage(ctx context.Context, o UsageOptions) ([]Usage, error) {
 	if len(q) > 0 {
 		path += "?" + q.Encode()
 	}
-	var p Page[Usage]
-	if err := c.do(ctx, "GET", path, nil, &p); err != nil {
-		return nil, fmt.Errorf("get usage: %w", err)
+	var r UsageReport
+	if err := c.do(ctx, "GET", path, nil, &r); err != nil {
+		return UsageReport{}, fmt.Errorf("get usage: %w", err)
 	}
-	return p.Items, nil
+	return r, nil
 }

@@ -19,6 +19,7 @@ type admissionOptions struct {
 	MaxWaiting string   // --max-waiting, ENCLAVE_MAX_WAITING
 	Quotas     []string // --quota, ENCLAVE_QUOTA (separated by spaces)
 	Drain      string   // --drain, ENCLAVE_DRAIN
+	Overcommit string   // --memory-overcommit, ENCLAVE_MEMORY_OVERCOMMIT
 }
 
 // An admission is admissionOptions, understood.
@@ -27,6 +28,7 @@ type admission struct {
 	usual            control.Quotas
 	special          map[string]control.Quotas
 	drain            time.Duration
+	overcommit       float64 // 0 is 1
 }
 
 // usualQuota names the quotas of every organisation that has none of its own.
@@ -36,6 +38,7 @@ func admissionDefaults(env func(string) string) admissionOptions {
 	return admissionOptions{
 		MaxRunning: env("ENCLAVE_MAX_RUNNING"), MaxWaiting: env("ENCLAVE_MAX_WAITING"),
 		Quotas: strings.Fields(env("ENCLAVE_QUOTA")), Drain: env("ENCLAVE_DRAIN"),
+		Overcommit: env("ENCLAVE_MEMORY_OVERCOMMIT"),
 	}
 }
 
@@ -43,8 +46,9 @@ func (o *admissionOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.MaxRunning, "max-running", o.MaxRunning, "run so `MANY` sessions at once; others wait (ENCLAVE_MAX_RUNNING; default 128)")
 	f.StringVar(&o.MaxWaiting, "max-waiting", o.MaxWaiting, "let so `MANY` sessions wait; more are refused (ENCLAVE_MAX_WAITING; default 10000)")
-	f.StringArrayVar(&o.Quotas, "quota", o.Quotas, "`QUOTA` of an organisation, ORG:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100, or of all others, default:...; "+
+	f.StringArrayVar(&o.Quotas, "quota", o.Quotas, "`QUOTA` of an organisation, ORG:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100,storageMb=10000, or of all others, default:...; "+
 		"perMinute=unlimited is no bound; repeatable (ENCLAVE_QUOTA, separated by spaces)")
+	f.StringVar(&o.Overcommit, "memory-overcommit", o.Overcommit, "let sessions that run be able to take so many `TIMES` the memory that the host has for them, from 0.1 to 100 (ENCLAVE_MEMORY_OVERCOMMIT; default 1)")
 	f.StringVar(&o.Drain, "drain", o.Drain, "when told to end, let sessions run on for this `DURATION` (ENCLAVE_DRAIN; default 30s)")
 }
 
@@ -75,6 +79,13 @@ func (o *admissionOptions) parse() (admission, error) {
 			return admission{}, fmt.Errorf("--drain %q is not a duration from 0s to 24h, such as 30s or 2m", o.Drain)
 		}
 		a.drain = d
+	}
+	if o.Overcommit != "" {
+		times, err := strconv.ParseFloat(o.Overcommit, 64)
+		if err != nil || !(times >= 0.1 && times <= 100) {
+			return admission{}, fmt.Errorf("--memory-overcommit %q is not a number from 0.1 to 100", o.Overcommit)
+		}
+		a.overcommit = times
 	}
 	seen := map[string]bool{}
 	for _, text := range o.Quotas {
@@ -131,8 +142,10 @@ func parseQuotas(text string) (control.Quotas, error) {
 			q.CPUSecondsPerDay = n
 		case "waiting":
 			q.Waiting = int(n)
+		case "storageMb":
+			q.Storage = n << 20
 		default:
-			return control.Quotas{}, fmt.Errorf("%q is none of concurrent, perMinute, cpuSecondsPerDay and waiting", name)
+			return control.Quotas{}, fmt.Errorf("%q is not one of concurrent, perMinute, cpuSecondsPerDay, waiting and storageMb", name)
 		}
 	}
 	return q, nil

@@ -15,16 +15,16 @@ import (
 )
 
 func TestQuotasMeanWhatTheySay(t *testing.T) {
-	o := admissionOptions{MaxRunning: "7", MaxWaiting: "70", Drain: "2m", Quotas: []string{
-		"default:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100", "acme:perMinute=unlimited", "b.c-d_e:waiting=1",
+	o := admissionOptions{MaxRunning: "7", MaxWaiting: "70", Drain: "2m", Overcommit: "1.5", Quotas: []string{
+		"default:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100,storageMb=3", "acme:perMinute=unlimited", "b.c-d_e:waiting=1",
 	}}
 	got, err := o.parse()
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := admission{
-		running: 7, waiting: 70, drain: 2 * time.Minute,
-		usual:   control.Quotas{Concurrent: 4, PerMinute: 60, CPUSecondsPerDay: 36000, Waiting: 100},
+		running: 7, waiting: 70, drain: 2 * time.Minute, overcommit: 1.5,
+		usual:   control.Quotas{Concurrent: 4, PerMinute: 60, CPUSecondsPerDay: 36000, Waiting: 100, Storage: 3 << 20},
 		special: map[string]control.Quotas{"acme": {PerMinute: control.Unlimited}, "b.c-d_e": {Waiting: 1}},
 	}
 	if d := cmp.Diff(want, got, cmp.AllowUnexported(admission{})); d != "" {
@@ -57,6 +57,9 @@ func TestQuotasThatWouldNotBindAreRefused(t *testing.T) {
 	for name, o := range map[string]admissionOptions{
 		"an organisation twice": {Quotas: []string{"acme:waiting=1", "acme:perMinute=1"}},
 		"no place":              {MaxRunning: "0"},
+		"no memory":             {Overcommit: "0"},
+		"memory without end":    {Overcommit: "inf"},
+		"memory of no number":   {Overcommit: "nan"},
 		"a word":                {MaxWaiting: "many"},
 		"no unit":               {Drain: "30"},
 		"before now":            {Drain: "-1s"},
@@ -70,7 +73,7 @@ func TestQuotasThatWouldNotBindAreRefused(t *testing.T) {
 
 // What is accepted is what a reader who splits the text by hand finds in it.
 func FuzzQuotas(f *testing.F) {
-	for _, s := range []string{"default:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100", "acme:perMinute=unlimited", "a:b:waiting=1", ":", "acme:waiting=1,waiting=2"} {
+	for _, s := range []string{"default:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100,storageMb=3", "acme:perMinute=unlimited", "a:b:waiting=1", ":", "acme:waiting=1,waiting=2"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -88,7 +91,7 @@ func FuzzQuotas(f *testing.F) {
 			t.Fatalf("%q bounds %q, and %d in all", text, org, others)
 		}
 		var said []string
-		for name, n := range map[string]int64{"concurrent": int64(q.Concurrent), "perMinute": int64(q.PerMinute), "cpuSecondsPerDay": q.CPUSecondsPerDay, "waiting": int64(q.Waiting)} {
+		for name, n := range map[string]int64{"concurrent": int64(q.Concurrent), "perMinute": int64(q.PerMinute), "cpuSecondsPerDay": q.CPUSecondsPerDay, "waiting": int64(q.Waiting), "storageMb": q.Storage >> 20} {
 			if n != 0 {
 				said = append(said, name+"="+strconv.FormatInt(n, 10))
 			}

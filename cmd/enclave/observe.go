@@ -91,6 +91,7 @@ func (n *node) traces(ctx context.Context, endpoint string, log *slog.Logger) (*
 func (n *node) askForGauges(m *observe.Metrics, p *program) error {
 	return m.Ask(observe.Asked{
 		Census:     n.plane.Census,
+		Reserved:   n.plane.Reservations,
 		Broken:     func() bool { return n.store.Err() != nil },
 		Unsigned:   n.store.Unsigned,
 		Checkpoint: n.store.Checkpoint,

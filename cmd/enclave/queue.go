@@ -46,9 +46,9 @@ func (p *program) showQueue(q enclave.Queue) error {
 		return err
 	}
 	fmt.Fprintln(p.out)
-	t = newTable(p.out, "POSITION", "SESSION", "WAITING")
+	t = newTable(p.out, "POSITION", "SESSION", "WAITING", "FOR")
 	for _, i := range q.Yours.Items {
-		t.row(strconv.Itoa(i.Position), i.ID, (time.Duration(i.WaitingMS) * time.Millisecond).Round(time.Second).String())
+		t.row(strconv.Itoa(i.Position), i.ID, (time.Duration(i.WaitingMS) * time.Millisecond).Round(time.Second).String(), i.WaitsFor)
 	}
 	return t.flush()
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -152,6 +153,11 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		Observer: metrics, Tracer: traces, Webhook: reach.Check, Retention: retention,
 	}
 	c.admission.configure(&config)
+	var share int64
+	if config.Capacity, share, err = capacityOf(ctx, c.state.path, cmp.Or(c.admission.overcommit, 1), n.store); err != nil {
+		return nil, err
+	}
+	config.Quotas.Storage = cmp.Or(config.Quotas.Storage, share)
 	if n.plane, err = control.New(config); err != nil {
 		return nil, err
 	}

@@ -50,11 +50,7 @@ func (r *run) create(ctx context.Context, s session.Session) (*box, *ending) {
 	if err := failpoint.Hit("control.box.listening"); err != nil {
 		return nil, lost("%v", err)
 	}
-	spec := backend.Spec{Image: image, Limits: backend.Limits{
-		MilliCPU: s.Limits.CPUMillis, CPU: time.Duration(s.Limits.CPUSeconds) * time.Second,
-		Memory: s.Limits.MemoryMB << 20, Pids: s.Limits.Pids, Disk: s.Limits.DiskMB << 20,
-	}}
-	if err := p.backend.Start(ctx, r.sandbox, spec); err != nil {
+	if err := p.backend.Start(ctx, r.sandbox, backend.Spec{Image: image, Limits: sandboxLimits(s.Limits)}); err != nil {
 		return nil, r.because(ctx, lost("start: %v", err))
 	}
 	if err := failpoint.Hit("control.box.started"); err != nil {
@@ -144,5 +140,13 @@ func (b *box) destroy(ctx context.Context) {
 	if err := p.backend.Destroy(ctx, b.run.sandbox); err != nil {
 		p.observer.DestroyFailed()
 		p.logger.Warn("sandbox not yet destroyed", "session", b.run.id, "err", err)
+	}
+}
+
+// sandboxLimits are those of l that a backend enforces, in its units.
+func sandboxLimits(l session.Limits) backend.Limits {
+	return backend.Limits{
+		MilliCPU: l.CPUMillis, CPU: time.Duration(l.CPUSeconds) * time.Second,
+		Memory: l.MemoryMB << 20, Pids: l.Pids, Disk: l.DiskMB << 20,
 	}
 }

@@ -51,6 +51,7 @@ type Config struct {
 	MaxWaiting int            // sessions that wait, of all organisations; 0 is 10,000
 	Quotas     Quotas         // of an organisation that QuotasOf does not name
 	QuotasOf   map[string]Quotas
+	Capacity   Capacity         // of the host; zero is without end
 	Retention  Retention        // zero keeps everything for ever
 	Now        func() time.Time // the time of day; how long something took is never computed from it
 }
@@ -61,6 +62,7 @@ type Config struct {
 // it acts, and treats another organisation's session as one that does not exist.
 type Plane struct {
 	backend   backend.Backend
+	sizer     backend.Sizer // the backend, or nil if it does not say what it takes
 	store     session.Store
 	keys      KeyStore
 	log       Log
@@ -119,15 +121,21 @@ func New(c Config) (*Plane, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	sizer, ok := c.Backend.(backend.Sizer)
+	if !ok && (c.Capacity.Memory > 0 || c.Capacity.Tasks > 0 || c.Capacity.Disk != nil) {
+		return nil, errors.New("control plane of a host of some capacity, with a backend that does not say what it takes")
+	}
+	queue := newQueue(c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf)
+	queue.capacity = c.Capacity
 	abort := make(chan struct{})
 	var starting chan struct{}
 	if n := c.Backend.Info().Starting; n > 0 {
 		starting = make(chan struct{}, n)
 	}
 	return &Plane{
-		backend: c.Backend, store: c.Store, keys: c.Keys, log: c.Log, gateway: c.Gateway, table: c.Table,
+		backend: c.Backend, sizer: sizer, store: c.Store, keys: c.Keys, log: c.Log, gateway: c.Gateway, table: c.Table,
 		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, webhook: c.Webhook, ceilings: orCeilings(c.Ceilings), now: c.Now,
-		queue:     newQueue(c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf),
+		queue:     queue,
 		starting:  starting,
 		live:      map[string]*live{},
 		abort:     abort,
@@ -181,12 +189,15 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (
 	if err := p.withinDay(ctx, c.Org); err != nil {
 		return session.Session{}, err
 	}
-	k, err := p.queue.reserve(c.Org)
+	k, err := p.queue.reserve(c.Org, p.needOf(pl.limits, pl.bytes))
 	if err != nil {
 		return session.Session{}, err
 	}
-	undo := func() { p.queue.release(k) }
+	undo := func() { p.lead(p.queue.release(k)) }
 	defer func() { undo() }()
+	if err := p.withinStorage(ctx, c.Org, k); err != nil {
+		return session.Session{}, err
+	}
 	n, err := p.store.NextNumber(ctx)
 	if err != nil {
 		return session.Session{}, fmt.Errorf("number a session: %w", err)

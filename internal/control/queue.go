@@ -13,7 +13,8 @@ import (
 // organisations: the next place is the organisation's that has the fewest, of
 // those that have as few the one's that got one the longest ago; within an
 // organisation it is the oldest session's. So one that asks for a thousand
-// sessions delays another's single one by no more than what runs already.
+// sessions delays another's single one by no more than what runs already. A
+// session has its place once its need fits beside those of all that have one.
 //
 // It starts nothing itself: its methods return the tickets whose turn has come,
 // and each of these must be released. A session that waits costs a ticket.
@@ -23,6 +24,8 @@ type queue struct {
 	usual   Quotas
 	special map[string]Quotas
 
+	capacity Capacity
+
 	mu       sync.Mutex // guards all below, and the fields of tenants and tickets
 	tenants  map[string]*tenant
 	sweepAt  int // this many tenants are looked through for those to forget
@@ -30,6 +33,7 @@ type queue struct {
 	running  int
 	waiting  int // in a line, of all organisations
 	reserved int
+	load     load // of all tickets
 	turn     uint64
 	closed   bool
 }
@@ -42,6 +46,7 @@ type tenant struct {
 	bucket   *rate.Limiter
 	running  int
 	reserved int       // admitted and not yet in line: about to become durable
+	load     load      // of its tickets
 	line     list.List // of *ticket, oldest first
 	served   uint64    // the turn at which it last got a place
 	at       int       // its index in ready, or -1
@@ -51,9 +56,12 @@ type tenant struct {
 type ticket struct {
 	id     string // of the session, set before it is in line
 	tenant *tenant
+	need   need
+	passed int // sessions that had a place instead, for want of room for this one
 	state  ticketState
 	since  time.Time     // when it was reserved
 	spot   *list.Element // in its tenant's line, while it waits
+	owed   int64         // bytes to be stored of its tenant's sessions when it was reserved, its own included
 	lead   func()        // leads the session, which is read only then
 	drop   func()        // forgets it instead; it stays pending
 }
@@ -98,9 +106,9 @@ func (q *queue) tenant(org string) *tenant {
 	return t
 }
 
-// reserve admits a session that is about to be created, or returns a
+// reserve admits a session of need n that is about to be created, or returns a
 // *BusyError or ErrClosing. The ticket must be queued or released.
-func (q *queue) reserve(org string) (*ticket, error) {
+func (q *queue) reserve(org string, n need) (*ticket, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
@@ -115,26 +123,40 @@ func (q *queue) reserve(org string) (*ticket, error) {
 	if q.reserved+q.waiting >= q.most+free {
 		return nil, busy(QueueFull, queueRetry, "%d sessions wait for a place in this control plane already", q.waiting)
 	}
+	if !q.capacity.room().carries(q.load.plus(n.in(promised))) {
+		return nil, busy(StorageFull, queueRetry, "the disk of this host has no room for what another session may store")
+	}
 	if r := t.bucket.Reserve(); !r.OK() || r.Delay() > 0 {
 		after := r.Delay()
 		r.Cancel()
 		return nil, busy(RateLimited, after, "this organisation may create %d sessions a minute", t.quota.PerMinute)
 	}
-	return q.take(t), nil
+	return q.take(t, n), nil
 }
 
 // readmit reserves for a session that an earlier process admitted. It is
 // never refused.
-func (q *queue) readmit(org string) *ticket {
+func (q *queue) readmit(org string, n need) *ticket {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.take(q.tenant(org))
+	return q.take(q.tenant(org), n)
 }
 
-func (q *queue) take(t *tenant) *ticket {
+func (q *queue) take(t *tenant, n need) *ticket {
 	t.reserved++
 	q.reserved++
-	return &ticket{tenant: t, state: promised, since: time.Now()}
+	k := &ticket{tenant: t, need: n, since: time.Now()}
+	q.move(k, promised)
+	k.owed = t.load.stored
+	return k
+}
+
+// move brings k into state s, and counts what it takes there.
+func (q *queue) move(k *ticket, s ticketState) {
+	was, is := k.need.in(k.state), k.need.in(s)
+	q.load = q.load.minus(was).plus(is)
+	k.tenant.load = k.tenant.load.minus(was).plus(is)
+	k.state = s
 }
 
 // enter puts a reserved session that is durable in line, and returns the
@@ -147,26 +169,28 @@ func (q *queue) enter(k *ticket) ([]*ticket, bool) {
 	t.reserved--
 	q.reserved--
 	if q.closed {
-		k.state = gone
+		q.move(k, gone)
 		return nil, false
 	}
-	k.state, k.spot = inLine, t.line.PushBack(k)
+	q.move(k, inLine)
+	k.spot = t.line.PushBack(k)
 	q.waiting++
 	q.order(t)
 	return q.next(), true
 }
 
-// leave takes k out of the line, and reports false if it did not wait.
-func (q *queue) leave(k *ticket) bool {
+// leave takes k out of the line and returns the tickets whose turn it is now:
+// k may have held them up. It reports false if k did not wait.
+func (q *queue) leave(k *ticket) ([]*ticket, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if k.state != inLine {
-		return false
+		return nil, false
 	}
 	q.unline(k)
-	k.state = gone
+	q.move(k, gone)
 	q.order(k.tenant)
-	return true
+	return q.next(), true
 }
 
 // release gives back what k has, if anything, and returns the tickets whose
@@ -184,7 +208,7 @@ func (q *queue) release(k *ticket) []*ticket {
 	default:
 		return nil
 	}
-	k.state = gone
+	q.move(k, gone)
 	q.order(k.tenant)
 	return q.next()
 }
@@ -199,7 +223,7 @@ func (q *queue) close() []*ticket {
 		for t.line.Len() > 0 {
 			k := t.line.Front().Value.(*ticket)
 			q.unline(k)
-			k.state = gone
+			q.move(k, gone)
 			left = append(left, k)
 		}
 		q.order(t)
@@ -213,14 +237,29 @@ func (q *queue) unline(k *ticket) {
 	q.waiting--
 }
 
+// poll returns the tickets whose turn has come by itself: the host may have more
+// room than when something last happened here.
+func (q *queue) poll() []*ticket {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.next()
+}
+
 // next gives free places to those whose turn it is.
 func (q *queue) next() []*ticket {
+	if q.running >= q.places || len(q.ready) == 0 {
+		return nil
+	}
 	var turns []*ticket
+	room := q.capacity.room()
 	for q.running < q.places && len(q.ready) > 0 {
-		t := q.ready[0]
-		k := t.line.Front().Value.(*ticket)
+		k := q.pick(room)
+		if k == nil {
+			break
+		}
+		t := k.tenant
 		q.unline(k)
-		k.state = placed
+		q.move(k, placed)
 		q.running++
 		t.running++
 		q.turn++
@@ -250,12 +289,18 @@ type ready []*tenant
 
 func (r ready) Len() int { return len(r) }
 
-func (r ready) Less(i, j int) bool {
-	if r[i].running != r[j].running {
-		return r[i].running < r[j].running
+func (r ready) Less(i, j int) bool { return r[i].before(r[j]) }
+
+// before reports whether t's turn is before u's.
+func (t *tenant) before(u *tenant) bool {
+	if t.running != u.running {
+		return t.running < u.running
 	}
-	return r[i].served < r[j].served
+	return t.served < u.served
 }
+
+// next is the ticket whose turn is t's next. One must be in line.
+func (t *tenant) next() *ticket { return t.line.Front().Value.(*ticket) }
 
 func (r ready) Swap(i, j int) {
 	r[i], r[j] = r[j], r[i]
@@ -302,6 +347,21 @@ type QueuedItem struct {
 	ID       string
 	Position int // among its organisation's; 1 is next
 	Waiting  time.Duration
+	For      Lack
+}
+
+// waitsFor returns what the first of t's line waits for. The caller holds q.mu.
+func (q *queue) waitsFor(t *tenant) Lack {
+	switch {
+	case t.running >= t.quota.Concurrent:
+		return LackConcurrent
+	case q.running >= q.places:
+		return LackPlace
+	}
+	if lack := q.capacity.lacks(q.load, t.next(), q.capacity.room()); lack != "" {
+		return lack
+	}
+	return LackTurn
 }
 
 // view returns what org may see.
@@ -314,9 +374,28 @@ func (q *queue) view(org string) Queue {
 		return v
 	}
 	v.Yours.Running, v.Yours.Waiting = t.running, t.line.Len()
+	var lack Lack
+	if t.line.Len() > 0 {
+		lack = q.waitsFor(t)
+	}
 	for e := t.line.Front(); e != nil && len(v.Yours.Items) < maxItems; e = e.Next() {
 		k := e.Value.(*ticket)
-		v.Yours.Items = append(v.Yours.Items, QueuedItem{ID: k.id, Position: len(v.Yours.Items) + 1, Waiting: time.Since(k.since)})
+		v.Yours.Items = append(v.Yours.Items, QueuedItem{ID: k.id, Position: len(v.Yours.Items) + 1, Waiting: time.Since(k.since), For: lack})
+		if lack != LackConcurrent && lack != LackPlace {
+			lack = LackTurn // of its organisation's: those before it
+		}
 	}
 	return v
+}
+
+// allowance returns how many bytes org's sessions may still store, and its quotas.
+func (q *queue) allowance(org string) (reserved int64, quotas Quotas) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if t := q.tenants[org]; t != nil {
+		reserved = t.load.stored
+	}
+	quotas = q.quotas(org)
+	quotas.Concurrent = min(quotas.Concurrent, q.places)
+	return reserved, quotas
 }

@@ -27,7 +27,7 @@ func newLine(t *testing.T, places int, usual Quotas) *line {
 
 func (l *line) enter(org, id string) *ticket {
 	l.t.Helper()
-	k, err := l.q.reserve(org)
+	k, err := l.q.reserve(org, need{})
 	if err != nil {
 		l.t.Fatalf("reserve for %s: %v", org, err)
 	}
@@ -130,11 +130,11 @@ func TestWaitingIsBoundedPerOrganisationAndInTotal(t *testing.T) {
 	for i := range 5 { // two of them run
 		l.enter("acme", fmt.Sprint(i))
 	}
-	_, err := l.q.reserve("acme")
+	_, err := l.q.reserve("acme", need{})
 	wantBusy(t, "the fourth that would wait", err, QueueFull)
 	l.enter("b", "b")
 	l.enter("c", "c")
-	_, err = l.q.reserve("d")
+	_, err = l.q.reserve("d", need{})
 	wantBusy(t, "the sixth that would wait in all", err, QueueFull)
 	l.release(l.placed[0])
 	l.enter("d", "d")
@@ -145,11 +145,11 @@ func TestWaitingIsBoundedPerOrganisationAndInTotal(t *testing.T) {
 func TestSessionsThatAreBeingCreatedCount(t *testing.T) {
 	q := newQueue(1, 0, Quotas{Waiting: 2}, nil)
 	for range 3 {
-		if _, err := q.reserve("acme"); err != nil {
+		if _, err := q.reserve("acme", need{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	_, err := q.reserve("acme")
+	_, err := q.reserve("acme", need{})
 	wantBusy(t, "one more", err, QueueFull)
 }
 
@@ -157,23 +157,23 @@ func TestTheRateIsPerMinuteAndSaysWhenToComeAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(1, 0, Quotas{PerMinute: 6, Waiting: 100}, nil)
 		for i := range 6 {
-			if _, err := q.reserve("acme"); err != nil {
+			if _, err := q.reserve("acme", need{}); err != nil {
 				t.Fatalf("creation %d: %v", i, err)
 			}
 		}
-		_, err := q.reserve("acme")
+		_, err := q.reserve("acme", need{})
 		b := wantBusy(t, "the seventh in a minute", err, RateLimited)
 		if b.RetryAfter != 10*time.Second {
 			t.Errorf("retry after %v, want 10s: six a minute are one in ten seconds", b.RetryAfter)
 		}
-		if _, err := q.reserve("other"); err != nil {
+		if _, err := q.reserve("other", need{}); err != nil {
 			t.Errorf("another organisation: %v", err)
 		}
 		time.Sleep(b.RetryAfter - time.Millisecond)
-		_, err = q.reserve("acme")
+		_, err = q.reserve("acme", need{})
 		wantBusy(t, "a moment too early", err, RateLimited)
 		time.Sleep(time.Millisecond)
-		if _, err := q.reserve("acme"); err != nil {
+		if _, err := q.reserve("acme", need{}); err != nil {
 			t.Errorf("when it was told to come again: %v", err)
 		}
 	})
@@ -182,19 +182,19 @@ func TestTheRateIsPerMinuteAndSaysWhenToComeAgain(t *testing.T) {
 // What is refused for another reason does not count against the rate.
 func TestAFullQueueTakesNothingFromTheRate(t *testing.T) {
 	q := newQueue(1, 0, Quotas{PerMinute: 3, Waiting: 1}, nil)
-	first, err := q.reserve("acme")
+	first, err := q.reserve("acme", need{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := q.reserve("acme"); err != nil {
+	if _, err := q.reserve("acme", need{}); err != nil {
 		t.Fatal(err)
 	}
 	for range 10 {
-		_, err := q.reserve("acme")
+		_, err := q.reserve("acme", need{})
 		wantBusy(t, "a third", err, QueueFull)
 	}
 	q.release(first)
-	if _, err := q.reserve("acme"); err != nil {
+	if _, err := q.reserve("acme", need{}); err != nil {
 		t.Errorf("the third creation of three a minute: %v", err)
 	}
 }
@@ -215,7 +215,7 @@ func TestIdleOrganisationsAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(1, 0, Quotas{PerMinute: 60}, nil)
 		visit := func(n int) {
-			k, err := q.reserve(fmt.Sprint("org", n))
+			k, err := q.reserve(fmt.Sprint("org", n), need{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -284,7 +284,7 @@ func TestNoPlaceIsFreeWhileASessionMayHaveIt(t *testing.T) {
 		for step := range 400 {
 			switch what := rnd.IntN(10); {
 			case what < 5:
-				k, err := l.q.reserve(fmt.Sprint(rnd.IntN(4)))
+				k, err := l.q.reserve(fmt.Sprint(rnd.IntN(4)), need{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -294,7 +294,8 @@ func TestNoPlaceIsFreeWhileASessionMayHaveIt(t *testing.T) {
 				l.placed = append(l.placed, turns...)
 			case what < 6 && len(lining) > 0:
 				at := rnd.IntN(len(lining))
-				if !l.q.leave(lining[at]) || l.q.leave(lining[at]) {
+				_, once := l.q.leave(lining[at])
+				if _, twice := l.q.leave(lining[at]); !once || twice {
 					t.Fatalf("seed %d: one that waits leaves once", seed)
 				}
 				l.release(lining[at]) // has nothing to give back
@@ -314,7 +315,7 @@ func TestNoPlaceIsFreeWhileASessionMayHaveIt(t *testing.T) {
 func TestAClosedQueueGivesNoPlace(t *testing.T) {
 	l := newLine(t, 1, Quotas{})
 	first, second := l.enter("acme", "1"), l.enter("acme", "2")
-	third, err := l.q.reserve("acme")
+	third, err := l.q.reserve("acme", need{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +328,7 @@ func TestAClosedQueueGivesNoPlace(t *testing.T) {
 	if _, ok := l.q.enter(third); ok {
 		t.Error("one entered after the end")
 	}
-	if _, err := l.q.reserve("acme"); !errors.Is(err, ErrClosing) {
+	if _, err := l.q.reserve("acme", need{}); !errors.Is(err, ErrClosing) {
 		t.Errorf("a reservation after the end: %v", err)
 	}
 }
@@ -355,7 +356,7 @@ func TestAWaitingSessionCostsLittle(t *testing.T) {
 	const n = 10_000
 	for i := range n {
 		s := session.Session{ID: fmt.Sprintf("s-abcdef-%d", 100+i), Org: "acme", Sandbox: random(10)}
-		_, run, err := p.admit(t.Context(), s, p.queue.readmit(s.Org))
+		_, run, err := p.admit(t.Context(), s, p.queue.readmit(s.Org, need{}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,6 +23,10 @@ type Quotas struct {
 	// that still run will have used is not known, and not counted.
 	CPUSecondsPerDay int64
 	Waiting          int // sessions that wait for a place; 0 is 1,000
+	// Storage refuses a new session if what is stored of the organisation, what
+	// its unended sessions may still store, and what this one may, are more bytes; 0
+	// is no bound. So no session meets it half-way.
+	Storage int64
 }
 
 // Unlimited as Quotas.PerMinute is a rate without a bound.
@@ -41,6 +45,9 @@ func (q Quotas) over(d Quotas) Quotas {
 	}
 	if q.Waiting == 0 {
 		q.Waiting = d.Waiting
+	}
+	if q.Storage == 0 {
+		q.Storage = d.Storage
 	}
 	return q
 }
@@ -64,7 +71,8 @@ type BusyError struct {
 // The codes of a BusyError.
 const (
 	RateLimited   = "rate_limited"   // more creations in a minute than the organisation may ask for
-	QuotaExceeded = "quota_exceeded" // the organisation has used its CPU time of the day
+	QuotaExceeded = "quota_exceeded" // the organisation has used its CPU time of the day, or its storage
+	StorageFull   = "storage_full"   // the host's disk has no room for what one more session may store
 	QueueFull     = "queue_full"     // too many sessions wait, of the organisation or of all
 )
 
@@ -84,23 +92,40 @@ func (p *Plane) withinDay(ctx context.Context, org string) error {
 	if most == 0 {
 		return nil
 	}
+	used, err := p.cpuToday(ctx, org)
+	if err != nil || used < float64(most) {
+		return err
+	}
 	now := p.now().UTC()
-	today := now.Truncate(day) // since the zero time, which is a midnight in UTC
-	next := today.Add(day)
-	days, err := p.store.Usage(ctx, org, today, next)
-	if err != nil {
-		return fmt.Errorf("read the usage of the day: %w", err)
-	}
-	var used float64
-	for _, u := range days {
-		used += u.CPUSeconds
-	}
-	if used < float64(most) {
-		return nil
-	}
+	next := now.Truncate(day).Add(day)
 	// An hour at most: the operator may raise the quota before midnight.
 	return busy(QuotaExceeded, min(next.Sub(now), time.Hour),
 		"sessions of this organisation have used %.0f of %d CPU seconds today (UTC)", used, most)
+}
+
+// storageRetry is when storage may be free again: when sessions end that stored
+// less than they may, or retention drops what is old.
+const storageRetry = time.Minute
+
+// withinStorage refuses the session of k, reserved for org, if its organisation
+// has no storage for all that it may store. What was reserved is read before what
+// is stored, so that a session that ends in between counts twice and not never.
+func (p *Plane) withinStorage(ctx context.Context, org string, k *ticket) error {
+	most := p.queue.quotas(org).Storage
+	if most == 0 {
+		return nil
+	}
+	stored, err := p.store.Storage(ctx, org)
+	if err != nil {
+		return err
+	}
+	own := k.need.request + k.need.end
+	if stored.Used()+k.owed <= most {
+		return nil
+	}
+	return busy(QuotaExceeded, storageRetry,
+		"of the %d bytes that this organisation may store %d are used and %d reserved for sessions that have not ended; this one may store %d. A lower limits.outputBytes reserves less",
+		most, stored.Used(), k.owed-own, own)
 }
 
 // repeated returns what a request with this idempotency key made before. It is

@@ -64,10 +64,10 @@ func (p *Plane) takeUp(ctx context.Context, s session.Session, why string) error
 		return failpoint.Hit("control.recover.ended")
 	}
 	// No quota refuses what was accepted.
-	k := p.queue.readmit(s.Org)
+	k := p.queue.readmit(s.Org, p.needOf(s.Limits, 0)) // what it is to do is stored
 	_, run, err := p.admit(ctx, s, k)
 	if err != nil {
-		p.queue.release(k)
+		p.lead(p.queue.release(k))
 		return err
 	}
 	run.enter(k.lead)
@@ -128,6 +128,7 @@ func (p *Plane) reconcile(ctx context.Context) {
 			if err := errors.Join(p.destroyStrangers(ctx), p.takeUpLeft(ctx)); err != nil && ctx.Err() == nil {
 				p.logger.Warn("reconcile", "err", err)
 			}
+			p.lead(p.queue.poll())
 		case <-ctx.Done():
 			return
 		case <-p.abort:

@@ -53,6 +53,7 @@ type plan struct {
 	work     session.Work
 	webhook  string
 	hash     string
+	bytes    int64 // what the store takes for it
 }
 
 // understand turns r into a plan or says which field it does not accept.
@@ -63,6 +64,9 @@ func (p *Plane) understand(r Request) (plan, error) {
 		return plan{}, err
 	}
 	if pl.limits, err = fill(r.Limits, p.ceilings); err != nil {
+		return plan{}, err
+	}
+	if err := p.fits(pl.limits); err != nil {
 		return plan{}, err
 	}
 	if pl.work, err = work(r); err != nil {
@@ -92,6 +96,7 @@ func (p *Plane) understand(r Request) (plan, error) {
 	case err != nil:
 		return plan{}, invalid("egress", "%v", err)
 	}
+	pl.bytes = requestBytes(r)
 	pl.hash, err = digest(r)
 	return pl, err
 }

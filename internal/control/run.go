@@ -80,6 +80,13 @@ func (r *run) enter(lead func()) {
 	}
 }
 
+// lead leads the sessions whose turn has come.
+func (p *Plane) lead(turns []*ticket) {
+	for _, k := range turns {
+		go k.lead()
+	}
+}
+
 // resume leads a session that has waited, of which only org and id were kept.
 func (r *run) resume(ctx context.Context, org string) {
 	p := r.plane
@@ -103,8 +110,9 @@ func (r *run) resume(ctx context.Context, org string) {
 // without a place.
 func (p *Plane) end(l *live, e *ending) {
 	l.cancel(e)
-	if p.queue.leave(l.ticket) {
+	if turns, waited := p.queue.leave(l.ticket); waited {
 		go l.ticket.lead()
+		p.lead(turns)
 	}
 }
 
@@ -118,9 +126,7 @@ func (r *run) abandon() {
 	delete(p.live, r.id)
 	p.mu.Unlock()
 	close(r.live.done) // who waited for it and looks again does not find it
-	for _, k := range p.queue.release(r.live.ticket) {
-		go k.lead()
-	}
+	p.lead(p.queue.release(r.live.ticket))
 	p.wg.Done()
 }
 

@@ -42,3 +42,42 @@ func (p *Plane) Usage(ctx context.Context, c auth.Caller, from, to time.Time) ([
 	}
 	return u, nil
 }
+
+// An Allowance is what an organisation may have, and what of it is taken.
+type Allowance struct {
+	Stored   session.Storage
+	Reserved int64 // bytes more that its unended sessions may still store
+	Quotas   Quotas
+	CPUToday float64 // seconds, of sessions that ended on this day, in UTC
+}
+
+// Allowance returns what the caller's organisation may have.
+func (p *Plane) Allowance(ctx context.Context, c auth.Caller) (Allowance, error) {
+	if !c.May(auth.ReadSessions) {
+		return Allowance{}, ErrForbidden
+	}
+	stored, err := p.store.Storage(ctx, c.Org)
+	if err != nil {
+		return Allowance{}, err
+	}
+	cpu, err := p.cpuToday(ctx, c.Org)
+	if err != nil {
+		return Allowance{}, err
+	}
+	reserved, quotas := p.queue.allowance(c.Org)
+	return Allowance{Stored: stored, Reserved: reserved, Quotas: quotas, CPUToday: cpu}, nil
+}
+
+// cpuToday returns the CPU seconds of org's sessions that ended on this day.
+func (p *Plane) cpuToday(ctx context.Context, org string) (float64, error) {
+	today := p.now().UTC().Truncate(day) // since the zero time, which is a midnight in UTC
+	days, err := p.store.Usage(ctx, org, today, today.Add(day))
+	if err != nil {
+		return 0, fmt.Errorf("read the usage of the day: %w", err)
+	}
+	var used float64
+	for _, u := range days {
+		used += u.CPUSeconds
+	}
+	return used, nil
+}

@@ -54,3 +54,29 @@ func TestUsageIsTheCallersOwnAndBounded(t *testing.T) {
 		}
 	}
 }
+
+// An organisation is told what is stored and reserved of it, and nothing of others.
+func TestAnAllowanceIsOneOrganisations(t *testing.T) {
+	p, l := sizedPlane(t, func(c *Config) { c.Quotas = Quotas{Storage: 1 << 30, Waiting: 7} })
+	if _, err := p.Create(t.Context(), caller, Request{Code: forever}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := p.Allowance(t.Context(), caller)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := l.store.Storage(t.Context(), caller.Org)
+	if err != nil || got.Stored.Requests == 0 || got.Stored.Requests != stored.Requests {
+		t.Errorf("%+v, want %+v (%v)", got.Stored, stored, err)
+	}
+	if want := p.needOf(defaults, 0).end; got.Reserved != want || got.Quotas.Storage != 1<<30 || got.Quotas.Waiting != 7 || got.Quotas.Concurrent != 128 {
+		t.Errorf("%+v, want %d reserved", got, want)
+	}
+	other := auth.Caller{User: "bob", Org: "other", Scopes: caller.Scopes, Key: "k2"}
+	if got, err := p.Allowance(t.Context(), other); err != nil || got.Reserved != 0 || got.Stored != (session.Storage{}) {
+		t.Errorf("another organisation: %+v, %v", got, err)
+	}
+	if _, err := p.Allowance(t.Context(), auth.Caller{Org: "acme"}); !errors.Is(err, ErrForbidden) {
+		t.Errorf("without the scope: %v", err)
+	}
+}

@@ -79,6 +79,7 @@ func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
 		{&control.BusyError{Code: control.RateLimited, Detail: "too fast", RetryAfter: 1500 * time.Millisecond}, 429, "rate_limited", ""},
 		{&control.BusyError{Code: control.QuotaExceeded, Detail: "too much", RetryAfter: time.Hour}, 429, "quota_exceeded", ""},
 		{&control.BusyError{Code: control.QueueFull, Detail: "too many", RetryAfter: time.Second}, 429, "queue_full", ""},
+		{&control.BusyError{Code: control.StorageFull, Detail: "no room", RetryAfter: time.Second}, 503, "storage_full", ""},
 		{errors.New("canary: /var/lib/enclave/db is gone"), 500, "internal", ""},
 	} {
 		t.Run(tc.code, func(t *testing.T) {

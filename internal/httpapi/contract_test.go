@@ -46,6 +46,7 @@ func codes() map[string]int {
 		// Of refusals, which are no sentinels.
 		"invalid_request": http.StatusBadRequest, "invalid_json": http.StatusBadRequest, "body_too_large": http.StatusBadRequest,
 		control.RateLimited: http.StatusTooManyRequests, control.QuotaExceeded: http.StatusTooManyRequests, control.QueueFull: http.StatusTooManyRequests,
+		control.StorageFull: http.StatusServiceUnavailable,
 	}
 	for _, a := range answers() {
 		all[a.code] = a.status

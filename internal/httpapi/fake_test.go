@@ -186,6 +186,10 @@ func (f *fakePlane) Usage(_ context.Context, c auth.Caller, from, to time.Time) 
 	return []session.Usage{{Org: c.Org, Day: created.Truncate(24 * time.Hour), Sessions: 3, CPUSeconds: 0.25, BytesOut: 7}}, nil
 }
 
+func (f *fakePlane) Allowance(context.Context, auth.Caller) (control.Allowance, error) {
+	return control.Allowance{Quotas: control.Quotas{Concurrent: 1}}, nil
+}
+
 func (f *fakePlane) Result(_ context.Context, c auth.Caller, id string) (session.Result, []audit.Event, error) {
 	if err := f.called(c, "Result"); err != nil {
 		return session.Result{}, nil, err
@@ -311,7 +315,7 @@ func (f *fakePlane) Inclusion(_ context.Context, c auth.Caller, id string, seq u
 
 func (f *fakePlane) Queue(_ context.Context, c auth.Caller) (control.Queue, error) {
 	return control.Queue{MaxRunning: 1, Waiting: 2, Yours: control.OwnQueue{Waiting: 1, Concurrent: 1, Items: []control.QueuedItem{
-		{ID: "s-0a1b2c-8", Position: 1, Waiting: time.Second},
+		{ID: "s-0a1b2c-8", Position: 1, Waiting: time.Second, For: control.LackPlace},
 	}}}, f.called(c, "Queue")
 }
 

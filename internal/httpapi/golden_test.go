@@ -76,13 +76,16 @@ func TestServerProducesTheGoldenDocuments(t *testing.T) {
 		"result.json": result, "result_binary.json": binary, "result_killed.json": lost,
 		"consistency.json": proof, "inclusion.json": publicInclusion(anInclusion()),
 		"queue.json": publicQueue(control.Queue{Running: 128, MaxRunning: 128, Waiting: 4, Yours: control.OwnQueue{
-			Running: 2, Waiting: 1, Concurrent: 8, Items: []control.QueuedItem{{ID: pending.ID, Position: 1, Waiting: 1357456 * time.Microsecond}},
+			Running: 2, Waiting: 1, Concurrent: 8, Items: []control.QueuedItem{{ID: pending.ID, Position: 1, Waiting: 1357456 * time.Microsecond, For: control.LackMemory}},
 		}}),
-		"usage.json": enclave.Page[enclave.Usage]{Items: []enclave.Usage{
-			publicUsage(session.Usage{Org: "acme", Day: created.AddDate(0, 0, -1), Sessions: 2, CPUSeconds: 1.25, WallSeconds: 3.000001,
-				PeakMemoryBytes: 45711360, BytesIn: 1024, BytesOut: 77, OutputBytes: 6}),
-			publicUsage(session.Usage{Org: "acme", Day: created, Sessions: 1, WallSeconds: 300}),
-		}},
+		"usage.json": publicReport([]session.Usage{
+			{Org: "acme", Day: created.AddDate(0, 0, -1), Sessions: 2, CPUSeconds: 1.25, WallSeconds: 3.000001,
+				PeakMemoryBytes: 45711360, BytesIn: 1024, BytesOut: 77, OutputBytes: 6},
+			{Org: "acme", Day: created, Sessions: 1, WallSeconds: 300},
+		}, control.Allowance{
+			Stored: session.Storage{Requests: 1000, Results: 1, Output: 10, Records: 100}, Reserved: 11572864, CPUToday: 1.25,
+			Quotas: control.Quotas{Concurrent: 8, PerMinute: 600, Waiting: 1000, Storage: 1 << 30},
+		}),
 		"problem.json": notFound, "problem_field.json": notPositive,
 	} {
 		got, err := encode(v)

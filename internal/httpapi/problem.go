@@ -104,6 +104,9 @@ func problemOf(err error) (enclave.Error, bool) {
 	switch {
 	case errors.As(err, &busy):
 		p.Status, p.Code, p.Detail, p.RetryAfter = http.StatusTooManyRequests, busy.Code, busy.Detail, busy.RetryAfter
+		if busy.Code == control.StorageFull { // no fault of who asks
+			p.Status = http.StatusServiceUnavailable
+		}
 	case errors.As(err, &bad):
 		p.Status, p.Code, p.Field, p.Detail = http.StatusBadRequest, bad.code, bad.field, bad.detail
 	case errors.As(err, &invalid):

@@ -26,7 +26,7 @@ func publicQueue(q control.Queue) enclave.Queue {
 		},
 	}
 	for _, i := range q.Yours.Items {
-		out.Yours.Items = append(out.Yours.Items, enclave.QueuedSession{ID: i.ID, Position: i.Position, WaitingMS: i.Waiting.Milliseconds()})
+		out.Yours.Items = append(out.Yours.Items, enclave.QueuedSession{ID: i.ID, Position: i.Position, WaitingMS: i.Waiting.Milliseconds(), WaitsFor: string(i.For)})
 	}
 	return out
 }

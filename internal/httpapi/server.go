@@ -51,6 +51,7 @@ type Plane interface {
 	RevokeKey(ctx context.Context, c auth.Caller, id string) error
 	// Usage is by day; a zero time is the default.
 	Usage(ctx context.Context, c auth.Caller, from, to time.Time) ([]session.Usage, error)
+	Allowance(ctx context.Context, c auth.Caller) (control.Allowance, error)
 	Status(ctx context.Context) control.Status
 }
 

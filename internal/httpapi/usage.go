@@ -6,6 +6,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -22,12 +23,32 @@ func (s *Server) usage(w http.ResponseWriter, r *http.Request, c auth.Caller) er
 	if err != nil {
 		return err
 	}
-	p := enclave.Page[enclave.Usage]{Items: []enclave.Usage{}}
-	for _, u := range used {
-		p.Items = append(p.Items, publicUsage(u))
+	may, err := s.plane.Allowance(r.Context(), c)
+	if err != nil {
+		return err
 	}
-	s.write(w, r, http.StatusOK, "application/json", p)
+	s.write(w, r, http.StatusOK, "application/json", publicReport(used, may))
 	return nil
+}
+
+// publicReport returns what the world may see of used and may. What is without
+// a bound has 0 for one.
+func publicReport(used []session.Usage, may control.Allowance) enclave.UsageReport {
+	out := enclave.UsageReport{
+		Items: []enclave.Usage{},
+		Storage: enclave.Storage{
+			UsedBytes: may.Stored.Used(), ReservedBytes: may.Reserved, LimitBytes: may.Quotas.Storage,
+			Requests: may.Stored.Requests, Results: may.Stored.Results, Output: may.Stored.Output, Records: may.Stored.Records,
+		},
+		Quotas: enclave.Quotas{
+			Concurrent: may.Quotas.Concurrent, PerMinute: max(0, may.Quotas.PerMinute), Waiting: may.Quotas.Waiting,
+			CPUSecondsPerDay: may.Quotas.CPUSecondsPerDay, CPUSecondsToday: may.CPUToday,
+		},
+	}
+	for _, u := range used {
+		out.Items = append(out.Items, publicUsage(u))
+	}
+	return out
 }
 
 // queryDay returns the parameter called name as the midnight, UTC, at which that

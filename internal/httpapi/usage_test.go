@@ -32,7 +32,7 @@ func TestUsageIsAskedForByDay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff([]enclave.Usage{{Day: "2026-09-01", Sessions: 3, CPUSeconds: 0.25, BytesOut: 7}}, got); d != "" {
+		if d := cmp.Diff([]enclave.Usage{{Day: "2026-09-01", Sessions: 3, CPUSeconds: 0.25, BytesOut: 7}}, got.Items); d != "" {
 			t.Error(d)
 		}
 		if d := cmp.Diff(tc.want, r.plane.days); d != "" {

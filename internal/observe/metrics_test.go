@@ -25,6 +25,9 @@ func metrics(t *testing.T) *Metrics {
 	}
 	err = m.Ask(Asked{
 		Census: func() control.Census { return control.Census{Waiting: 1, Starting: 2, Running: 3, Ending: 4} },
+		Reserved: func() []control.Reservation {
+			return []control.Reservation{{Resource: "memory", Reserved: 6, Capacity: 7}}
+		},
 		Broken: func() bool { return true }, Unsigned: func() int64 { return 5 }, Now: time.Now,
 		Checkpoint: func(context.Context) ([]byte, error) { return []byte("enclave/log\n285\nabc=\n\n— log sig\n"), nil },
 	})
@@ -115,6 +118,7 @@ func TestEveryKnownValueHasASeriesOfItsOwn(t *testing.T) {
 	for _, want := range []string{
 		`enclave_egress_decisions_total{decision="denied",reason="not_allowed",protocol="tcp"} 1`,
 		`enclave_sessions{phase="pending"} 3`, `enclave_sessions{phase="running"} 3`, `enclave_queue_waiting 1`,
+		`enclave_reserved{resource="memory"} 6`, `enclave_capacity{resource="memory"} 7`,
 		`enclave_store_broken 1`, `enclave_log_size 285`, `enclave_log_unsigned_events 5`, `enclave_build_info{backend="simulator",version="test"} 1`,
 	} {
 		if !strings.Contains(strings.ReplaceAll(all, `decision="denied",protocol="tcp",reason="not_allowed"`, `decision="denied",reason="not_allowed",protocol="tcp"`), want) {

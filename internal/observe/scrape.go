@@ -16,6 +16,8 @@ import (
 // Asked is what is asked each time someone reads the metrics. All are required.
 type Asked struct {
 	Census func() control.Census
+	// Reserved is what sessions may take of the host, and what it has for them.
+	Reserved func() []control.Reservation
 	// Broken reports whether the store refuses to write.
 	Broken func() bool
 	// Unsigned is how many events no checkpoint covers yet.
@@ -28,7 +30,7 @@ type Asked struct {
 
 // Ask has the gauges that a are the sources of registered.
 func (m *Metrics) Ask(a Asked) error {
-	if a.Census == nil || a.Broken == nil || a.Unsigned == nil || a.Now == nil || a.Checkpoint == nil {
+	if a.Census == nil || a.Reserved == nil || a.Broken == nil || a.Unsigned == nil || a.Now == nil || a.Checkpoint == nil {
 		return errors.New("observe: gauges without a source")
 	}
 	return m.registry.Register(&scrape{asked: a})
@@ -37,6 +39,8 @@ func (m *Metrics) Ask(a Asked) error {
 var (
 	sessionsDesc = prometheus.NewDesc("enclave_sessions", "Sessions that have not ended or still have a sandbox, by phase.", []string{"phase"}, nil)
 	waitingDesc  = prometheus.NewDesc("enclave_queue_waiting", "Sessions that wait for a place.", nil, nil)
+	reservedDesc = prometheus.NewDesc("enclave_reserved", "What sessions have reserved of the host, in bytes of memory and disk, or in numbers.", []string{"resource"}, nil)
+	capacityDesc = prometheus.NewDesc("enclave_capacity", "What the host has for sessions, likewise; of the disk, what is free.", []string{"resource"}, nil)
 	brokenDesc   = prometheus.NewDesc("enclave_store_broken", "1 if the store refuses to write, else 0.", nil, nil)
 	logSizeDesc  = prometheus.NewDesc("enclave_log_size", "Events under the newest checkpoint.", nil, nil)
 	logAgeDesc   = prometheus.NewDesc("enclave_log_checkpoint_age_seconds",
@@ -54,7 +58,7 @@ type scrape struct {
 }
 
 func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{sessionsDesc, waitingDesc, brokenDesc, logSizeDesc, logAgeDesc, unsignedDesc} {
+	for _, d := range []*prometheus.Desc{sessionsDesc, waitingDesc, reservedDesc, capacityDesc, brokenDesc, logSizeDesc, logAgeDesc, unsignedDesc} {
 		ch <- d
 	}
 }
@@ -68,6 +72,10 @@ func (s *scrape) Collect(ch chan<- prometheus.Metric) {
 	gauge(sessionsDesc, float64(c.Running), "running")
 	gauge(sessionsDesc, float64(c.Ending), "ending")
 	gauge(waitingDesc, float64(c.Waiting))
+	for _, r := range s.asked.Reserved() {
+		gauge(reservedDesc, float64(r.Reserved), r.Resource)
+		gauge(capacityDesc, float64(r.Capacity), r.Resource)
+	}
 	broken := 0.0
 	if s.asked.Broken() {
 		broken = 1

@@ -71,6 +71,11 @@ type Store interface {
 	// later and before to, oldest first. A day without an end of a session is absent.
 	Usage(ctx context.Context, org string, from, to time.Time) ([]Usage, error)
 
+	// Storage returns what is kept of org: the running totals of all that Create,
+	// Commit and Record stored, less what Forget dropped, each counted in the
+	// transaction that did it.
+	Storage(ctx context.Context, org string) (Storage, error)
+
 	// Expired returns up to limit sessions of all organisations that ended before
 	// a time, by their Finished, and are not torn down, oldest first.
 	Expired(ctx context.Context, before time.Time, limit int) ([]Session, error)

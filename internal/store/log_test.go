@@ -267,7 +267,7 @@ func TestSequenceAddsAllThereIs(t *testing.T) {
 	newSession(t, s, "s-1")
 	const more = 3*maxPass + 10
 	if err := s.do(t.Context(), func(ctx context.Context, tx *tx) error {
-		return s.append(ctx, tx, 1, "s-1", slices.Repeat([]audit.Event{{Type: audit.EgressDenied}}, more)...)
+		return s.append(ctx, tx, 1, "acme", "s-1", slices.Repeat([]audit.Event{{Type: audit.EgressDenied}}, more)...)
 	}); err != nil {
 		t.Fatal(err)
 	}

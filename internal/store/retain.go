@@ -30,6 +30,11 @@ func (s *Store) Forget(ctx context.Context, before time.Time, limit int) (int, e
 			return err
 		}
 		for _, n := range rows {
+			org, back, err := t.forgettable(ctx, n)
+			if err != nil {
+				return err
+			}
+			t.charge(org, session.Storage{}.Minus(back))
 			for _, q := range []string{
 				"UPDATE sessions SET forgotten = 1 WHERE n = ?",
 				"DELETE FROM work WHERE session = ?",

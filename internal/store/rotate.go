@@ -58,7 +58,7 @@ func (s *Store) Rotate(ctx context.Context, old, next *audit.Signer) error {
 		if err := makeLogRow(ctx, t); err != nil {
 			return err
 		}
-		if err := s.append(ctx, t, logRow, audit.LogRecord, audit.Event{Type: audit.KeyRotated, Data: data}); err != nil {
+		if err := s.append(ctx, t, logRow, logOrg, audit.LogRecord, audit.Event{Type: audit.KeyRotated, Data: data}); err != nil {
 			return err
 		}
 		if note, _, err = extend(ctx, t, next); err != nil {

@@ -13,12 +13,12 @@ import (
 const applicationID = 0x454e434c
 
 // schemaVersion is that of a file that all versions were applied to.
-const schemaVersion = 2
+const schemaVersion = 3
 
 // versions has, at i, what makes a file of version i one of version i+1. A new
 // file goes through all of them, so that there is one shape of a version, however
 // a file came to it. What was released is never edited: there are files of it.
-var versions = [schemaVersion]string{version1, version2}
+var versions = [schemaVersion]string{version1, version2, versionStorage}
 
 // The times are microseconds since 1970 UTC. Position is the order of commit:
 // since events are only ever appended, without gaps, by transactions that

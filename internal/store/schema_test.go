@@ -116,6 +116,7 @@ func TestOldFileIsBroughtForward(t *testing.T) {
 			t.Errorf("usage of %s: %s", org, d)
 		}
 	}
+	wantTotals(t, s, "brought forward")
 	if got, err := s.Deliveries(t.Context(), next, 10); err != nil || len(got) != 0 {
 		t.Errorf("deliveries are owed for sessions that had no URL: %v, %v", got, err)
 	}

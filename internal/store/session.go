@@ -42,14 +42,15 @@ func (s *Store) Create(ctx context.Context, n session.Session, w session.Work, c
 				return err
 			}
 		}
-		var row int64
-		if err := t.row(ctx, "INSERT INTO sessions ("+settable+") VALUES (?"+strings.Repeat(", ?", len(args)-1)+") RETURNING n", args...).Scan(&row); err != nil {
+		var row, cost int64
+		if err := t.row(ctx, "INSERT INTO sessions ("+settable+") VALUES (?"+strings.Repeat(", ?", len(args)-1)+") RETURNING n, "+rowCost, args...).Scan(&row, &cost); err != nil {
 			return err
 		}
 		if _, err := t.exec(ctx, "INSERT INTO work (session, body) VALUES (?, ?)", row, body); err != nil {
 			return err
 		}
-		return s.append(ctx, t, row, n.ID, audit.Event{Type: audit.SessionCreated, Data: created})
+		t.charge(n.Org, session.Storage{Requests: int64(len(body)), Records: cost})
+		return s.append(ctx, t, row, n.Org, n.ID, audit.Event{Type: audit.SessionCreated, Data: created})
 	})
 	if errors.Is(err, session.ErrExists) {
 		return out, err
@@ -108,9 +109,10 @@ func (s *Store) Commit(ctx context.Context, n session.Session, r *session.Result
 				row, r.ExitCode, blob(r.Stdout), blob(r.Stderr), []byte(r.JSON), r.Truncated, int64(r.Duration)); err != nil {
 				return err
 			}
+			t.charge(n.Org, session.Storage{Results: int64(len(r.JSON)), Output: int64(len(r.Stdout) + len(r.Stderr))})
 		}
 		out = next
-		if err := s.append(ctx, t, row, n.ID, events...); err != nil {
+		if err := s.append(ctx, t, row, n.Org, n.ID, events...); err != nil {
 			return err
 		}
 		if old.Phase.Ended() || !next.Phase.Ended() {
@@ -128,8 +130,9 @@ func (s *Store) Commit(ctx context.Context, n session.Session, r *session.Result
 func (s *Store) Record(ctx context.Context, id string, typ audit.Type, d audit.Data) error {
 	err := s.do(ctx, func(ctx context.Context, t *tx) error {
 		var row int64
+		var org string
 		var phase session.Phase
-		err := t.row(ctx, "SELECT n, phase FROM sessions WHERE id = ?", id).Scan(&row, &phase)
+		err := t.row(ctx, "SELECT n, org, phase FROM sessions WHERE id = ?", id).Scan(&row, &org, &phase)
 		if errors.Is(err, sql.ErrNoRows) {
 			return session.ErrNotFound
 		} else if err != nil {
@@ -138,7 +141,7 @@ func (s *Store) Record(ctx context.Context, id string, typ audit.Type, d audit.D
 		if phase.Ended() {
 			return session.ErrConflict
 		}
-		return s.append(ctx, t, row, id, audit.Event{Type: typ, Data: d})
+		return s.append(ctx, t, row, org, id, audit.Event{Type: typ, Data: d})
 	})
 	if err != nil {
 		return fmt.Errorf("record %s of session %s: %w", typ, id, err)
@@ -146,8 +149,8 @@ func (s *Store) Record(ctx context.Context, id string, typ audit.Type, d audit.D
 	return nil
 }
 
-// append seals events, in order, behind the record of the session in row.
-func (s *Store) append(ctx context.Context, t *tx, row int64, id string, events ...audit.Event) error {
+// append seals events, in order, behind the record of org's session in row.
+func (s *Store) append(ctx context.Context, t *tx, row int64, org, id string, events ...audit.Event) error {
 	if len(events) == 0 {
 		return nil
 	}
@@ -170,6 +173,7 @@ func (s *Store) append(ctx context.Context, t *tx, row int64, id string, events 
 			return err
 		}
 		t.events++
+		t.charge(org, session.Storage{Records: int64(eventBytes + len(data))})
 		prev = e
 	}
 	return nil

@@ -80,6 +80,7 @@ type Store struct {
 
 	numbers numbers
 
+	reusable    atomic.Int64 // bytes of the file's free pages; set by the writer
 	unsequenced atomic.Int64 // events committed since the sequencer last looked
 	wake        chan struct{}
 	flushes     chan chan error

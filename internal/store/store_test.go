@@ -111,7 +111,7 @@ func TestOpenRefusesWhatIsNotOurs(t *testing.T) {
 		}, ErrForeign},
 		"a newer one": {func(path string) {
 			open(t, path, Options{}).Close()
-			execSQL(t, path, "UPDATE schema SET version = 3")
+			execSQL(t, path, fmt.Sprintf("UPDATE schema SET version = %d", schemaVersion+1))
 		}, ErrNewer},
 		"one without a version": {func(path string) {
 			open(t, path, Options{}).Close()

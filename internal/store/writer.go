@@ -12,6 +12,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/session"
 )
 
 // maxBatch bounds how many writers share one flush of the disk.
@@ -28,6 +29,8 @@ type tx struct {
 	conn   *sql.Conn
 	stmts  map[string]*sql.Stmt
 	events int64 // appended in this transaction
+
+	charges map[string]session.Storage // what the op that runs stores, by organisation
 }
 
 // do runs fn in a transaction and returns once that is durable. If fn returns
@@ -60,6 +63,7 @@ func (s *Store) do(ctx context.Context, fn func(context.Context, *tx) error) err
 // disk is flushed once for all of them, and each is answered after that.
 func (s *Store) write(ctx context.Context, t *tx) {
 	defer close(s.ended)
+	s.measure(ctx, t)
 	batch := make([]op, 0, maxBatch)
 	for first := range s.ops {
 		batch = append(batch[:0], first)
@@ -106,8 +110,10 @@ func (s *Store) commit(ctx context.Context, t *tx, batch []op) {
 			return fmt.Errorf("begin: %w", err)
 		}
 		begun = true
+		charges := map[string]session.Storage{}
 		for i, o := range batch {
 			events := t.events
+			t.charges = nil
 			if _, err := t.exec(ctx, "SAVEPOINT op"); err != nil {
 				return fmt.Errorf("savepoint: %w", err)
 			}
@@ -123,6 +129,14 @@ func (s *Store) commit(ctx context.Context, t *tx, batch []op) {
 			if _, err := t.exec(ctx, "RELEASE op"); err != nil {
 				return fmt.Errorf("release: %w", err)
 			}
+			if answers[i] == nil {
+				for org, c := range t.charges {
+					charges[org] = charges[org].Plus(c)
+				}
+			}
+		}
+		if err := t.book(ctx, charges); err != nil {
+			return err
 		}
 		if err := failpoint.Hit("store.commit.written"); err != nil {
 			return err
@@ -130,6 +144,7 @@ func (s *Store) commit(ctx context.Context, t *tx, batch []op) {
 		if _, err := t.exec(ctx, "COMMIT"); err != nil {
 			return fmt.Errorf("commit: %w", err)
 		}
+		s.measure(ctx, t)
 		return failpoint.Hit("store.commit.durable")
 	}()
 	if err != nil {

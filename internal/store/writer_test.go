@@ -70,7 +70,7 @@ func TestWaitingWritersShareATransaction(t *testing.T) {
 	for i := range writers {
 		o := op{func(ctx context.Context, tx *tx) error {
 			before[i] = tx.events
-			if err := s.append(ctx, tx, 1, "s-1", audit.Event{Type: audit.EgressDenied, Data: audit.Data{Count: uint64(i)}}); err != nil {
+			if err := s.append(ctx, tx, 1, "acme", "s-1", audit.Event{Type: audit.EgressDenied, Data: audit.Data{Count: uint64(i)}}); err != nil {
 				return err
 			}
 			if i%10 == 3 {
@@ -114,7 +114,7 @@ func TestCanceledWriterIsToldTheTruth(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	err := s.do(ctx, func(ctx context.Context, tx *tx) error {
 		cancel()
-		return s.append(ctx, tx, 1, "s-1", audit.Event{Type: audit.EgressDenied})
+		return s.append(ctx, tx, 1, "acme", "s-1", audit.Event{Type: audit.EgressDenied})
 	})
 	if err != nil {
 		t.Errorf("got %v", err)
@@ -226,7 +226,7 @@ func checkAcked(t *testing.T, s *Store, id string, acked uint64) {
 
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=2m"); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4m"); err != nil {
 		t.Skipf("a small disk can't be mounted (%v); that needs root", err)
 	}
 	t.Cleanup(func() {
@@ -235,7 +235,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 	filler := filepath.Join(dir, "filler")
-	if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); err != nil {
+	if err := os.WriteFile(filler, make([]byte, 2<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "enclave.db")

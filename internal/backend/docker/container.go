@@ -59,6 +59,11 @@ func memoryWall(l backend.Limits) int64 {
 // tasksWall is how many tasks the group has at most, the guest's included.
 func tasksWall(l backend.Limits) int64 { return l.Pids + taskWall + guestTasks }
 
+// footprint is what a sandbox takes at most. Nothing of it is the host's disk.
+func footprint(l backend.Limits) backend.Footprint {
+	return backend.Footprint{Memory: memoryWall(l), Tasks: tasksWall(l)}
+}
+
 // hidden are paths of which a sandbox sees nothing: those that Docker hides by
 // itself, which it does not once it is given a list, and what else would tell of
 // the host, its users, its other work, its kernel and its hardware. A path that a

@@ -80,6 +80,7 @@ type driver struct {
 var (
 	_ backend.Backend = (*Backend)(nil)
 	_ backend.Checker = (*Backend)(nil)
+	_ backend.Sizer   = (*Backend)(nil)
 	_ keep.Driver     = (*driver)(nil)
 )
 
@@ -210,6 +211,9 @@ func (c Config) validate() error {
 func (b *Backend) Info() backend.Info {
 	return backend.Info{Name: "docker", Isolation: backend.SharedKernel, Starting: 2}
 }
+
+// Footprint says what a container takes of the host at most.
+func (b *Backend) Footprint(l backend.Limits) backend.Footprint { return footprint(l) }
 
 // Find returns the sandboxes that have a container. Without the daemon's answer
 // nothing is known.

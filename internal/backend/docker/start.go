@@ -52,7 +52,8 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err := failpoint.Hit("docker.start.sealed"); err != nil {
 		return err
 	}
-	if err := s.Group.Make(cgroup.Limits{Memory: memoryWall(f.Limits), Pids: tasksWall(f.Limits)}); err != nil {
+	most := footprint(f.Limits)
+	if err := s.Group.Make(cgroup.Limits{Memory: most.Memory, Pids: most.Tasks}); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("docker.start.grouped"); err != nil {

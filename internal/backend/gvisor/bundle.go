@@ -54,6 +54,12 @@ func memoryAllowed(l backend.Limits, tasks int64) int64 {
 	return l.Memory + sentryMemory + tasks*taskMemory
 }
 
+// footprint is what a sandbox takes at most. /work and /tmp are files of the
+// host, and each may be filled to its wall.
+func footprint(l backend.Limits) backend.Footprint {
+	return backend.Footprint{Memory: memoryWall(l), Disk: 2 * (l.Disk + diskWall), Tasks: hostTasks(l)}
+}
+
 // An OCI runtime configuration: of the specification only what is used here.
 type (
 	bundle struct {

@@ -60,6 +60,7 @@ type driver struct {
 var (
 	_ backend.Backend = (*Backend)(nil)
 	_ backend.Checker = (*Backend)(nil)
+	_ backend.Sizer   = (*Backend)(nil)
 	_ keep.Driver     = (*driver)(nil)
 )
 
@@ -141,6 +142,9 @@ func (c Config) validate() error {
 func (b *Backend) Info() backend.Info {
 	return backend.Info{Name: "gvisor", Isolation: backend.UserspaceKernel, Starting: 4}
 }
+
+// Footprint says what a sandbox takes of the host at most.
+func (b *Backend) Footprint(l backend.Limits) backend.Footprint { return footprint(l) }
 
 // Find finds nothing: all that a sandbox has is its directory and its group.
 func (d *driver) Find(context.Context) ([]backend.ID, error) { return nil, nil }

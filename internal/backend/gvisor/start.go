@@ -78,7 +78,8 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err := failpoint.Hit("gvisor.start.described"); err != nil {
 		return err
 	}
-	if err := s.Group.Make(cgroup.Limits{Memory: memoryWall(f.Limits), Pids: hostTasks(f.Limits)}); err != nil {
+	most := footprint(f.Limits)
+	if err := s.Group.Make(cgroup.Limits{Memory: most.Memory, Pids: most.Tasks}); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("gvisor.start.grouped"); err != nil {

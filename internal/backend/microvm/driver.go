@@ -133,11 +133,11 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	if err := failpoint.Hit("microvm.start.filled"); err != nil {
 		return err
 	}
-	cost := d.launcher.cost()
+	most := footprint(f.Limits, d.launcher.cost())
 	m := machine{
 		id: string(s.ID), base: s.Dir, root: d.root(s), user: f.User,
 		group: strings.TrimPrefix(s.Group.Path(), "/"), dirs: s.Group.Dirs(), unified: s.Group.Unified(),
-		memory: hostMemory(f.Limits, cost), tasks: cost.tasks,
+		memory: most.Memory, tasks: most.Tasks,
 	}
 	if err := s.Group.Make(cgroup.Limits{Memory: m.memory, Pids: m.tasks}); err != nil {
 		return err

@@ -87,6 +87,7 @@ type Backend struct {
 var (
 	_ backend.Backend = (*Backend)(nil)
 	_ backend.Checker = (*Backend)(nil)
+	_ backend.Sizer   = (*Backend)(nil)
 )
 
 // openTime bounds what New asks the host, the boot of a machine that tries KVM
@@ -228,6 +229,12 @@ func (c Config) validate() error {
 
 // Info says whether the machines' processor is the host's or emulated.
 func (b *Backend) Info() backend.Info { return b.driver.launcher.info() }
+
+// Footprint says what a machine takes of the host at most. Its files are its
+// memory, and its workload's tasks are no tasks of the host.
+func (b *Backend) Footprint(l backend.Limits) backend.Footprint {
+	return footprint(l, b.driver.launcher.cost())
+}
 
 // Check has the guest's kernel report before its last report is judged.
 func (b *Backend) Check(ctx context.Context, id backend.ID) error {

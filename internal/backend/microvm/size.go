@@ -63,3 +63,8 @@ type cost struct {
 // hostMemory is the host's wall: what the machine's group of processes uses at
 // most, the guest's memory included.
 func hostMemory(l backend.Limits, c cost) int64 { return guestMiB(l)*mib + c.memory }
+
+// footprint is what a machine takes of the host at most.
+func footprint(l backend.Limits, c cost) backend.Footprint {
+	return backend.Footprint{Memory: hostMemory(l, c), Tasks: c.tasks}
+}

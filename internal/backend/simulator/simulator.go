@@ -41,12 +41,18 @@ func New() *Backend {
 	return &Backend{boxes: map[backend.ID]*box{}, listeners: map[backend.ID]*listener{}}
 }
 
-var _ backend.Backend = (*Backend)(nil)
+var (
+	_ backend.Backend = (*Backend)(nil)
+	_ backend.Sizer   = (*Backend)(nil)
+)
 
 // Info says that nothing is isolated.
 func (b *Backend) Info() backend.Info {
 	return backend.Info{Name: "simulator", Isolation: backend.NoIsolation}
 }
+
+// Footprint says that a model takes nothing worth counting of the host.
+func (b *Backend) Footprint(backend.Limits) backend.Footprint { return backend.Footprint{} }
 
 // Listen implements backend.Backend.
 func (b *Backend) Listen(_ context.Context, id backend.ID) (net.Listener, error) {

@@ -87,6 +87,8 @@ func checks() []check {
 		{"ExpiredAreOldAndEndedAndNotTornDown", expired},
 		{"ForgetDropsWorkAndResultOnly", forget},
 		{"ForgetIsOneTransaction", forgetWhole},
+		{"StorageIsWhatIsStored", storage},
+		{"StorageIsOfOneOrganisation", storageOfTenant},
 		{"DeliveryIsOwedByTheEnd", deliveries},
 		{"DeliveryAndItsEndAreOneTransaction", deliveryWithEnd},
 	}

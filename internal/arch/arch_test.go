@@ -36,13 +36,16 @@ var table = map[string][]string{
 	"internal/failpoint": {},
 	"api":                {},
 	"internal/session":   {"internal/audit"},
-	"internal/control":   {"internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
+	// The one request: the API decodes into it, control checks it, certificates hash
+	// it, and the command line reads its bounds.
+	"internal/request": {"internal/session"},
+	"internal/control": {"internal/request", "internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
 	// The filter of system calls of our programs that read what is hostile.
 	"internal/filter":            {},
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
-	"internal/httpapi":           {".", "api", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
+	"internal/httpapi":           {".", "api", "internal/control", "internal/request", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
@@ -73,7 +76,7 @@ var table = map[string][]string{
 	"internal/conform": {"internal/backend", "internal/wire", "internal/mountinfo"},
 	// Compares what control planes recorded of the requests that it says, in the
 	// public API's form, and certifies it with the log's own proofs.
-	"internal/parity": {".", "internal/audit"},
+	"internal/parity": {".", "internal/audit", "internal/request"},
 	// Describes a live sandbox from outside and, over the guest, inside.
 	"internal/posture": {"internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control

@@ -23,6 +23,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -137,7 +138,7 @@ func New(c Config) (*Plane, error) {
 }
 
 func orCeilings(c session.Limits) session.Limits {
-	d := DefaultCeilings()
+	d := request.DefaultCeilings()
 	for _, f := range []struct{ have, def *int64 }{
 		{&c.Pids, &d.Pids}, {&c.MemoryMB, &d.MemoryMB}, {&c.CPUMillis, &d.CPUMillis}, {&c.CPUSeconds, &d.CPUSeconds},
 		{&c.WallSeconds, &d.WallSeconds}, {&c.DiskMB, &d.DiskMB}, {&c.OutputBytes, &d.OutputBytes}, {&c.EgressBytes, &d.EgressBytes},
@@ -153,7 +154,7 @@ func orCeilings(c session.Limits) session.Limits {
 // session without waiting for the run. A request whose Idempotency was used
 // before returns the session that it made then, or ErrIdempotency if it asked
 // for something else.
-func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.Session, error) {
+func (p *Plane) Create(ctx context.Context, c auth.Caller, r request.Request) (session.Session, error) {
 	if !c.May(auth.WriteSessions) {
 		return session.Session{}, ErrForbidden
 	}
@@ -167,7 +168,7 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 	}
 	made, err := p.create(ctx, c, r, pl)
 	if refused := (*BusyError)(nil); errors.As(err, &refused) {
-		if made, ok, err := p.repeated(ctx, c.Org, r.Idempotency, pl.hash); ok || err != nil {
+		if made, ok, err := p.repeated(ctx, c.Org, r); ok || err != nil {
 			return made, err
 		}
 	}
@@ -176,7 +177,7 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 
 // create is Create of a request that was understood. It returns a *BusyError
 // if a quota refuses it.
-func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (session.Session, error) {
+func (p *Plane) create(ctx context.Context, c auth.Caller, r request.Request, pl plan) (session.Session, error) {
 	// Nothing is written for what is refused: asking too often costs no disk.
 	if err := p.withinDay(ctx, c.Org); err != nil {
 		return session.Session{}, err
@@ -202,7 +203,7 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (
 		Backend: info.Name, Isolation: info.Isolation.String(),
 		Labels: r.Labels, WebhookURL: pl.webhook, Created: p.now().UTC(),
 		Sandbox:     random(10),
-		Idempotency: r.Idempotency, RequestHash: pl.hash,
+		Idempotency: r.IdempotencyKey, RequestHash: pl.hash,
 	}
 	// The session is known before it is durable, so that the reconciler never
 	// meets a sandbox of it that it does not know.
@@ -221,7 +222,7 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (
 	create.End()
 	if err != nil {
 		if errors.Is(err, session.ErrExists) {
-			return sameRequest(made, pl.hash)
+			return sameRequest(made, r)
 		}
 		return session.Session{}, fmt.Errorf("create session: %w", err)
 	}

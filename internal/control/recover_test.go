@@ -11,6 +11,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -40,7 +41,7 @@ func TestASessionWhoseEndWasNotRecordedIsEndedByTheReconciler(t *testing.T) {
 	f := &forgetful{Store: l.store}
 	f.refuse.Store(1)
 	p.store = f
-	s, err := p.Create(t.Context(), caller, Request{Code: "enclave.result(1)"})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "enclave.result(1)"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +71,7 @@ func TestAPendingSessionThatNobodyLeadsIsRunByTheReconciler(t *testing.T) {
 	// As Create does, up to where its process lost track of it.
 	s, err := l.store.Create(t.Context(), session.Session{
 		ID: "s-00aa11-1", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python",
-		Limits: defaults, Egress: session.Egress{Mode: "deny_all"}, Backend: info.Name, Isolation: info.Isolation.String(),
+		Limits: defaultLimits(), Egress: session.Egress{Mode: "deny_all"}, Backend: info.Name, Isolation: info.Isolation.String(),
 		Created: p.now(), Sandbox: random(10),
 	}, session.Work{Code: "enclave.result(7)"}, audit.Data{})
 	if err != nil {
@@ -90,7 +91,7 @@ func TestASessionThatNobodyLeadsCanBeTornDown(t *testing.T) {
 	f := &forgetful{Store: l.store}
 	f.refuse.Store(1)
 	p.store = f
-	s, err := p.Create(t.Context(), caller, Request{Code: "1"})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +106,7 @@ func TestASessionThatNobodyLeadsCanBeTornDown(t *testing.T) {
 
 func TestTheReconcilerLeavesSessionsThatAreLedAlone(t *testing.T) {
 	p, _ := newPlane(t)
-	s, err := p.Create(t.Context(), caller, Request{Code: forever})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +176,7 @@ func TestAStreamOfASessionThatNobodyLeadsDoesNotWait(t *testing.T) {
 	f := &forgetful{Store: l.store}
 	f.refuse.Store(1)
 	p.store = f
-	s, err := p.Create(t.Context(), caller, Request{Code: "1"})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -37,7 +38,7 @@ func TestUsageIsTheCallersOwnAndBounded(t *testing.T) {
 		"from long ago to a day of old": {from: time.Unix(0, 0), to: time.Unix(86400, 0)},
 	} {
 		got, err := a.plane.Usage(t.Context(), caller, tc.from, tc.to)
-		var v *ValidationError
+		var v *request.FieldError
 		if errors.As(err, &v) != (tc.field != "") || v != nil && v.Field != tc.field {
 			t.Errorf("%s: %v, want a refusal of %q", name, err, tc.field)
 		} else if v == nil && (err != nil || len(got) != tc.sessions) {

@@ -39,7 +39,9 @@ var table = map[string][]string{
 	// The one request: the API decodes into it, control checks it, certificates hash
 	// it, and the command line reads its bounds.
 	"internal/request": {"internal/session"},
-	"internal/control": {"internal/request", "internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
+	// A live sandbox: control, conform and posture open one alike.
+	"internal/sandbox": {"internal/backend", "internal/wire"},
+	"internal/control": {"internal/sandbox", "internal/request", "internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
 	// The filter of system calls of our programs that read what is hostile.
 	"internal/filter":            {},
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter"},
@@ -73,12 +75,12 @@ var table = map[string][]string{
 	// and ends them all.
 	"internal/keep": {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch"},
 	// Besides a backend's contract, it looks for what is left of one on this host.
-	"internal/conform": {"internal/backend", "internal/wire", "internal/mountinfo"},
+	"internal/conform": {"internal/sandbox", "internal/backend", "internal/wire", "internal/mountinfo"},
 	// Compares what control planes recorded of the requests that it says, in the
 	// public API's form, and certifies it with the log's own proofs.
 	"internal/parity": {".", "internal/audit", "internal/request"},
 	// Describes a live sandbox from outside and, over the guest, inside.
-	"internal/posture": {"internal/backend", "internal/wire", "internal/mountinfo"},
+	"internal/posture": {"internal/sandbox", "internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control
 	// plane's own, under the same decision as what a sandbox sends.
 	"internal/webhook": {"internal/session", "internal/egress"},

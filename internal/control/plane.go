@@ -24,6 +24,7 @@ import (
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/request"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -76,9 +77,9 @@ type Plane struct {
 	now       func() time.Time
 	retention Retention
 
-	results  singleflight.Group // by session
-	queue    *queue
-	starting chan struct{} // a token for each sandbox being created; nil if as many as like may be
+	results   singleflight.Group // by session
+	queue     *queue
+	sandboxes *sandbox.Set
 
 	mu      sync.Mutex // guards live and closing, and wg against Close
 	live    map[string]*live
@@ -121,15 +122,11 @@ func New(c Config) (*Plane, error) {
 		c.Now = time.Now
 	}
 	abort := make(chan struct{})
-	var starting chan struct{}
-	if n := c.Backend.Info().Starting; n > 0 {
-		starting = make(chan struct{}, n)
-	}
 	return &Plane{
 		backend: c.Backend, store: c.Store, keys: c.Keys, log: c.Log, gateway: c.Gateway, table: c.Table,
 		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, webhook: c.Webhook, ceilings: orCeilings(c.Ceilings), now: c.Now,
 		queue:     newQueue(c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf),
-		starting:  starting,
+		sandboxes: sandbox.NewSet(c.Backend),
 		live:      map[string]*live{},
 		abort:     abort,
 		retention: c.Retention,
@@ -253,6 +250,7 @@ func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (contex
 	k.lead = func() { r.resume(life, org) }
 	k.drop = r.abandon
 	p.live[s.ID] = l
+	p.sandboxes.Claim(r.sandbox)
 	p.wg.Add(1)
 	return life, r, nil
 }

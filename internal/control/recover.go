@@ -96,7 +96,7 @@ func (p *Plane) endLost(ctx context.Context, s session.Session, why string) erro
 // cancelUnled ends a session that nobody leads as cancelled. If somebody has
 // ended it, or begun to lead it, at the same moment, its version decides.
 func (p *Plane) cancelUnled(ctx context.Context, s session.Session) error {
-	if err := p.backend.Destroy(ctx, backend.ID(s.Sandbox)); err != nil {
+	if err := p.sandboxes.Destroy(ctx, backend.ID(s.Sandbox)); err != nil {
 		return err
 	}
 	_, err := p.commitEnd(ctx, s, session.Result{}, outcome{}, &ending{reason: session.Cancelled})
@@ -167,28 +167,14 @@ func (p *Plane) takeUpLeft(ctx context.Context) error {
 	return nil
 }
 
-// destroyStrangers destroys the sandboxes that no live session owns. The set
-// that exists is read before the set that should: a sandbox is only made for a
-// session that is live already.
+// destroyStrangers destroys the sandboxes that no live session has claimed.
 func (p *Plane) destroyStrangers(ctx context.Context) error {
-	exist, err := p.backend.List(ctx)
+	strangers, err := p.sandboxes.Strangers(ctx)
 	if err != nil {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
-	p.mu.Lock()
-	known := map[backend.ID]bool{}
-	for _, l := range p.live {
-		known[backend.ID(l.sandbox)] = true
-	}
-	p.mu.Unlock()
-	for _, id := range exist {
-		if known[id] {
-			continue
-		}
-		attempt, cancel := context.WithTimeout(ctx, stopTimeout)
-		err := p.backend.Destroy(attempt, id)
-		cancel()
-		if err != nil {
+	for _, id := range strangers {
+		if err := p.sandboxes.Destroy(ctx, id); err != nil {
 			p.observer.DestroyFailed()
 			p.logger.Warn("stray sandbox not destroyed", "sandbox", id, "err", err)
 			continue
@@ -200,6 +186,9 @@ func (p *Plane) destroyStrangers(ctx context.Context) error {
 	}
 	return nil
 }
+
+// closeTimeout is how long Close waits for sandboxes after it has ended them.
+const closeTimeout = 30 * time.Second
 
 // Close refuses new sessions, leaves those that wait pending for the next
 // Start, and waits for those that have a place to end. Once ctx ends it ends
@@ -220,7 +209,7 @@ func (p *Plane) Close(ctx context.Context) error {
 			l.cancel(later)
 		}
 		p.mu.Unlock()
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
 		if !p.drain(last) {
 			p.giveUp()

@@ -12,6 +12,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/request"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -137,7 +138,7 @@ func (u *unreadable) Destroy(ctx context.Context, id backend.ID) error {
 func TestAnUnreadableSetOfSandboxesIsNotAnEmptyOne(t *testing.T) {
 	p, l := newPlane(t)
 	u := &unreadable{Backend: simulator.New()}
-	p.backend = u
+	p.backend, p.sandboxes = u, sandbox.NewSet(u)
 	if err := p.destroyStrangers(t.Context()); err == nil {
 		t.Error("nobody is told that the sandboxes could not be listed")
 	}
@@ -147,7 +148,7 @@ func TestAnUnreadableSetOfSandboxesIsNotAnEmptyOne(t *testing.T) {
 	if st := p.Status(t.Context()); st.Ready || st.Reason == "" {
 		t.Errorf("status is %+v", st)
 	}
-	p.backend = l.backend
+	p.backend, p.sandboxes = l.backend, sandbox.NewSet(l.backend)
 
 	// A control plane that can't see what is left does not start.
 	table, err := egress.Standard()

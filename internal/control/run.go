@@ -11,6 +11,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -19,8 +20,6 @@ import (
 const (
 	helloTimeout = 60 * time.Second       // from Start to the guest's hello, on a loaded machine or under emulation
 	markTimeout  = 250 * time.Millisecond // from the workload's exit to the guest's last packet
-	exitTimeout  = 2 * time.Second        // from the guest's shutdown to the backend's word that it ended
-	stopTimeout  = 30 * time.Second       // one attempt to destroy a sandbox
 )
 
 // An ending is why a session ends. It is the cause with which a session's
@@ -114,6 +113,7 @@ func (r *run) abandon() {
 	p := r.plane
 	r.course.finish()
 	r.live.cancel(nil)
+	p.sandboxes.Forget(r.sandbox)
 	p.mu.Lock()
 	delete(p.live, r.id)
 	p.mu.Unlock()
@@ -180,12 +180,11 @@ type outcome struct {
 func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) (session.Session, outcome, *ending) {
 	var o outcome
 	r.course.enter(starting)
-	box, end := r.create(ctx, s)
+	box, image, end := r.open(ctx, s)
 	if box == nil {
 		return s, o, end
 	}
-	defer box.packets.Close()
-	defer box.control.Close()
+	defer box.Close()
 
 	// The gateway serves the sandbox before any of the workload is in it.
 	serve, stopServing := context.WithCancel(context.WithoutCancel(ctx))
@@ -196,10 +195,10 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 	grant := egress.Grant{Mode: s.Egress.Mode, Allow: s.Egress.Allow, Budget: s.Limits.EgressBytes}
 	go func() {
 		defer close(served)
-		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, id, grant, recorder{r.plane.store, r.live, r.plane.observer})
+		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.Packets, id, grant, recorder{r.plane.store, r.live, r.plane.observer})
 	}()
 
-	s, end = r.begin(ctx, s, box, &o)
+	s, end = r.begin(ctx, s, box, image, &o)
 	if end == nil {
 		r.course.enter(working)
 		end = r.work(ctx, s, w, box, &o, served)
@@ -211,15 +210,15 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 	// then theirs is the better account.
 	stopping := context.WithoutCancel(ctx)
 	if end.exited {
-		box.check(stopping)
-		box.shutdown(stopping)
+		r.check(stopping, box)
+		r.shutdown(stopping, box)
 		within(served, markTimeout)
 	}
 	stopServing()
 	if !within(served, markTimeout) {
 		// A gateway that hangs, or was taken over, keeps no sandbox alive: its
 		// account is waited for once nothing of the sandbox goes on.
-		box.destroy(stopping)
+		r.destroyOnce(stopping, box)
 	}
 	<-served
 	switch {
@@ -242,7 +241,7 @@ func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) 
 		r.live.notify()
 		_ = failpoint.Hit("control.limit.recorded") // what follows can only be delayed
 	}
-	exit, ended := box.exit(stopping, end)
+	exit, ended := r.exit(stopping, box, end)
 	o.usage = exit.Usage
 	if limit := r.breach(exit, s.Limits); ended && limit != nil && end.limit == nil {
 		limit.unrecorded = true
@@ -295,10 +294,10 @@ func (r *run) breach(exit backend.Exit, l session.Limits) *ending {
 func up(n, unit int64) int64 { return (n + unit - 1) / unit }
 
 // begin makes the session running once its guest has said hello.
-func (r *run) begin(ctx context.Context, s session.Session, box *box, o *outcome) (session.Session, *ending) {
+func (r *run) begin(ctx context.Context, s session.Session, box *sandbox.Sandbox, image string, o *outcome) (session.Session, *ending) {
 	hello, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
-	if _, err := box.guest.Hello(hello); err != nil {
+	if _, err := box.Guest.Hello(hello); err != nil {
 		return s, r.because(ctx, lost("guest's hello: %v", err))
 	}
 	running, err := s.To(session.Running)
@@ -310,7 +309,7 @@ func (r *run) begin(ctx context.Context, s session.Session, box *box, o *outcome
 		return s, lost("%v", err)
 	}
 	running, err = r.plane.store.Commit(ctx, running, nil, audit.Event{Type: audit.SandboxStarted, Data: audit.Data{
-		Backend: s.Backend, Isolation: s.Isolation, Image: box.image, Modelled: s.Isolation == backend.NoIsolation.String(),
+		Backend: s.Backend, Isolation: s.Isolation, Image: image, Modelled: s.Isolation == backend.NoIsolation.String(),
 	}})
 	if err != nil {
 		return s, r.because(ctx, lost("record the start: %v", err))
@@ -331,7 +330,7 @@ func (r *run) because(ctx context.Context, e *ending) *ending {
 }
 
 // work sends the work to the guest and waits for the first thing that ends it.
-func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *box, o *outcome, served <-chan struct{}) *ending {
+func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *sandbox.Sandbox, o *outcome, served <-chan struct{}) *ending {
 	wall := time.Duration(s.Limits.WallSeconds) * time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, wall-time.Since(o.began),
 		overLimit(session.WallClockExceeded, "wallSeconds", s.Limits.WallSeconds, s.Limits.WallSeconds, "control plane's clock"))
@@ -342,15 +341,15 @@ func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *
 	select {
 	case end := <-said:
 		return end
-	case <-box.ended:
+	case <-box.Ended():
 	case <-served: // the budget is spent, the sandbox closed its packet stream, or the gateway is gone
 	case <-ctx.Done():
-		box.control.Close()
+		box.Guest.Close()
 		<-said
 		return endingOf(ctx)
 	}
 	// Nothing of it goes on. What the sandbox said before it ended still counts.
-	last := time.AfterFunc(markTimeout, func() { box.control.Close() })
+	last := time.AfterFunc(markTimeout, func() { box.Guest.Close() })
 	defer last.Stop()
 	return <-said
 }
@@ -358,9 +357,9 @@ func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *
 // converse has the guest run the work and reads what it says, until the
 // workload has ended. What it returns is the guest's word: only that the
 // workload exited, and how, is believed.
-func (r *run) converse(ctx context.Context, s session.Session, w session.Work, box *box, o *outcome) *ending {
+func (r *run) converse(ctx context.Context, s session.Session, w session.Work, box *sandbox.Sandbox, o *outcome) *ending {
 	for name, content := range w.Files {
-		if err := box.guest.WriteFile(ctx, "/work/"+name, 0o644, strings.NewReader(content)); err != nil {
+		if err := box.Guest.WriteFile(ctx, "/work/"+name, 0o644, strings.NewReader(content)); err != nil {
 			var refused *wire.CallError
 			if errors.As(err, &refused) { // the disk limit is smaller than the files, say
 				r.live.write(true, fmt.Appendf(nil, "enclave: write /work/%s: %v\n", name, err), s.Limits.OutputBytes)
@@ -372,7 +371,7 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 	if err := failpoint.Hit("control.work.files"); err != nil {
 		return lost("%v", err)
 	}
-	proc, err := box.guest.Start(ctx, wire.StartRequest{
+	proc, err := box.Guest.Start(ctx, wire.StartRequest{
 		Language: s.Language, Argv: w.Argv, Code: w.Code,
 		Env: map[string]string{"ENCLAVE_SESSION_ID": s.ID},
 	})
@@ -404,25 +403,6 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 			}
 		case wire.Exited:
 			return &ending{exited: true, code: ev.Code}
-		}
-	}
-}
-
-// destroy removes the sandbox, however often that must be tried.
-func (r *run) destroy(ctx context.Context) {
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		attempt, cancel := context.WithTimeout(ctx, stopTimeout)
-		err := r.plane.backend.Destroy(attempt, r.sandbox)
-		cancel()
-		if err == nil {
-			return
-		}
-		r.plane.observer.DestroyFailed()
-		r.plane.logger.Warn("sandbox not yet destroyed", "session", r.id, "err", err)
-		select {
-		case <-time.After(wait):
-		case <-r.plane.abort:
-			return // the next start destroys it
 		}
 	}
 }

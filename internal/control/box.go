@@ -11,27 +11,25 @@ import (
 )
 
 // open makes the sandbox of s and waits for its guest to connect. If it returns
-// none, the ending says why. The image's digest is returned with it.
-func (r *run) open(ctx context.Context, s session.Session) (*sandbox.Sandbox, string, *ending) {
+// none, the accounts say why. The image's digest is returned with it.
+func (r *run) open(ctx context.Context, s session.Session) (*sandbox.Sandbox, string, accounts) {
 	p := r.plane
 	image, err := p.image(ctx)
 	if err != nil {
-		return nil, "", r.because(ctx, lost("image: %v", err))
+		return nil, "", because(ctx, failed("image: %w", err))
 	}
 	box, err := p.sandboxes.Open(ctx, r.sandbox, backend.Spec{Image: image, Limits: backend.Limits{
 		MilliCPU: s.Limits.CPUMillis, CPU: time.Duration(s.Limits.CPUSeconds) * time.Second,
 		Memory: s.Limits.MemoryMB << 20, Pids: s.Limits.Pids, Disk: s.Limits.DiskMB << 20,
 	}})
 	if err == nil {
-		return box, image, nil
+		return box, image, accounts{}
 	}
+	a := because(ctx, failed("%w", err))
 	if ended := (*sandbox.EndedError)(nil); errors.As(err, &ended) {
-		if limit := r.breach(ended.Exit, s.Limits); limit != nil {
-			limit.unrecorded = true
-			return nil, "", limit
-		}
+		a.backend = ended.Exit
 	}
-	return nil, "", r.because(ctx, lost("%v", err))
+	return nil, "", a
 }
 
 // check has the backend look at its counters before the sandbox ends.
@@ -49,9 +47,9 @@ func (r *run) shutdown(ctx context.Context, box *sandbox.Sandbox) {
 }
 
 // exit returns how the sandbox ended. One that should have ended by itself and
-// does not, and one that the control plane ends, is destroyed first. It
-// reports false if that is not known.
-func (r *run) exit(ctx context.Context, box *sandbox.Sandbox, end *ending) (backend.Exit, bool) {
+// does not, and one that the control plane ends, is destroyed first. The zero Exit
+// is one that is not known.
+func (r *run) exit(ctx context.Context, box *sandbox.Sandbox, end ending) backend.Exit {
 	var patience time.Duration
 	// For a loss, the sandbox's own end is probably the reason: let it show.
 	if end.exited || end.reason == session.BackendLost {
@@ -60,8 +58,9 @@ func (r *run) exit(ctx context.Context, box *sandbox.Sandbox, end *ending) (back
 	exit, err := box.Exit(ctx, patience)
 	if err != nil {
 		r.notDestroyed(err)
+		return backend.Exit{}
 	}
-	return exit, err == nil
+	return exit
 }
 
 // destroyOnce tries once to destroy the sandbox: destroy tries again.

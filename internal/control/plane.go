@@ -234,7 +234,7 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r request.Request, pl
 
 // admit registers s, which has ticket k, as live. The run it returns must be
 // entered or abandoned. The context is the session's: it outlives ctx, and ends
-// with an *ending as cause.
+// with a *wish as cause.
 func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (context.Context, *run, error) {
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.mu.Lock()
@@ -353,7 +353,7 @@ func (p *Plane) Teardown(ctx context.Context, c auth.Caller, id string) (session
 	l := p.live[id]
 	p.mu.Unlock()
 	if l != nil {
-		p.end(l, &ending{reason: session.Cancelled})
+		p.end(l, &wish{})
 		select {
 		case <-l.done:
 		case <-ctx.Done():

@@ -199,3 +199,89 @@ func TestAStreamOfASessionThatNobodyLeadsDoesNotWait(t *testing.T) {
 		t.Errorf("and then %+v, error %v", u, err)
 	}
 }
+
+// A witness is a backend that knows how its sandboxes ended until they are
+// destroyed.
+type witness struct {
+	backend.Backend
+	exit backend.Exit
+	gone atomic.Bool
+}
+
+func (w *witness) List(context.Context) ([]backend.ID, error) {
+	return []backend.ID{"aaaaaaaaaaaaaaaaaaaa"}, nil
+}
+
+func (w *witness) Wait(ctx context.Context, id backend.ID) (backend.Exit, error) {
+	switch {
+	case w.gone.Load():
+		return backend.Exit{}, backend.ErrNotFound
+	case w.exit.Cause == backend.Unknown: // it has not ended
+		<-ctx.Done()
+		return backend.Exit{}, ctx.Err()
+	}
+	return w.exit, nil
+}
+
+func (w *witness) Destroy(context.Context, backend.ID) error {
+	w.gone.Store(true)
+	return nil
+}
+
+// TestABreachWhileNobodyWasThereEndsWithItsOwnReason has a control plane start that
+// finds a session whose sandbox ended without it.
+func TestABreachWhileNobodyWasThereEndsWithItsOwnReason(t *testing.T) {
+	used := backend.Usage{CPU: 3 * time.Second, PeakMemory: 600 << 20}
+	for name, tc := range map[string]struct {
+		exit   backend.Exit
+		reason session.KillReason
+		types  []audit.Type
+		cpu    float64
+	}{
+		"a breach": {
+			backend.Exit{Cause: backend.MemoryLimit, Observed: 600 << 20, Evidence: "oom", Usage: used}, session.MemoryExceeded,
+			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.LimitExceeded, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered}, 3,
+		},
+		"an end by itself": {
+			backend.Exit{Cause: backend.Exited, Usage: used}, session.BackendLost,
+			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered}, 3,
+		},
+		"none yet": {
+			backend.Exit{}, session.BackendLost,
+			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered}, 0,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &witness{Backend: simulator.New(), exit: tc.exit}
+			p, l := newPlaneOn(t, w)
+			w.gone.Store(false) // its start destroyed a stranger
+			s, err := l.store.Create(t.Context(), session.Session{
+				ID: "s-00aa11-1", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python",
+				Limits: defaultLimits(), Egress: session.Egress{Mode: "deny_all"}, Backend: "simulator", Isolation: "none",
+				Created: p.now(), Sandbox: "aaaaaaaaaaaaaaaaaaaa",
+			}, session.Work{Code: "1"}, audit.Data{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Phase, s.Started = session.Running, p.now()
+			if _, err := l.store.Commit(t.Context(), s, nil, audit.Event{Type: audit.SandboxStarted}); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.takeUpLeft(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s, err = p.Session(t.Context(), caller, s.ID)
+			if err != nil || s.Outcome != session.Killed || s.KillReason != tc.reason {
+				t.Errorf("ended as %s/%s, error %v", s.Outcome, s.KillReason, err)
+			}
+			wantTypes(t, p, s.ID, tc.types...)
+			events, err := p.Events(t.Context(), caller, s.ID, 0, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := *events[len(events)-1].Data.CPUSeconds; got != tc.cpu {
+				t.Errorf("%v CPU seconds are metered, want %v", got, tc.cpu)
+			}
+		})
+	}
+}

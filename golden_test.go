@@ -28,8 +28,9 @@ func golden() map[string]any {
 		"health.json":    new(enclave.Health), "health_not_ready.json": new(enclave.Health),
 		"usage.json":   new(enclave.UsageReport),
 		"webhook.json": new(enclave.WebhookEvent), "webhook_key.json": new(enclave.WebhookKey),
-		"queue.json":  new(enclave.Queue),
-		"stream.json": nil, // TestGoldenStream
+		"queue.json":             new(enclave.Queue),
+		"stream.json":            nil, // TestGoldenStream
+		"request_canonical.json": nil, // internal/request
 	}
 }
 

@@ -6,21 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/request"
 )
-
-const (
-	maxCode  = 10 << 20 // bytes of code; the server's own limit, told before it is sent
-	maxFiles = 10 << 20 // bytes of all files together
-)
-
-var languages = []string{"python", "node", "bash"}
 
 // request turns what `enclave run` was given into a request. What the server
 // would refuse after an upload is refused here in the words of the command line.
@@ -34,8 +27,8 @@ func (p *program) request(f runFlags, args []string) (enclave.SessionRequest, er
 	if req.Language == "" {
 		req.Language = guessLanguage(name)
 	}
-	if !slices.Contains(languages, req.Language) {
-		return none, fmt.Errorf("language %q is not one of %s", req.Language, strings.Join(languages, ", "))
+	if !slices.Contains(request.Languages(), req.Language) {
+		return none, fmt.Errorf("language %q is not one of %s", req.Language, strings.Join(request.Languages(), ", "))
 	}
 	if len(f.allow) > 0 {
 		req.Egress = enclave.Egress{Mode: enclave.Allowlist, Allow: f.allow}
@@ -108,18 +101,18 @@ func (p *program) code(f runFlags, args []string) (code, name string, err error)
 	case len(args) == 0 && typed(p.in):
 		return "", "", errors.New("nothing to run: give -c CODE, a script, or code on standard input; see `enclave run --help`")
 	case len(args) == 0 || args[0] == "-":
-		if raw, err = io.ReadAll(io.LimitReader(p.in, maxCode+1)); err != nil {
+		if raw, err = io.ReadAll(io.LimitReader(p.in, request.MaxCode+1)); err != nil {
 			return "", "", fmt.Errorf("read the code from standard input: %w", err)
 		}
 	default:
 		name = args[0]
-		if raw, err = readFile(name, maxCode); err != nil {
+		if raw, err = readFile(name, request.MaxCode); err != nil {
 			return "", "", fmt.Errorf("read the script: %w", err)
 		}
 	}
 	switch {
-	case len(raw) > maxCode:
-		return "", "", fmt.Errorf("the code has more than %d MiB; put data in files with --file", maxCode>>20)
+	case len(raw) > request.MaxCode:
+		return "", "", fmt.Errorf("the code has more than %d MiB; put data in files with --file", request.MaxCode>>20)
 	case len(bytes.TrimSpace(raw)) == 0:
 		return "", "", errors.New("the code is empty")
 	case bytes.IndexByte(raw, 0) >= 0:
@@ -150,22 +143,22 @@ func readFiles(specs []string) (map[string]string, error) {
 		if !ok {
 			inside = filepath.Base(local)
 		}
-		inside = strings.TrimPrefix(inside, "/work/")
-		if local == "" || inside == "" || path.IsAbs(inside) || path.Clean(inside) != inside || inside == ".." || strings.HasPrefix(inside, "../") {
+		inside, ok = request.WorkPath(inside)
+		if local == "" || !ok {
 			return nil, fmt.Errorf("--file %q is not LOCAL:PATH with a path below /work", spec)
 		}
 		if _, twice := files[inside]; twice {
 			return nil, fmt.Errorf("--file names /work/%s twice", inside)
 		}
-		raw, err := readFile(local, maxFiles)
+		raw, err := readFile(local, request.MaxFileBytes)
 		if err != nil {
 			return nil, fmt.Errorf("read --file: %w", err)
 		}
 		if !utf8.Valid(raw) {
 			return nil, fmt.Errorf("--file %s is not UTF-8 text: encode it, for example with base64", local)
 		}
-		if total += len(raw); total > maxFiles {
-			return nil, fmt.Errorf("the files have more than %d MiB together", maxFiles>>20)
+		if total += len(raw); total > request.MaxFileBytes {
+			return nil, fmt.Errorf("the files have more than %d MiB together", request.MaxFileBytes>>20)
 		}
 		files[inside] = string(raw)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/request"
 )
 
 // runFlags is what `enclave run` was asked for.
@@ -90,7 +91,7 @@ failed, 130 if you interrupted it.`,
 	fl.StringVar(&f.webhookURL, "webhook-url", "", "https `URL` that is told of the end, signed; see enclave webhook key")
 	fl.StringVar(&f.minIsolation, "min-isolation", "", "refuse to run with less: shared_kernel, emulated, userspace_kernel or microvm")
 	fl.BoolVar(&f.json, "json", false, "print the session with its result as one JSON object, and nothing else, on stdout")
-	_ = c.RegisterFlagCompletionFunc("language", completeWords(languages...))
+	_ = c.RegisterFlagCompletionFunc("language", completeWords(request.Languages()...))
 	_ = c.RegisterFlagCompletionFunc("min-isolation", completeWords("shared_kernel", "emulated", "userspace_kernel", "microvm"))
 	fl.BoolVar(&f.raw, "raw", false, "give a terminal the output as it is: the code can do with it what it likes")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "say nothing but errors and why a session was killed")

@@ -40,7 +40,12 @@ var table = map[string][]string{
 	"internal/failpoint": {},
 	"api":                {},
 	"internal/session":   {"internal/audit"},
-	"internal/control":   {"internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
+	// The one request: the API decodes into it, control checks it, certificates hash
+	// it, and the command line reads its bounds.
+	"internal/request": {"internal/session"},
+	// A live sandbox: control, conform and posture open one alike.
+	"internal/sandbox": {"internal/backend", "internal/wire"},
+	"internal/control": {"internal/sandbox", "internal/request", "internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
 	// The filter of system calls of our programs that read what is hostile.
 	"internal/filter": {},
 	// What a terminal is shown of the bytes that others chose.
@@ -48,7 +53,7 @@ var table = map[string][]string{
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
-	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
+	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/control", "internal/request", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
@@ -76,12 +81,12 @@ var table = map[string][]string{
 	// and ends them all.
 	"internal/keep": {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch", "internal/safepath"},
 	// Besides a backend's contract, it looks for what is left of one on this host.
-	"internal/conform": {"internal/backend", "internal/wire", "internal/mountinfo"},
+	"internal/conform": {"internal/sandbox", "internal/backend", "internal/wire", "internal/mountinfo"},
 	// Compares what control planes recorded of the requests that it says, in the
 	// public API's form, and certifies it with the log's own proofs.
-	"internal/parity": {".", "internal/audit"},
+	"internal/parity": {".", "internal/audit", "internal/request"},
 	// Describes a live sandbox from outside and, over the guest, inside.
-	"internal/posture": {"internal/backend", "internal/wire", "internal/mountinfo"},
+	"internal/posture": {"internal/sandbox", "internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control
 	// plane's own, under the same decision as what a sandbox sends.
 	"internal/webhook": {"internal/session", "internal/egress"},

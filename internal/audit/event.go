@@ -47,7 +47,7 @@ type Data struct {
 	// session_created, session_torn_down
 	Caller       string `json:"caller,omitempty"`
 	Language     string `json:"language,omitempty"`
-	RequestHash  string `json:"requestHash,omitempty"` // sha256 of the canonical request, hex
+	RequestHash  string `json:"requestHash,omitempty"` // internal/request: its Hash
 	PolicyDigest string `json:"policyDigest,omitempty"`
 
 	// sandbox_started

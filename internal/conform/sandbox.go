@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	live "github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
@@ -54,25 +55,15 @@ type sandbox struct {
 // open starts a sandbox. close destroys it.
 func open(ctx context.Context, lab Lab, l backend.Limits) (*sandbox, error) {
 	s := &sandbox{lab: lab, id: newID(), pumped: make(chan struct{})}
-	ln, err := lab.Backend.Listen(ctx, s.id)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	undo := func() {
-		ln.Close()
-		destroy(ctx, lab.Backend, s.id)
-	}
+	undo := func() { destroy(ctx, lab.Backend, s.id) }
 	defer func() { undo() }()
-	if err := lab.Backend.Start(ctx, s.id, backend.Spec{Image: lab.Image, Limits: l}); err != nil {
-		return nil, fmt.Errorf("start: %w", err)
-	}
 	startCtx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	var control net.Conn
-	if s.packets, control, err = wire.Accept(startCtx, ln); err != nil {
-		return nil, fmt.Errorf("the guest does not connect: %w%s", err, fate(ctx, lab.Backend, s.id))
+	box, err := live.Open(startCtx, lab.Backend, s.id, backend.Spec{Image: lab.Image, Limits: l})
+	if err != nil {
+		return nil, err
 	}
-	s.client = wire.NewClient(control)
+	s.client, s.packets = box.Guest, box.Packets
 	go s.pump()
 	undo = func() { s.close(ctx) }
 	if s.hello, err = s.client.Hello(startCtx); err != nil {

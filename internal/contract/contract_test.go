@@ -51,8 +51,8 @@ func TestGoldenDocumentsAreAsTheDocumentSays(t *testing.T) {
 	}
 	for _, f := range files {
 		name := strings.TrimSuffix(filepath.Base(f), ".json")
-		if name == "stream" {
-			continue // what a client makes of stream.sse
+		if name == "stream" || name == "request_canonical" {
+			continue // what a client makes of stream.sse, and what is hashed: no answers
 		}
 		schema, longest := "", 0
 		for prefix, s := range schemas {

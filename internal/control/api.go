@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 
 	"github.com/enclave-run/enclave/internal/audit"
@@ -12,28 +11,6 @@ import (
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/session"
 )
-
-// Request is a client's wish for a session. Create validates it: what it does
-// not understand it refuses.
-type Request struct {
-	Code         string
-	Argv         []string
-	Language     string // "" is python
-	Egress       session.Egress
-	Limits       LimitsRequest
-	Files        map[string]string // path below /work → content
-	Labels       map[string]string
-	MinIsolation string // "" is none
-	Idempotency  string
-	// WebhookURL is told of the session's end; "" is nobody. It is never shown.
-	WebhookURL string `json:",omitempty"` // so that older requests keep their digest
-}
-
-// LimitsRequest holds the limits that a client named; nil is the default. Zero
-// and negative values are refused, as is what exceeds the operator's ceiling.
-type LimitsRequest struct {
-	Pids, MemoryMB, CPUMillis, CPUSeconds, WallSeconds, DiskMB, OutputBytes, EgressBytes *int64
-}
 
 // A Gateway serves the only way out of a sandbox. Package gateway implements
 // it twice: in the caller's process, and as a client of the gateway process.
@@ -75,19 +52,6 @@ type Status struct {
 	Isolation backend.Isolation
 	Ready     bool
 	Reason    string // why not ready
-}
-
-// A ValidationError says which field of a request was refused, and why, in
-// words for the one who wrote it.
-type ValidationError struct {
-	Field  string // as in the API: "limits.pidsLimit"
-	Detail string
-}
-
-func (e *ValidationError) Error() string { return e.Field + ": " + e.Detail }
-
-func invalid(field, format string, args ...any) error {
-	return &ValidationError{field, fmt.Sprintf(format, args...)}
 }
 
 // Refusals that callers act on, besides those of package session.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -22,7 +23,7 @@ func BenchmarkSession(b *testing.B) {
 		b.Run(fmt.Sprint("live=", live), func(b *testing.B) {
 			l := benchLab(b, live)
 			for range live {
-				if _, err := l.plane.Create(b.Context(), caller, Request{Code: forever}); err != nil {
+				if _, err := l.plane.Create(b.Context(), caller, request.Request{Code: forever}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -52,7 +53,7 @@ func BenchmarkSession(b *testing.B) {
 
 // oneSession creates a session and waits until its end is durable.
 func oneSession(b *testing.B, p *Plane) error {
-	s, err := p.Create(b.Context(), caller, Request{Code: "1"})
+	s, err := p.Create(b.Context(), caller, request.Request{Code: "1"})
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -66,8 +67,8 @@ func (p *Plane) needOf(l session.Limits, request int64) need {
 
 // requestBytes is what r takes in the store, or a little more: JSON may write a
 // byte as six, and base64 three as four.
-func requestBytes(r Request) int64 {
-	n := 4096 + (len(r.Code)/3+1)*4 + len(r.WebhookURL) + len(r.Idempotency)
+func requestBytes(r request.Request) int64 {
+	n := 4096 + (len(r.Code)/3+1)*4 + len(r.WebhookURL) + len(r.IdempotencyKey)
 	for _, a := range r.Argv {
 		n += (len(a)/3+1)*4 + 8
 	}
@@ -119,7 +120,7 @@ func (p *Plane) fits(l session.Limits) error {
 			return fmt.Errorf("%w: a session takes %s of %s, and this host has %s for sessions", ErrNotReady, r.say(r.part(whole)), r.of, r.say(r.most))
 		}
 		slices.SortStableFunc(lower, func(a, b string) int { return int(min(1, max(-1, share[b]-share[a]))) })
-		return invalid("limits."+lower[0], "a session of these limits takes up to %s of %s, and this host has %s for sessions: lower %s",
+		return request.Refuse("limits."+lower[0], "a session of these limits takes up to %s of %s, and this host has %s for sessions: lower %s",
 			r.say(r.part(whole)), r.of, r.say(r.most), strings.Join(lower, ", "))
 	}
 	return nil

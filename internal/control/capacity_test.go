@@ -13,6 +13,7 @@ import (
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -217,18 +218,18 @@ func TestLimitsThatNeverFitAreRefusedAndSayWhichToLower(t *testing.T) {
 		c.Capacity = Capacity{Memory: 1 << 30, Tasks: 1000, DiskMost: 1 << 30}
 	})
 	n := func(v int64) *int64 { return &v }
-	for field, l := range map[string]LimitsRequest{
+	for field, l := range map[string]request.Limits{
 		"limits.memoryMb":  {MemoryMB: n(1000)},
 		"limits.pidsLimit": {Pids: n(501)},
 		"limits.diskMb":    {DiskMB: n(1024)},
 	} {
-		_, err := p.Create(t.Context(), caller, Request{Code: "1", Limits: l})
-		var v *ValidationError
+		_, err := p.Create(t.Context(), caller, request.Request{Code: "1", Limits: l})
+		var v *request.FieldError
 		if !errors.As(err, &v) || v.Field != field || !strings.Contains(v.Detail, "lower "+strings.TrimPrefix(field, "limits.")) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
-	if _, err := p.Create(t.Context(), caller, Request{Code: "1", Limits: LimitsRequest{MemoryMB: n(800), Pids: n(500)}}); err != nil {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1", Limits: request.Limits{MemoryMB: n(800), Pids: n(500)}}); err != nil {
 		t.Errorf("what fits alone: %v", err)
 	}
 }
@@ -252,7 +253,7 @@ func TestASessionThatWaitsForTheDiskRunsOnceThereIsRoom(t *testing.T) {
 	p, _ := sizedPlane(t, func(c *Config) {
 		c.Capacity.Disk = func() (Room, error) { return Room{Free: free.Load()}, nil }
 	})
-	s, err := p.Create(t.Context(), caller, Request{Code: "1"}) // 512 MiB of disk
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "1"}) // 512 MiB of disk
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +271,7 @@ func TestASessionThatWaitsForTheDiskRunsOnceThereIsRoom(t *testing.T) {
 func TestOneOrganisationsStorageEndsAtThatOrganisation(t *testing.T) {
 	const quota = 40 << 20
 	p, l := sizedPlane(t, func(c *Config) { c.Quotas = Quotas{Storage: quota} })
-	ask := Request{Code: strings.Repeat("#", 10<<20), Idempotency: "first"}
+	ask := request.Request{Code: strings.Repeat("#", 10<<20), IdempotencyKey: "first"}
 	first, err := p.Create(t.Context(), caller, ask)
 	if err != nil {
 		t.Fatal(err)
@@ -278,7 +279,7 @@ func TestOneOrganisationsStorageEndsAtThatOrganisation(t *testing.T) {
 	refused := 0
 	var made []session.Session
 	for range 15 {
-		s, err := p.Create(t.Context(), caller, Request{Code: ask.Code})
+		s, err := p.Create(t.Context(), caller, request.Request{Code: ask.Code})
 		if err == nil {
 			made = append(made, s)
 			continue
@@ -296,7 +297,7 @@ func TestOneOrganisationsStorageEndsAtThatOrganisation(t *testing.T) {
 		t.Errorf("the repeated request made %q, error %v; want %q", again.ID, err, first.ID)
 	}
 	other := auth.Caller{User: "bob", Org: "other", Scopes: caller.Scopes, Key: "k2"}
-	if _, err := p.Create(t.Context(), other, Request{Code: "1"}); err != nil {
+	if _, err := p.Create(t.Context(), other, request.Request{Code: "1"}); err != nil {
 		t.Errorf("another organisation is refused: %v", err)
 	}
 	for _, s := range append(made, first) {
@@ -309,14 +310,14 @@ func TestOneOrganisationsStorageEndsAtThatOrganisation(t *testing.T) {
 // However many ask at once, what is stored and what may be stay within the quota.
 func TestTheStorageQuotaHoldsWhenManyAskAtOnce(t *testing.T) {
 	million := int64(1_000_000)
-	limits := LimitsRequest{OutputBytes: &million}
+	limits := request.Limits{OutputBytes: &million}
 	const quota = 20 << 20 // of sessions that may store some 2.6 MB
 	p, _ := sizedPlane(t, func(c *Config) { c.Quotas = Quotas{Storage: quota} })
 	var admitted atomic.Int64
 	var all sync.WaitGroup
 	for range 40 {
 		all.Go(func() {
-			if _, err := p.Create(t.Context(), caller, Request{Code: forever, Limits: limits}); err == nil {
+			if _, err := p.Create(t.Context(), caller, request.Request{Code: forever, Limits: limits}); err == nil {
 				admitted.Add(1)
 			}
 		})
@@ -332,7 +333,7 @@ func TestTheStorageQuotaHoldsWhenManyAskAtOnce(t *testing.T) {
 func TestReservationsAreMadeAgainAtARestart(t *testing.T) {
 	p, l := sizedPlane(t, func(c *Config) { c.MaxRunning = 1 })
 	for range 3 {
-		if _, err := p.Create(t.Context(), caller, Request{Code: forever}); err != nil {
+		if _, err := p.Create(t.Context(), caller, request.Request{Code: forever}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -341,10 +342,10 @@ func TestReservationsAreMadeAgainAtARestart(t *testing.T) {
 	l.plane.queue.mu.Lock()
 	reserved := l.plane.queue.load.stored
 	l.plane.queue.mu.Unlock()
-	if want := 2 * l.plane.needOf(defaults, 0).end; reserved < want {
+	if want := 2 * l.plane.needOf(defaultLimits(), 0).end; reserved < want {
 		t.Errorf("%d bytes are reserved, want at least %d", reserved, want)
 	}
-	_, err := l.plane.Create(t.Context(), caller, Request{Code: "1"})
+	_, err := l.plane.Create(t.Context(), caller, request.Request{Code: "1"})
 	wantBusy(t, "one more beside what waits", err, QuotaExceeded)
 }
 
@@ -364,7 +365,7 @@ func TestARequestTakesNoMoreThanIsReservedForIt(t *testing.T) {
 	}
 	var before int64
 	for range 60 {
-		r := Request{Code: "#" + text(5000), Files: map[string]string{}, Labels: map[string]string{}, Idempotency: text(60)}
+		r := request.Request{Code: "#" + text(5000), Files: map[string]string{}, Labels: map[string]string{}, IdempotencyKey: text(60)}
 		for i := range rnd.IntN(20) {
 			r.Files[fmt.Sprint(i, "/f")] = text(300)
 			r.Labels[fmt.Sprint("l", i)] = text(80)

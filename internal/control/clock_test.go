@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -31,10 +32,10 @@ func TestAClockThatJumpsChangesNoVerdictAndNoDuration(t *testing.T) {
 	begun := time.Now()
 	second, hour := int64(1), int64(3600)
 	for range 15 {
-		s := runToEnd(t, p, Request{Code: "enclave.result(1)\n", Limits: LimitsRequest{WallSeconds: &hour}})
+		s := runToEnd(t, p, request.Request{Code: "enclave.result(1)\n", Limits: request.Limits{WallSeconds: &hour}})
 		check(t, p, s, session.Succeeded, 0, time.Since(begun))
 	}
-	s := runToEnd(t, p, Request{Code: forever, Limits: LimitsRequest{WallSeconds: &second}})
+	s := runToEnd(t, p, request.Request{Code: forever, Limits: request.Limits{WallSeconds: &second}})
 	if s.KillReason != session.WallClockExceeded {
 		t.Errorf("killed for %s", s.KillReason)
 	}
@@ -76,7 +77,7 @@ func TestALostSessionIsChargedWithItsWallSecondsAtMost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, l := newPlane(t)
 			ten := int64(10)
-			s, err := l.plane.Create(t.Context(), caller, Request{Code: forever, Limits: LimitsRequest{WallSeconds: &ten}})
+			s, err := l.plane.Create(t.Context(), caller, request.Request{Code: forever, Limits: request.Limits{WallSeconds: &ten}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -18,18 +18,20 @@ var errLeftPending = errors.New("left pending")
 
 // finish makes the end of s durable: its state, its result and the closing
 // events, in one transaction.
-func (r *run) finish(ctx context.Context, s session.Session, o outcome, end *ending) (session.Session, error) {
-	if end.later && s.Phase == session.Pending {
+func (r *run) finish(ctx context.Context, s session.Session, o outcome) (session.Session, error) {
+	end := o.judge(s.Limits)
+	if end.reason == session.Cancelled && o.operator.later && s.Phase == session.Pending {
 		return s, errLeftPending
 	}
 	stdout, stderr, truncated, _ := r.live.output()
 	res := session.Result{Stdout: stdout, Stderr: stderr, JSON: o.json, Truncated: truncated}
-	return r.plane.commitEnd(ctx, s, res, o, end)
+	return r.plane.commitEnd(ctx, s, res, o)
 }
 
 // commitEnd is also how a session ends whose sandbox was lost with an earlier
 // process.
-func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Result, o outcome, end *ending) (session.Session, error) {
+func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Result, o outcome) (session.Session, error) {
+	end := o.judge(s.Limits)
 	phase := session.Killed
 	switch {
 	case end.exited && end.code == 0:
@@ -57,7 +59,7 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Re
 	}
 
 	var events []audit.Event
-	if end.limit != nil && end.unrecorded {
+	if end.limit != nil && o.record == nil {
 		events = append(events, audit.Event{Type: audit.LimitExceeded, Data: *end.limit})
 	}
 	events = append(events,
@@ -68,11 +70,11 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Re
 			Outcome: string(phase), KillReason: string(end.reason), ExitCode: res.ExitCode,
 		}},
 		audit.Event{Type: audit.UsageMetered, Data: audit.Data{
-			CPUSeconds:      ptr(round(o.usage.CPU.Seconds())),
+			CPUSeconds:      ptr(round(o.backend.Usage.CPU.Seconds())),
 			WallSeconds:     ptr(round(res.Duration.Seconds())),
-			PeakMemoryBytes: ptr(o.usage.PeakMemory),
-			BytesIn:         ptr(o.traffic.In),
-			BytesOut:        ptr(o.traffic.Out),
+			PeakMemoryBytes: ptr(o.backend.Usage.PeakMemory),
+			BytesIn:         ptr(o.gateway.In),
+			BytesOut:        ptr(o.gateway.Out),
 			OutputBytes:     ptr(int64(len(res.Stdout) + len(res.Stderr))),
 		}})
 	if err := failpoint.Hit("control.end.collected"); err != nil {
@@ -90,10 +92,10 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Re
 }
 
 // tell says on one line of the log, and to the observer, how a session ended.
-func (p *Plane) tell(ctx context.Context, s session.Session, res session.Result, o outcome, end *ending) {
+func (p *Plane) tell(ctx context.Context, s session.Session, res session.Result, o outcome, end ending) {
 	e := End{
 		Outcome: s.Outcome, KillReason: s.KillReason, Life: s.Finished.Sub(s.Created),
-		CPUSeconds: o.usage.CPU.Seconds(), BytesIn: o.traffic.In, BytesOut: o.traffic.Out,
+		CPUSeconds: o.backend.Usage.CPU.Seconds(), BytesIn: o.gateway.In, BytesOut: o.gateway.Out,
 		Output: int64(len(res.Stdout) + len(res.Stderr)),
 	}
 	if end.limit != nil {
@@ -105,8 +107,8 @@ func (p *Plane) tell(ctx context.Context, s session.Session, res session.Result,
 		level = slog.LevelWarn
 	}
 	p.logger.Log(ctx, level, "session ended", "session", s.ID, "tenant", s.Org, "backend", s.Backend,
-		"outcome", s.Outcome, "kill_reason", s.KillReason, "why", end.Error(),
-		"life", e.Life, "duration", res.Duration, "cpu_seconds", e.CPUSeconds, "peak_memory_bytes", o.usage.PeakMemory,
+		"outcome", s.Outcome, "kill_reason", s.KillReason, "why", end.String(),
+		"life", e.Life, "duration", res.Duration, "cpu_seconds", e.CPUSeconds, "peak_memory_bytes", o.backend.Usage.PeakMemory,
 		"bytes_in", e.BytesIn, "bytes_out", e.BytesOut, "output_bytes", e.Output, "truncated", res.Truncated)
 }
 

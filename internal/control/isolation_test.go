@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/request"
 )
 
 // A kernel gives a session no less than it wishes, and says what it gives.
@@ -17,7 +18,7 @@ func TestEachKernelRefusesAWishAboveItsOwn(t *testing.T) {
 				t.Errorf("docker isolates as %s", own)
 			}
 			for _, want := range []backend.Isolation{backend.NoIsolation, backend.SharedKernel, backend.Emulated, backend.UserspaceKernel, backend.MicroVM} {
-				s, err := p.Create(t.Context(), caller, Request{Code: "1", MinIsolation: want.String()})
+				s, err := p.Create(t.Context(), caller, request.Request{Code: "1", MinIsolation: want.String()})
 				switch {
 				case want > own && !errors.Is(err, ErrIsolation):
 					t.Errorf("minIsolation %s on %s: %v", want, own, err)

@@ -9,6 +9,7 @@ import (
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -20,31 +21,31 @@ func eachLimitHasItsKillReason(t *testing.T, on kernel, got seen) {
 	for name, tc := range map[string]struct {
 		code     string
 		language string
-		limits   LimitsRequest
+		limits   request.Limits
 		egress   session.Egress
 		reason   session.KillReason
 		resource string
 	}{
-		"fork bomb":                 {code: bomb, limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"fork bomb":                 {code: bomb, limits: request.Limits{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
 		"a bomb under the defaults": {code: bomb, reason: session.PidsExceeded, resource: "pidsLimit"},
-		"a bash bomb":               {code: ":(){ :|:& };:\nwait; sleep 60", language: "bash", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
-		"threads":                   {code: "import threading, time\nfor _ in range(500):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
-		"threads that end at once":  {code: "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n", limits: LimitsRequest{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
-		"memory":                    {code: "x = []\nwhile True:\n    x.append(bytearray(1 << 20))\n", limits: LimitsRequest{MemoryMB: n(128)}, reason: session.MemoryExceeded, resource: "memoryMb"},
-		"cpu":                       {code: "while True: pass\n", limits: LimitsRequest{CPUSeconds: n(1)}, reason: session.CPUExceeded, resource: "cpuSeconds"},
-		"wall clock":                {code: forever, limits: LimitsRequest{WallSeconds: n(1)}, reason: session.WallClockExceeded, resource: "wallSeconds"},
-		"disk in work":              {code: "f = open('/work/x', 'wb')\nwhile True:\n    f.write(b'x' * (1 << 20)); f.flush()\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
-		"disk in both":              {code: "a, b = open('/work/x', 'wb'), open('/tmp/x', 'wb')\nfor f in (a, b):\n    for _ in range(24):\n        f.write(b'x' * (1 << 20)); f.flush()\nimport time; time.sleep(60)\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
-		"disk at the last":          {code: "import os\nf = os.open('/work/x', os.O_CREAT | os.O_WRONLY)\nb = b'x' * (36 << 20)\nos.write(f, b); os._exit(0)\n", limits: LimitsRequest{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
+		"a bash bomb":               {code: ":(){ :|:& };:\nwait; sleep 60", language: "bash", limits: request.Limits{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"threads":                   {code: "import threading, time\nfor _ in range(500):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n", limits: request.Limits{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"threads that end at once":  {code: "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n", limits: request.Limits{Pids: n(64)}, reason: session.PidsExceeded, resource: "pidsLimit"},
+		"memory":                    {code: "x = []\nwhile True:\n    x.append(bytearray(1 << 20))\n", limits: request.Limits{MemoryMB: n(128)}, reason: session.MemoryExceeded, resource: "memoryMb"},
+		"cpu":                       {code: "while True: pass\n", limits: request.Limits{CPUSeconds: n(1)}, reason: session.CPUExceeded, resource: "cpuSeconds"},
+		"wall clock":                {code: forever, limits: request.Limits{WallSeconds: n(1)}, reason: session.WallClockExceeded, resource: "wallSeconds"},
+		"disk in work":              {code: "f = open('/work/x', 'wb')\nwhile True:\n    f.write(b'x' * (1 << 20)); f.flush()\n", limits: request.Limits{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
+		"disk in both":              {code: "a, b = open('/work/x', 'wb'), open('/tmp/x', 'wb')\nfor f in (a, b):\n    for _ in range(24):\n        f.write(b'x' * (1 << 20)); f.flush()\nimport time; time.sleep(60)\n", limits: request.Limits{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
+		"disk at the last":          {code: "import os\nf = os.open('/work/x', os.O_CREAT | os.O_WRONLY)\nb = b'x' * (36 << 20)\nos.write(f, b); os._exit(0)\n", limits: request.Limits{DiskMB: n(32)}, reason: session.DiskExceeded, resource: "diskMb"},
 		"a gigabyte of output":      {code: "import sys\nfor _ in range(1024):\n    sys.stdout.write('x' * (1 << 20))\n", reason: session.OutputExceeded, resource: "outputBytes"},
 		"traffic": {
 			code:   "import socket\ns = socket.create_connection(('" + source + "', 80))\nwhile s.recv(1 << 16): pass\n",
-			limits: LimitsRequest{EgressBytes: n(1_000_000)}, egress: session.Egress{Mode: "allowlist", Allow: []string{source}},
+			limits: request.Limits{EgressBytes: n(1_000_000)}, egress: session.Egress{Mode: "allowlist", Allow: []string{source}},
 			reason: session.EgressExceeded, resource: "egressBytes",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := runToEnd(t, p, Request{Code: tc.code, Language: tc.language, Limits: tc.limits, Egress: tc.egress})
+			s := runToEnd(t, p, request.Request{Code: tc.code, Language: tc.language, Limits: tc.limits, Egress: tc.egress})
 			got[name] = recordOf(t, p, on, s)
 			if s.Outcome != session.Killed || s.KillReason != tc.reason {
 				t.Fatalf("ended as %s/%q, want killed/%s", s.Outcome, s.KillReason, tc.reason)
@@ -96,7 +97,7 @@ func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel, got seen) {
 	if err := json.Unmarshal(raw, &req); err != nil {
 		t.Fatal(err)
 	}
-	s := runToEnd(t, p, Request{Code: req.Code, Language: req.Language, Egress: session.Egress{Mode: req.Egress.Mode, Allow: req.Egress.Allow}})
+	s := runToEnd(t, p, request.Request{Code: req.Code, Language: req.Language, Egress: session.Egress{Mode: req.Egress.Mode, Allow: req.Egress.Allow}})
 	got[name] = recordOf(t, p, on, s)
 	r, denials, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil {
@@ -123,7 +124,7 @@ func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel, got seen) {
 
 func anAllowedHostIsReachedByName(t *testing.T, on kernel, got seen) {
 	p, _ := onKernel(t, on)
-	s := runToEnd(t, p, Request{
+	s := runToEnd(t, p, request.Request{
 		Code:   "import socket\ns = socket.create_connection(('" + source + "', 80))\nn = len(s.recv(1000))\nenclave.result(n > 0)\n",
 		Egress: session.Egress{Mode: "allowlist", Allow: []string{source}},
 	})
@@ -159,7 +160,7 @@ func oddResultsAndExits(t *testing.T, on kernel, got seen) {
 		"an orphan's output":  {code: "sleep 300 & echo hello", language: "bash", phase: session.Succeeded},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := runToEnd(t, p, Request{Code: tc.code, Language: tc.language})
+			s := runToEnd(t, p, request.Request{Code: tc.code, Language: tc.language})
 			got[name] = recordOf(t, p, on, s)
 			r, _, err := p.Result(t.Context(), caller, s.ID)
 			if err != nil {
@@ -174,7 +175,7 @@ func oddResultsAndExits(t *testing.T, on kernel, got seen) {
 
 func aProgramThatIsNotInTheImageFailsInWords(t *testing.T, on kernel, got seen) {
 	p, _ := onKernel(t, on)
-	s := runToEnd(t, p, Request{Argv: []string{"no-such-program"}})
+	s := runToEnd(t, p, request.Request{Argv: []string{"no-such-program"}})
 	got["no program"] = recordOf(t, p, on, s)
 	r, _, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil || s.Outcome != session.Failed || r.ExitCode == nil || *r.ExitCode != 127 || !strings.Contains(string(r.Stderr), "no-such-program") {

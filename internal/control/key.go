@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/request"
 )
 
 // ErrRole is the refusal to make or revoke a key whose role is above that of
@@ -48,11 +49,11 @@ func (p *Plane) CreateKey(ctx context.Context, c auth.Caller, r KeyRequest) (aut
 	}
 	switch {
 	case !auth.ValidUser(r.User):
-		return auth.Key{}, "", invalid("user", "is required: up to 128 bytes of printable text")
+		return auth.Key{}, "", request.Refuse("user", "is required: up to 128 bytes of printable text")
 	case auth.Scopes(r.Role) == nil:
-		return auth.Key{}, "", invalid("role", "is not one of owner, admin, developer, viewer")
+		return auth.Key{}, "", request.Refuse("role", "is not one of owner, admin, developer, viewer")
 	case !auth.ValidOrg(org):
-		return auth.Key{}, "", invalid("orgId", "can't name an organisation: up to 64 letters, digits, dots, dashes and underscores")
+		return auth.Key{}, "", request.Refuse("orgId", "can't name an organisation: up to 64 letters, digits, dots, dashes and underscores")
 	case !c.Covers(r.Role):
 		return auth.Key{}, "", ErrRole
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/request"
 )
 
 // as returns a caller of acme with all that role gives.
@@ -111,7 +112,7 @@ func TestKeyThatWouldOpenNothingIsRefused(t *testing.T) {
 		{Role: auth.Viewer}, {User: "a\nb", Role: auth.Viewer}, {User: "a"}, {User: "a", Role: "root"}, {Org: "../x", User: "a", Role: auth.Viewer},
 	} {
 		_, plain, err := p.CreateKey(t.Context(), auth.Local(), r)
-		var bad *ValidationError
+		var bad *request.FieldError
 		if !errors.As(err, &bad) || plain != "" {
 			t.Fatalf("%+v: %v", r, err)
 		}

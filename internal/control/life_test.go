@@ -13,6 +13,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -25,29 +26,29 @@ const (
 func TestRecordHasTheLiteralOrder(t *testing.T) {
 	n := func(v int64) *int64 { return &v }
 	for name, tc := range map[string]struct {
-		req    Request
+		req    request.Request
 		phase  session.Phase
 		reason session.KillReason
 		types  []audit.Type
 	}{
 		"clean": {
-			Request{Code: "enclave.result({\"answer\": 285})\n"}, session.Succeeded, "",
+			request.Request{Code: "enclave.result({\"answer\": 285})\n"}, session.Succeeded, "",
 			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered},
 		},
 		"denied": {
-			Request{Code: exfil}, session.Failed, "",
+			request.Request{Code: exfil}, session.Failed, "",
 			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.EgressDenied, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered},
 		},
 		"fork bomb": {
-			Request{Code: bomb, Limits: LimitsRequest{Pids: n(64)}}, session.Killed, session.PidsExceeded,
+			request.Request{Code: bomb, Limits: request.Limits{Pids: n(64)}}, session.Killed, session.PidsExceeded,
 			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.LimitExceeded, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered},
 		},
 		"wall clock": {
-			Request{Code: forever, Limits: LimitsRequest{WallSeconds: n(1)}}, session.Killed, session.WallClockExceeded,
+			request.Request{Code: forever, Limits: request.Limits{WallSeconds: n(1)}}, session.Killed, session.WallClockExceeded,
 			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.LimitExceeded, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered},
 		},
 		"output": {
-			Request{Code: "print('x' * 5000)\nprint('y' * 5000)\n", Limits: LimitsRequest{OutputBytes: n(1000)}}, session.Killed, session.OutputExceeded,
+			request.Request{Code: "print('x' * 5000)\nprint('y' * 5000)\n", Limits: request.Limits{OutputBytes: n(1000)}}, session.Killed, session.OutputExceeded,
 			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.LimitExceeded, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered},
 		},
 	} {
@@ -73,7 +74,7 @@ func TestRecordHasTheLiteralOrder(t *testing.T) {
 func TestTheFirstOutputBytesAreKept(t *testing.T) {
 	p, _ := newPlane(t)
 	limit := int64(1000)
-	s := runToEnd(t, p, Request{Code: "print('x' * 5000)\n", Limits: LimitsRequest{OutputBytes: &limit}})
+	s := runToEnd(t, p, request.Request{Code: "print('x' * 5000)\n", Limits: request.Limits{OutputBytes: &limit}})
 	r, _, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -85,7 +86,7 @@ func TestTheFirstOutputBytesAreKept(t *testing.T) {
 
 func TestDenialsReachTheResult(t *testing.T) {
 	p, _ := newPlane(t)
-	s := runToEnd(t, p, Request{Code: exfil})
+	s := runToEnd(t, p, request.Request{Code: exfil})
 	_, denials, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil || len(denials) != 1 || denials[0].Data.Host != "evil.example.com" || denials[0].Data.Reason != "not_allowed" {
 		t.Errorf("denials are %+v, error %v", denials, err)
@@ -94,7 +95,7 @@ func TestDenialsReachTheResult(t *testing.T) {
 
 func TestTeardownOfARunningSessionIsCancelled(t *testing.T) {
 	p, l := newPlane(t)
-	s, err := p.Create(t.Context(), caller, Request{Code: forever})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,12 +121,12 @@ func TestASessionThatWaitsForAPlaceCanBeTornDown(t *testing.T) {
 	c.MaxRunning = 1
 	l.open(c)
 	p := l.plane
-	first, err := p.Create(t.Context(), caller, Request{Code: forever})
+	first, err := p.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
 	await(t, p, first.ID, func(s session.Session, _ Update) bool { return s.Phase == session.Running })
-	second, err := p.Create(t.Context(), caller, Request{Code: forever})
+	second, err := p.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +182,7 @@ func TestABackendThatFailsEndsTheSessionAsLost(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _ := newPlaneOn(t, b)
-			s := runToEnd(t, p, Request{Code: "1"})
+			s := runToEnd(t, p, request.Request{Code: "1"})
 			if s.Outcome != session.Killed || s.KillReason != session.BackendLost {
 				t.Errorf("ended as %s/%s", s.Outcome, s.KillReason)
 			}
@@ -204,7 +205,7 @@ func TestDestroyIsRetriedUntilItSucceeds(t *testing.T) {
 		return sim.Destroy(ctx, id)
 	}
 	p, _ := newPlaneOn(t, b)
-	s := runToEnd(t, p, Request{Code: "1"})
+	s := runToEnd(t, p, request.Request{Code: "1"})
 	if _, err := p.Teardown(t.Context(), caller, s.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +231,7 @@ func TestASessionWithoutItsGatewayNeverSucceeds(t *testing.T) {
 	}
 	l.gateway = deaf{l.gateway}
 	l.open(l.config(table))
-	s := runToEnd(t, l.plane, Request{Code: "enclave.result(1)\n"})
+	s := runToEnd(t, l.plane, request.Request{Code: "enclave.result(1)\n"})
 	if s.Outcome != session.Killed || s.KillReason != session.BackendLost {
 		t.Errorf("ended as %s/%s", s.Outcome, s.KillReason)
 	}
@@ -242,7 +243,7 @@ func TestRestartEndsWhatRanAndRunsWhatWaited(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, l := newPlane(t)
-	running, err := p.Create(t.Context(), caller, Request{Code: forever})
+	running, err := p.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +257,7 @@ func TestRestartEndsWhatRanAndRunsWhatWaited(t *testing.T) {
 	// what was durable at that moment.
 	copied := copyStore(t, l)
 	waiting := session.Session{
-		ID: "s-abcdef-9", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python", Limits: defaults,
+		ID: "s-abcdef-9", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python", Limits: defaultLimits(),
 		Egress: session.Egress{Mode: "deny_all", Allow: []string{}}, Backend: "simulator", Isolation: "none", Sandbox: "waitingaaaaaaaaaaaaa",
 	}
 	second := &lab{t: t, path: copied, backend: l.backend, gateway: l.gateway}
@@ -293,7 +294,7 @@ func TestRestartEndsWhatRanAndRunsWhatWaited(t *testing.T) {
 
 func TestCloseLetsSessionsEnd(t *testing.T) {
 	p, l := newPlane(t)
-	s, err := p.Create(t.Context(), caller, Request{Code: "enclave.result(1)\n"})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "enclave.result(1)\n"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,7 +304,7 @@ func TestCloseLetsSessionsEnd(t *testing.T) {
 	if s, err = l.store.Session(t.Context(), caller.Org, s.ID); err != nil || s.Outcome != session.Succeeded {
 		t.Errorf("ended as %s/%s, error %v", s.Outcome, s.KillReason, err)
 	}
-	if _, err := p.Create(t.Context(), caller, Request{Code: "1"}); !errors.Is(err, ErrClosing) {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1"}); !errors.Is(err, ErrClosing) {
 		t.Errorf("create after close: %v", err)
 	}
 }

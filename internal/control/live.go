@@ -16,7 +16,7 @@ type live struct {
 	org     string
 	sandbox string
 	ticket  *ticket
-	cancel  context.CancelCauseFunc // ends the session; the cause is an *ending
+	cancel  context.CancelCauseFunc // ends the session; the cause is a *wish
 	done    chan struct{}           // closed once its end is durable or the plane gave up on it
 	at      atomic.Int32            // a step; only the session's course stores it
 

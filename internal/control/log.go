@@ -6,6 +6,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/request"
 )
 
 // Consistency shows that the log of from events is the beginning of that of to
@@ -17,11 +18,11 @@ func (p *Plane) Consistency(ctx context.Context, c auth.Caller, from, to int64) 
 		return audit.Consistency{}, ErrForbidden
 	}
 	if from < 0 || to < 0 {
-		return audit.Consistency{}, invalid("from", "sizes of a log are not negative")
+		return audit.Consistency{}, request.Refuse("from", "sizes of a log are not negative")
 	}
 	proof, err := p.log.Consistency(ctx, from, to)
 	if errors.Is(err, audit.ErrNoTree) {
-		return audit.Consistency{}, invalid("to", "the log was never signed at that size, or has not grown to it from a size of %d", from)
+		return audit.Consistency{}, request.Refuse("to", "the log was never signed at that size, or has not grown to it from a size of %d", from)
 	}
 	return proof, err
 }
@@ -33,11 +34,11 @@ func (p *Plane) Inclusion(ctx context.Context, c auth.Caller, id string, seq uin
 		return audit.Inclusion{}, ErrForbidden
 	}
 	if size < 0 {
-		return audit.Inclusion{}, invalid("size", "the size of a log is not negative")
+		return audit.Inclusion{}, request.Refuse("size", "the size of a log is not negative")
 	}
 	proof, err := p.log.Inclusion(ctx, c.Org, id, seq, size)
 	if errors.Is(err, audit.ErrNoTree) {
-		return audit.Inclusion{}, invalid("size", "the log was never signed at that size, or had not yet the event")
+		return audit.Inclusion{}, request.Refuse("size", "the log was never signed at that size, or had not yet the event")
 	}
 	return proof, err
 }

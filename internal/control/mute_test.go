@@ -10,6 +10,7 @@ import (
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -54,7 +55,7 @@ func TestAGuestThatNeverSaysHelloIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mute{simulator.New(), make(chan struct{}), new(sync.Once)}
 		p, _ := newPlaneOn(t, b)
-		s := runToEnd(t, p, Request{Code: "1"})
+		s := runToEnd(t, p, request.Request{Code: "1"})
 		if s.Outcome != session.Killed || s.KillReason != session.BackendLost {
 			t.Errorf("it ended as %s/%s", s.Outcome, s.KillReason)
 		}

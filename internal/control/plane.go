@@ -23,6 +23,8 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/request"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -77,9 +79,9 @@ type Plane struct {
 	now       func() time.Time
 	retention Retention
 
-	results  singleflight.Group // by session
-	queue    *queue
-	starting chan struct{} // a token for each sandbox being created; nil if as many as like may be
+	results   singleflight.Group // by session
+	queue     *queue
+	sandboxes *sandbox.Set
 
 	mu      sync.Mutex // guards live and closing, and wg against Close
 	live    map[string]*live
@@ -128,15 +130,11 @@ func New(c Config) (*Plane, error) {
 	queue := newQueue(c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf)
 	queue.capacity = c.Capacity
 	abort := make(chan struct{})
-	var starting chan struct{}
-	if n := c.Backend.Info().Starting; n > 0 {
-		starting = make(chan struct{}, n)
-	}
 	return &Plane{
 		backend: c.Backend, sizer: sizer, store: c.Store, keys: c.Keys, log: c.Log, gateway: c.Gateway, table: c.Table,
 		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, webhook: c.Webhook, ceilings: orCeilings(c.Ceilings), now: c.Now,
 		queue:     queue,
-		starting:  starting,
+		sandboxes: sandbox.NewSet(c.Backend),
 		live:      map[string]*live{},
 		abort:     abort,
 		retention: c.Retention,
@@ -145,7 +143,7 @@ func New(c Config) (*Plane, error) {
 }
 
 func orCeilings(c session.Limits) session.Limits {
-	d := DefaultCeilings()
+	d := request.DefaultCeilings()
 	for _, f := range []struct{ have, def *int64 }{
 		{&c.Pids, &d.Pids}, {&c.MemoryMB, &d.MemoryMB}, {&c.CPUMillis, &d.CPUMillis}, {&c.CPUSeconds, &d.CPUSeconds},
 		{&c.WallSeconds, &d.WallSeconds}, {&c.DiskMB, &d.DiskMB}, {&c.OutputBytes, &d.OutputBytes}, {&c.EgressBytes, &d.EgressBytes},
@@ -161,7 +159,7 @@ func orCeilings(c session.Limits) session.Limits {
 // session without waiting for the run. A request whose Idempotency was used
 // before returns the session that it made then, or ErrIdempotency if it asked
 // for something else.
-func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.Session, error) {
+func (p *Plane) Create(ctx context.Context, c auth.Caller, r request.Request) (session.Session, error) {
 	if !c.May(auth.WriteSessions) {
 		return session.Session{}, ErrForbidden
 	}
@@ -175,7 +173,7 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 	}
 	made, err := p.create(ctx, c, r, pl)
 	if refused := (*BusyError)(nil); errors.As(err, &refused) {
-		if made, ok, err := p.repeated(ctx, c.Org, r.Idempotency, pl.hash); ok || err != nil {
+		if made, ok, err := p.repeated(ctx, c.Org, r); ok || err != nil {
 			return made, err
 		}
 	}
@@ -184,7 +182,7 @@ func (p *Plane) Create(ctx context.Context, c auth.Caller, r Request) (session.S
 
 // create is Create of a request that was understood. It returns a *BusyError
 // if a quota refuses it.
-func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (session.Session, error) {
+func (p *Plane) create(ctx context.Context, c auth.Caller, r request.Request, pl plan) (session.Session, error) {
 	// Nothing is written for what is refused: asking too often costs no disk.
 	if err := p.withinDay(ctx, c.Org); err != nil {
 		return session.Session{}, err
@@ -213,7 +211,7 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (
 		Backend: info.Name, Isolation: info.Isolation.String(),
 		Labels: r.Labels, WebhookURL: pl.webhook, Created: p.now().UTC(),
 		Sandbox:     random(10),
-		Idempotency: r.Idempotency, RequestHash: pl.hash,
+		Idempotency: r.IdempotencyKey, RequestHash: pl.hash,
 	}
 	// The session is known before it is durable, so that the reconciler never
 	// meets a sandbox of it that it does not know.
@@ -232,7 +230,7 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (
 	create.End()
 	if err != nil {
 		if errors.Is(err, session.ErrExists) {
-			return sameRequest(made, pl.hash)
+			return sameRequest(made, r)
 		}
 		return session.Session{}, fmt.Errorf("create session: %w", err)
 	}
@@ -247,7 +245,7 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r Request, pl plan) (
 
 // admit registers s, which has ticket k, as live. The run it returns must be
 // entered or abandoned. The context is the session's: it outlives ctx, and ends
-// with an *ending as cause.
+// with a *wish as cause.
 func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (context.Context, *run, error) {
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.mu.Lock()
@@ -263,6 +261,7 @@ func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (contex
 	k.lead = func() { r.resume(life, org) }
 	k.drop = r.abandon
 	p.live[s.ID] = l
+	p.sandboxes.Claim(r.sandbox)
 	p.wg.Add(1)
 	return life, r, nil
 }
@@ -365,7 +364,7 @@ func (p *Plane) Teardown(ctx context.Context, c auth.Caller, id string) (session
 	l := p.live[id]
 	p.mu.Unlock()
 	if l != nil {
-		p.end(l, &ending{reason: session.Cancelled})
+		p.end(l, &wish{})
 		select {
 		case <-l.done:
 		case <-ctx.Done():

@@ -22,6 +22,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/gateway"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/store"
 )
@@ -177,7 +178,7 @@ func await(t *testing.T, p *Plane, id string, cond func(session.Session, Update)
 	}
 }
 
-func runToEnd(t *testing.T, p *Plane, r Request) session.Session {
+func runToEnd(t *testing.T, p *Plane, r request.Request) session.Session {
 	t.Helper()
 	s, err := p.Create(t.Context(), caller, r)
 	if err != nil {
@@ -219,4 +220,13 @@ func openStore(t *testing.T, path string) *store.Store {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// defaultLimits are those of a session that names none.
+func defaultLimits() session.Limits {
+	l, err := request.Limits{}.Fill(request.DefaultCeilings())
+	if err != nil {
+		panic(err)
+	}
+	return l
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -340,7 +341,7 @@ func TestAWaitingSessionCostsLittle(t *testing.T) {
 	l.close()
 	l.open(l.configured(func(c *Config) { c.MaxRunning, c.MaxWaiting, c.Quotas.Waiting = 1, 10_000, 10_000 }))
 	p := l.plane
-	first, err := p.Create(t.Context(), caller, Request{Code: forever})
+	first, err := p.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,19 +379,19 @@ func TestTheQueueShowsOthersOnlyAsTotals(t *testing.T) {
 	l.open(l.configured(func(c *Config) { c.MaxRunning = 1 }))
 	p := l.plane
 	other := auth.Caller{User: "bob", Org: "other", Scopes: caller.Scopes, Key: "k2"}
-	first, err := p.Create(t.Context(), caller, Request{Code: forever})
+	first, err := p.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
 	await(t, p, first.ID, func(s session.Session, _ Update) bool { return s.Phase == session.Running })
 	var mine []string
 	for range 2 {
-		s, err := p.Create(t.Context(), caller, Request{Code: "1"})
+		s, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		mine = append(mine, s.ID)
-		if _, err := p.Create(t.Context(), other, Request{Code: "1"}); err != nil {
+		if _, err := p.Create(t.Context(), other, request.Request{Code: "1"}); err != nil {
 			t.Fatal(err)
 		}
 	}

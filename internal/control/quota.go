@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -128,24 +129,24 @@ func (p *Plane) withinStorage(ctx context.Context, org string, k *ticket) error 
 		most, stored.Used(), k.owed-own, own)
 }
 
-// repeated returns what a request with this idempotency key made before. It is
+// repeated returns what a request with r's idempotency key made before. It is
 // asked for a request that a quota refuses: an answer that was given once is
 // given again.
-func (p *Plane) repeated(ctx context.Context, org, key, hash string) (session.Session, bool, error) {
-	if key == "" {
+func (p *Plane) repeated(ctx context.Context, org string, r request.Request) (session.Session, bool, error) {
+	if r.IdempotencyKey == "" {
 		return session.Session{}, false, nil
 	}
-	made, ok, err := p.store.Idempotent(ctx, org, key)
+	made, ok, err := p.store.Idempotent(ctx, org, r.IdempotencyKey)
 	if err != nil || !ok {
 		return session.Session{}, false, err
 	}
-	made, err = sameRequest(made, hash)
+	made, err = sameRequest(made, r)
 	return made, true, err
 }
 
-// sameRequest returns made, or ErrIdempotency if another request made it.
-func sameRequest(made session.Session, hash string) (session.Session, error) {
-	if made.RequestHash != hash {
+// sameRequest returns made, or ErrIdempotency if another request than r made it.
+func sameRequest(made session.Session, r request.Request) (session.Session, error) {
+	if !r.Matches(made.RequestHash) {
 		return session.Session{}, ErrIdempotency
 	}
 	return made, nil

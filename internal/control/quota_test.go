@@ -12,6 +12,7 @@ import (
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -22,7 +23,7 @@ func busyPlane(t *testing.T, q Quotas) (*Plane, *lab, session.Session) {
 	_, l := newPlane(t)
 	l.close()
 	l.open(l.configured(func(c *Config) { c.MaxRunning, c.Quotas = 1, q }))
-	s, err := l.plane.Create(t.Context(), caller, Request{Code: forever})
+	s, err := l.plane.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +34,7 @@ func busyPlane(t *testing.T, q Quotas) (*Plane, *lab, session.Session) {
 // What a session is to do is read from the store when its turn comes.
 func TestASessionThatWaitedRunsWithItsWork(t *testing.T) {
 	p, _, first := busyPlane(t, Quotas{})
-	second, err := p.Create(t.Context(), caller, Request{Code: "enclave.result(open('/work/in').read())\n", Files: map[string]string{"in": "seven"}})
+	second, err := p.Create(t.Context(), caller, request.Request{Code: "enclave.result(open('/work/in').read())\n", Files: map[string]string{"in": "seven"}})
 	if err != nil || second.Phase != session.Pending {
 		t.Fatalf("%+v, %v", second, err)
 	}
@@ -48,7 +49,7 @@ func TestASessionThatWaitedRunsWithItsWork(t *testing.T) {
 
 func TestWhatWaitsAtCloseStaysPendingAndIsRunByTheNextStart(t *testing.T) {
 	p, l, first := busyPlane(t, Quotas{})
-	second, err := p.Create(t.Context(), caller, Request{Code: "enclave.result(2)\n"})
+	second, err := p.Create(t.Context(), caller, request.Request{Code: "enclave.result(2)\n"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,25 +69,25 @@ func TestWhatWaitsAtCloseStaysPendingAndIsRunByTheNextStart(t *testing.T) {
 // another request under the same key is told so.
 func TestARepeatedRequestIsNeverRefusedByAQuota(t *testing.T) {
 	p, l, first := busyPlane(t, Quotas{PerMinute: 3, Waiting: 2})
-	ask := Request{Code: "1", Idempotency: "once"}
+	ask := request.Request{Code: "1", IdempotencyKey: "once"}
 	made, err := p.Create(t.Context(), caller, ask)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Create(t.Context(), caller, Request{Code: "1"}); err != nil {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1"}); err != nil {
 		t.Fatal(err)
 	}
 	refusals := func(code string) {
 		t.Helper()
-		_, err := p.Create(t.Context(), caller, Request{Code: "1"})
+		_, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
 		wantBusy(t, "a new request", err, code)
 		if again, err := p.Create(t.Context(), caller, ask); err != nil || again.ID != made.ID {
 			t.Errorf("%s: the repeated request made %q, error %v; want %q", code, again.ID, err, made.ID)
 		}
-		if _, err := p.Create(t.Context(), caller, Request{Code: "2", Idempotency: "once"}); !errors.Is(err, ErrIdempotency) {
+		if _, err := p.Create(t.Context(), caller, request.Request{Code: "2", IdempotencyKey: "once"}); !errors.Is(err, ErrIdempotency) {
 			t.Errorf("%s: another request under the same key: %v", code, err)
 		}
-		_, err = p.Create(t.Context(), caller, Request{Code: "1", Idempotency: "twice"})
+		_, err = p.Create(t.Context(), caller, request.Request{Code: "1", IdempotencyKey: "twice"})
 		wantBusy(t, "a new key", err, code)
 		other := auth.Caller{User: "bob", Org: "other", Scopes: caller.Scopes, Key: "k2"}
 		if s, err := p.Create(t.Context(), other, ask); err == nil && s.ID == made.ID {
@@ -105,7 +106,7 @@ func TestARepeatedRequestIsNeverRefusedByAQuota(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = p.Create(t.Context(), caller, Request{Code: "1"})
+	_, err = p.Create(t.Context(), caller, request.Request{Code: "1"})
 	wantBusy(t, "a new request", err, RateLimited)
 	if after, err := l.store.NextNumber(t.Context()); err != nil || after != before+1 {
 		t.Errorf("a refused request used %d numbers, error %v", after-before-1, err)
@@ -116,9 +117,7 @@ func TestARepeatedRequestIsNeverRefusedByAQuota(t *testing.T) {
 type counting struct {
 	backend.Backend
 	starting  int
-	tokens    chan struct{} // of the plane: one for each that it makes
 	now, most atomic.Int32
-	unasked   atomic.Bool // one was made without a token
 }
 
 func (b *counting) Info() backend.Info {
@@ -132,19 +131,15 @@ func (b *counting) Start(ctx context.Context, id backend.ID, s backend.Spec) err
 	defer b.now.Add(-1)
 	for m := b.most.Load(); n > m && !b.most.CompareAndSwap(m, n); m = b.most.Load() {
 	}
-	if len(b.tokens) == 0 {
-		b.unasked.Store(true)
-	}
 	return b.Backend.Start(ctx, id, s)
 }
 
 func TestOnlySoManySandboxesAreMadeAtOnce(t *testing.T) {
 	b := &counting{Backend: simulator.New(), starting: 2}
 	p, _ := newPlaneOn(t, b)
-	b.tokens = p.starting
 	var made []session.Session
 	for range 30 {
-		s, err := p.Create(t.Context(), caller, Request{Code: "1"})
+		s, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -153,8 +148,8 @@ func TestOnlySoManySandboxesAreMadeAtOnce(t *testing.T) {
 	for _, s := range made {
 		await(t, p, s.ID, func(_ session.Session, u Update) bool { return u.End })
 	}
-	if n := b.most.Load(); n > 2 || b.unasked.Load() || cap(b.tokens) != 2 {
-		t.Errorf("%d sandboxes were made at once by a backend that makes two, without a token: %t", n, b.unasked.Load())
+	if n := b.most.Load(); n > 2 {
+		t.Errorf("%d sandboxes were made at once by a backend that makes two", n)
 	}
 }
 
@@ -182,14 +177,14 @@ func TestTheCPUTimeOfADayIsBounded(t *testing.T) {
 		c.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
 	}))
 	p := l.plane
-	first := Request{Code: "1", Idempotency: "first"}
+	first := request.Request{Code: "1", IdempotencyKey: "first"}
 	made := runToEnd(t, p, first)
 	l.spend(caller.Org, 98)
-	if _, err := p.Create(t.Context(), caller, Request{Code: "1"}); err != nil {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1"}); err != nil {
 		t.Fatalf("with some left: %v", err)
 	}
 	l.spend(caller.Org, 2)
-	_, err := p.Create(t.Context(), caller, Request{Code: "1"})
+	_, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
 	if b := wantBusy(t, "over the quota", err, QuotaExceeded); b.RetryAfter != 30*time.Second {
 		t.Errorf("retry after %v, want the 30 s to midnight", b.RetryAfter)
 	}
@@ -197,20 +192,20 @@ func TestTheCPUTimeOfADayIsBounded(t *testing.T) {
 		t.Errorf("a repeat made %q, error %v; want %q", again.ID, err, made.ID)
 	}
 	other := auth.Caller{User: "bob", Org: "other", Scopes: caller.Scopes, Key: "k2"}
-	if _, err := p.Create(t.Context(), other, Request{Code: "1"}); err != nil {
+	if _, err := p.Create(t.Context(), other, request.Request{Code: "1"}); err != nil {
 		t.Errorf("another organisation: %v", err)
 	}
 	mu.Lock()
 	now = now.Add(-12 * time.Hour)
 	mu.Unlock()
-	_, err = p.Create(t.Context(), caller, Request{Code: "1"})
+	_, err = p.Create(t.Context(), caller, request.Request{Code: "1"})
 	if b := wantBusy(t, "at noon", err, QuotaExceeded); b.RetryAfter != time.Hour {
 		t.Errorf("retry after %v at noon, want an hour", b.RetryAfter)
 	}
 	mu.Lock()
 	now = now.Add(12*time.Hour + 30*time.Second)
 	mu.Unlock()
-	if _, err := p.Create(t.Context(), caller, Request{Code: "1"}); err != nil {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1"}); err != nil {
 		t.Errorf("on the next day: %v", err)
 	}
 }

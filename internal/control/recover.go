@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
@@ -16,8 +17,8 @@ import (
 const reconcileEvery = 5 * time.Second
 
 // Start takes up what an earlier process left: its sandboxes are destroyed, its
-// running sessions end as killed/backend_lost, and its pending ones are run.
-// From then on, until ctx ends, what exists is compared with what should every
+// running sessions end as killed, for a limit that they breached meanwhile or else as
+// backend_lost, and its pending ones are run. From then on, until ctx ends, what exists is compared with what should every
 // few seconds: sandboxes of this instance that no session owns are destroyed, and
 // sessions that nobody leads are taken up as at a start. What is older than the
 // retention is dropped. Start must return before Create is called.
@@ -29,6 +30,7 @@ func (p *Plane) Start(ctx context.Context) error {
 	if err := failpoint.Hit("control.recover.read"); err != nil {
 		return err
 	}
+	exits := p.exits(ctx, unended)                  // before what would tell is destroyed
 	if err := p.destroyStrangers(ctx); err != nil { // nothing is live yet: all are
 		return err
 	}
@@ -36,7 +38,7 @@ func (p *Plane) Start(ctx context.Context) error {
 		return err
 	}
 	for _, s := range unended {
-		if err := p.takeUp(ctx, s, "the control plane was restarted"); err != nil {
+		if err := p.takeUp(ctx, s, exits[s.ID], "the control plane was restarted"); err != nil {
 			return err
 		}
 	}
@@ -54,11 +56,42 @@ func (p *Plane) Start(ctx context.Context) error {
 	return nil
 }
 
+// lateExits is how long sandboxes that nobody watched are given to say, all at the
+// same time, how they ended. One that has not ended does not say it.
+const lateExits = time.Second
+
+// exits returns how the sandboxes of those sessions ended that had one, by session:
+// a limit that was breached while nobody led the session, and what it had used.
+func (p *Plane) exits(ctx context.Context, unended []session.Session) map[string]backend.Exit {
+	ctx, cancel := context.WithTimeout(ctx, lateExits)
+	defer cancel()
+	var (
+		mu    sync.Mutex
+		exits = map[string]backend.Exit{}
+		wg    sync.WaitGroup
+	)
+	for _, s := range unended {
+		if s.Phase == session.Pending {
+			continue
+		}
+		wg.Go(func() {
+			if e, err := p.backend.Wait(ctx, backend.ID(s.Sandbox)); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				exits[s.ID] = e
+			}
+		})
+	}
+	wg.Wait()
+	return exits
+}
+
 // takeUp goes on with an unended session that nobody leads: one without a
-// sandbox is run, and one that had one is ended, for the reason why.
-func (p *Plane) takeUp(ctx context.Context, s session.Session, why string) error {
+// sandbox is run, and one that had one, which ended with exit, is ended: for a limit
+// if there was one, else for the reason why.
+func (p *Plane) takeUp(ctx context.Context, s session.Session, exit backend.Exit, why string) error {
 	if s.Phase != session.Pending {
-		if err := p.endLost(ctx, s, why); err != nil {
+		if err := p.endLost(ctx, s, exit, why); err != nil {
 			return err
 		}
 		return failpoint.Hit("control.recover.ended")
@@ -74,49 +107,38 @@ func (p *Plane) takeUp(ctx context.Context, s session.Session, why string) error
 	return failpoint.Hit("control.recover.resumed")
 }
 
-// endLost ends a session whose sandbox is not this process's. If a limit is
-// already in its record, the limit is the reason.
-func (p *Plane) endLost(ctx context.Context, s session.Session, why string) error {
-	end := lost("%s", why)
+// endLost ends a session that nobody leads, whose sandbox ended with exit.
+func (p *Plane) endLost(ctx context.Context, s session.Session, exit backend.Exit, why string) error {
+	o := outcome{accounts: failed("%s", why)}
+	o.backend = exit
 	events, err := p.store.Events(ctx, s.Org, s.ID, 0, maxEvents)
 	if err != nil {
 		return fmt.Errorf("record of %s: %w", s.ID, err)
 	}
 	for _, e := range events {
 		if e.Type == audit.LimitExceeded {
-			end = &ending{reason: reasonOf(e.Data.Resource), limit: &e.Data}
+			o.record = &e.Data
 		}
 	}
-	if _, err := p.commitEnd(ctx, s, session.Result{}, outcome{}, end); err != nil && !errors.Is(err, session.ErrConflict) {
+	if _, err := p.commitEnd(ctx, s, session.Result{}, o); err != nil && !errors.Is(err, session.ErrConflict) {
 		return err
 	}
 	return nil
 }
 
-// cancelUnled ends a session that nobody leads as cancelled. If somebody has
+// cancelUnled ends a session that nobody leads as cancelled, unless its sandbox says
+// that it breached a limit. If somebody has
 // ended it, or begun to lead it, at the same moment, its version decides.
 func (p *Plane) cancelUnled(ctx context.Context, s session.Session) error {
-	if err := p.backend.Destroy(ctx, backend.ID(s.Sandbox)); err != nil {
+	o := outcome{accounts: accounts{operator: &wish{}, backend: p.exits(ctx, []session.Session{s})[s.ID]}}
+	if err := p.sandboxes.Destroy(ctx, backend.ID(s.Sandbox)); err != nil {
 		return err
 	}
-	_, err := p.commitEnd(ctx, s, session.Result{}, outcome{}, &ending{reason: session.Cancelled})
+	_, err := p.commitEnd(ctx, s, session.Result{}, o)
 	if errors.Is(err, session.ErrConflict) {
 		return nil
 	}
 	return err
-}
-
-// reasonOf is the kill reason of a limit that the control plane itself judges.
-func reasonOf(resource string) session.KillReason {
-	switch resource {
-	case "wallSeconds":
-		return session.WallClockExceeded
-	case "outputBytes":
-		return session.OutputExceeded
-	case "egressBytes":
-		return session.EgressExceeded
-	}
-	return session.BackendLost
 }
 
 func (p *Plane) reconcile(ctx context.Context) {
@@ -125,7 +147,7 @@ func (p *Plane) reconcile(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
-			if err := errors.Join(p.destroyStrangers(ctx), p.takeUpLeft(ctx)); err != nil && ctx.Err() == nil {
+			if err := errors.Join(p.takeUpLeft(ctx), p.destroyStrangers(ctx)); err != nil && ctx.Err() == nil {
 				p.logger.Warn("reconcile", "err", err)
 			}
 			p.lead(p.queue.poll())
@@ -161,35 +183,27 @@ func (p *Plane) takeUpLeft(ctx context.Context) error {
 		if s.Outcome != "" {
 			continue
 		}
-		if err := p.takeUp(ctx, s, "its end could not be recorded"); err != nil && !errors.Is(err, ErrClosing) {
+		exit := p.exits(ctx, []session.Session{s})[s.ID]
+		if s.Phase == session.Pending { // what is half made of its sandbox is in the way
+			if err := p.sandboxes.Destroy(ctx, backend.ID(s.Sandbox)); err != nil {
+				return fmt.Errorf("take up session %s: %w", s.ID, err)
+			}
+		}
+		if err := p.takeUp(ctx, s, exit, "its end could not be recorded"); err != nil && !errors.Is(err, ErrClosing) {
 			return fmt.Errorf("take up session %s: %w", s.ID, err)
 		}
 	}
 	return nil
 }
 
-// destroyStrangers destroys the sandboxes that no live session owns. The set
-// that exists is read before the set that should: a sandbox is only made for a
-// session that is live already.
+// destroyStrangers destroys the sandboxes that no live session has claimed.
 func (p *Plane) destroyStrangers(ctx context.Context) error {
-	exist, err := p.backend.List(ctx)
+	strangers, err := p.sandboxes.Strangers(ctx)
 	if err != nil {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
-	p.mu.Lock()
-	known := map[backend.ID]bool{}
-	for _, l := range p.live {
-		known[backend.ID(l.sandbox)] = true
-	}
-	p.mu.Unlock()
-	for _, id := range exist {
-		if known[id] {
-			continue
-		}
-		attempt, cancel := context.WithTimeout(ctx, stopTimeout)
-		err := p.backend.Destroy(attempt, id)
-		cancel()
-		if err != nil {
+	for _, id := range strangers {
+		if err := p.sandboxes.Destroy(ctx, id); err != nil {
 			p.observer.DestroyFailed()
 			p.logger.Warn("stray sandbox not destroyed", "sandbox", id, "err", err)
 			continue
@@ -201,6 +215,9 @@ func (p *Plane) destroyStrangers(ctx context.Context) error {
 	}
 	return nil
 }
+
+// closeTimeout is how long Close waits for sandboxes after it has ended them.
+const closeTimeout = 30 * time.Second
 
 // Close refuses new sessions, leaves those that wait pending for the next
 // Start, and waits for those that have a place to end. Once ctx ends it ends
@@ -215,13 +232,13 @@ func (p *Plane) Close(ctx context.Context) error {
 	}
 
 	if !p.drain(ctx) {
-		later := &ending{reason: session.Cancelled, detail: "the control plane shut down", later: true}
+		later := &wish{detail: "the control plane shut down", later: true}
 		p.mu.Lock()
 		for _, l := range p.live {
 			l.cancel(later)
 		}
 		p.mu.Unlock()
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
 		if !p.drain(last) {
 			p.giveUp()

@@ -11,6 +11,8 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/request"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -40,7 +42,7 @@ func TestASessionWhoseEndWasNotRecordedIsEndedByTheReconciler(t *testing.T) {
 	f := &forgetful{Store: l.store}
 	f.refuse.Store(1)
 	p.store = f
-	s, err := p.Create(t.Context(), caller, Request{Code: "enclave.result(1)"})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "enclave.result(1)"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +72,7 @@ func TestAPendingSessionThatNobodyLeadsIsRunByTheReconciler(t *testing.T) {
 	// As Create does, up to where its process lost track of it.
 	s, err := l.store.Create(t.Context(), session.Session{
 		ID: "s-00aa11-1", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python",
-		Limits: defaults, Egress: session.Egress{Mode: "deny_all"}, Backend: info.Name, Isolation: info.Isolation.String(),
+		Limits: defaultLimits(), Egress: session.Egress{Mode: "deny_all"}, Backend: info.Name, Isolation: info.Isolation.String(),
 		Created: p.now(), Sandbox: random(10),
 	}, session.Work{Code: "enclave.result(7)"}, audit.Data{})
 	if err != nil {
@@ -90,7 +92,7 @@ func TestASessionThatNobodyLeadsCanBeTornDown(t *testing.T) {
 	f := &forgetful{Store: l.store}
 	f.refuse.Store(1)
 	p.store = f
-	s, err := p.Create(t.Context(), caller, Request{Code: "1"})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +107,7 @@ func TestASessionThatNobodyLeadsCanBeTornDown(t *testing.T) {
 
 func TestTheReconcilerLeavesSessionsThatAreLedAlone(t *testing.T) {
 	p, _ := newPlane(t)
-	s, err := p.Create(t.Context(), caller, Request{Code: forever})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +138,7 @@ func (u *unreadable) Destroy(ctx context.Context, id backend.ID) error {
 func TestAnUnreadableSetOfSandboxesIsNotAnEmptyOne(t *testing.T) {
 	p, l := newPlane(t)
 	u := &unreadable{Backend: simulator.New()}
-	p.backend = u
+	p.backend, p.sandboxes = u, sandbox.NewSet(u)
 	if err := p.destroyStrangers(t.Context()); err == nil {
 		t.Error("nobody is told that the sandboxes could not be listed")
 	}
@@ -146,7 +148,7 @@ func TestAnUnreadableSetOfSandboxesIsNotAnEmptyOne(t *testing.T) {
 	if st := p.Status(t.Context()); st.Ready || st.Reason == "" {
 		t.Errorf("status is %+v", st)
 	}
-	p.backend = l.backend
+	p.backend, p.sandboxes = l.backend, sandbox.NewSet(l.backend)
 
 	// A control plane that can't see what is left does not start.
 	table, err := egress.Standard()
@@ -175,7 +177,7 @@ func TestAStreamOfASessionThatNobodyLeadsDoesNotWait(t *testing.T) {
 	f := &forgetful{Store: l.store}
 	f.refuse.Store(1)
 	p.store = f
-	s, err := p.Create(t.Context(), caller, Request{Code: "1"})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,5 +197,91 @@ func TestAStreamOfASessionThatNobodyLeadsDoesNotWait(t *testing.T) {
 	}
 	if u, err = p.Watch(t.Context(), caller, s.ID, u.Cursor); err != nil || len(u.Phases) != 1 || u.Phases[0] != session.Killed {
 		t.Errorf("and then %+v, error %v", u, err)
+	}
+}
+
+// A witness is a backend that knows how its sandboxes ended until they are
+// destroyed.
+type witness struct {
+	backend.Backend
+	exit backend.Exit
+	gone atomic.Bool
+}
+
+func (w *witness) List(context.Context) ([]backend.ID, error) {
+	return []backend.ID{"aaaaaaaaaaaaaaaaaaaa"}, nil
+}
+
+func (w *witness) Wait(ctx context.Context, id backend.ID) (backend.Exit, error) {
+	switch {
+	case w.gone.Load():
+		return backend.Exit{}, backend.ErrNotFound
+	case w.exit.Cause == backend.Unknown: // it has not ended
+		<-ctx.Done()
+		return backend.Exit{}, ctx.Err()
+	}
+	return w.exit, nil
+}
+
+func (w *witness) Destroy(context.Context, backend.ID) error {
+	w.gone.Store(true)
+	return nil
+}
+
+// TestABreachWhileNobodyWasThereEndsWithItsOwnReason has a control plane start that
+// finds a session whose sandbox ended without it.
+func TestABreachWhileNobodyWasThereEndsWithItsOwnReason(t *testing.T) {
+	used := backend.Usage{CPU: 3 * time.Second, PeakMemory: 600 << 20}
+	for name, tc := range map[string]struct {
+		exit   backend.Exit
+		reason session.KillReason
+		types  []audit.Type
+		cpu    float64
+	}{
+		"a breach": {
+			backend.Exit{Cause: backend.MemoryLimit, Observed: 600 << 20, Evidence: "oom", Usage: used}, session.MemoryExceeded,
+			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.LimitExceeded, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered}, 3,
+		},
+		"an end by itself": {
+			backend.Exit{Cause: backend.Exited, Usage: used}, session.BackendLost,
+			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered}, 3,
+		},
+		"none yet": {
+			backend.Exit{}, session.BackendLost,
+			[]audit.Type{audit.SessionCreated, audit.SandboxStarted, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered}, 0,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &witness{Backend: simulator.New(), exit: tc.exit}
+			p, l := newPlaneOn(t, w)
+			w.gone.Store(false) // its start destroyed a stranger
+			s, err := l.store.Create(t.Context(), session.Session{
+				ID: "s-00aa11-1", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python",
+				Limits: defaultLimits(), Egress: session.Egress{Mode: "deny_all"}, Backend: "simulator", Isolation: "none",
+				Created: p.now(), Sandbox: "aaaaaaaaaaaaaaaaaaaa",
+			}, session.Work{Code: "1"}, audit.Data{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Phase, s.Started = session.Running, p.now()
+			if _, err := l.store.Commit(t.Context(), s, nil, audit.Event{Type: audit.SandboxStarted}); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.takeUpLeft(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s, err = p.Session(t.Context(), caller, s.ID)
+			if err != nil || s.Outcome != session.Killed || s.KillReason != tc.reason {
+				t.Errorf("ended as %s/%s, error %v", s.Outcome, s.KillReason, err)
+			}
+			wantTypes(t, p, s.ID, tc.types...)
+			events, err := p.Events(t.Context(), caller, s.ID, 0, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := *events[len(events)-1].Data.CPUSeconds; got != tc.cpu {
+				t.Errorf("%v CPU seconds are metered, want %v", got, tc.cpu)
+			}
+		})
 	}
 }

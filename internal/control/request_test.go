@@ -9,39 +9,40 @@ import (
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
 func TestBadRequestsAreRefusedWithTheirField(t *testing.T) {
 	n := func(v int64) *int64 { return &v }
-	allow := func(rules ...string) Request {
-		return Request{Code: "1", Egress: session.Egress{Mode: "allowlist", Allow: rules}}
+	allow := func(rules ...string) request.Request {
+		return request.Request{Code: "1", Egress: session.Egress{Mode: "allowlist", Allow: rules}}
 	}
 	for name, tc := range map[string]struct {
-		req   Request
+		req   request.Request
 		field string
 	}{
-		"no code":                       {Request{}, "code"},
-		"code and argv":                 {Request{Code: "1", Argv: []string{"true"}}, "code"},
-		"code over 10 MiB":              {Request{Code: strings.Repeat("x", maxCode+1)}, "code"},
-		"NUL in code":                   {Request{Code: "print(1)\x00"}, "code"},
-		"code that is not UTF-8":        {Request{Code: "\xff\xfe"}, "code"},
-		"unknown language":              {Request{Code: "1", Language: "ruby"}, "language"},
-		"language with argv":            {Request{Argv: []string{"true"}, Language: "bash"}, "language"},
-		"empty program":                 {Request{Argv: []string{""}}, "argv[0]"},
-		"NUL in argv":                   {Request{Argv: []string{"echo", "a\x00b"}}, "argv[1]"},
-		"pids 0":                        {Request{Code: "1", Limits: LimitsRequest{Pids: n(0)}}, "limits.pidsLimit"},
-		"memory negative":               {Request{Code: "1", Limits: LimitsRequest{MemoryMB: n(-1)}}, "limits.memoryMb"},
-		"cpu share 0":                   {Request{Code: "1", Limits: LimitsRequest{CPUMillis: n(0)}}, "limits.cpuMillis"},
-		"cpu seconds 0":                 {Request{Code: "1", Limits: LimitsRequest{CPUSeconds: n(0)}}, "limits.cpuSeconds"},
-		"wall negative":                 {Request{Code: "1", Limits: LimitsRequest{WallSeconds: n(-5)}}, "limits.wallSeconds"},
-		"disk 0":                        {Request{Code: "1", Limits: LimitsRequest{DiskMB: n(0)}}, "limits.diskMb"},
-		"output 0":                      {Request{Code: "1", Limits: LimitsRequest{OutputBytes: n(0)}}, "limits.outputBytes"},
-		"egress bytes 0":                {Request{Code: "1", Limits: LimitsRequest{EgressBytes: n(0)}}, "limits.egressBytes"},
-		"huge pids":                     {Request{Code: "1", Limits: LimitsRequest{Pids: n(1 << 62)}}, "limits.pidsLimit"},
-		"memory over the ceiling":       {Request{Code: "1", Limits: LimitsRequest{MemoryMB: n(1 << 40)}}, "limits.memoryMb"},
-		"unknown mode":                  {Request{Code: "1", Egress: session.Egress{Mode: "allow_all"}}, "egress"},
-		"rules with deny_all":           {Request{Code: "1", Egress: session.Egress{Mode: "deny_all", Allow: []string{"a.example.com"}}}, "egress"},
+		"no code":                       {request.Request{}, "code"},
+		"code and argv":                 {request.Request{Code: "1", Argv: []string{"true"}}, "code"},
+		"code over 10 MiB":              {request.Request{Code: strings.Repeat("x", request.MaxCode+1)}, "code"},
+		"NUL in code":                   {request.Request{Code: "print(1)\x00"}, "code"},
+		"code that is not UTF-8":        {request.Request{Code: "\xff\xfe"}, "code"},
+		"unknown language":              {request.Request{Code: "1", Language: "ruby"}, "language"},
+		"language with argv":            {request.Request{Argv: []string{"true"}, Language: "bash"}, "language"},
+		"empty program":                 {request.Request{Argv: []string{""}}, "argv[0]"},
+		"NUL in argv":                   {request.Request{Argv: []string{"echo", "a\x00b"}}, "argv[1]"},
+		"pids 0":                        {request.Request{Code: "1", Limits: request.Limits{Pids: n(0)}}, "limits.pidsLimit"},
+		"memory negative":               {request.Request{Code: "1", Limits: request.Limits{MemoryMB: n(-1)}}, "limits.memoryMb"},
+		"cpu share 0":                   {request.Request{Code: "1", Limits: request.Limits{CPUMillis: n(0)}}, "limits.cpuMillis"},
+		"cpu seconds 0":                 {request.Request{Code: "1", Limits: request.Limits{CPUSeconds: n(0)}}, "limits.cpuSeconds"},
+		"wall negative":                 {request.Request{Code: "1", Limits: request.Limits{WallSeconds: n(-5)}}, "limits.wallSeconds"},
+		"disk 0":                        {request.Request{Code: "1", Limits: request.Limits{DiskMB: n(0)}}, "limits.diskMb"},
+		"output 0":                      {request.Request{Code: "1", Limits: request.Limits{OutputBytes: n(0)}}, "limits.outputBytes"},
+		"egress bytes 0":                {request.Request{Code: "1", Limits: request.Limits{EgressBytes: n(0)}}, "limits.egressBytes"},
+		"huge pids":                     {request.Request{Code: "1", Limits: request.Limits{Pids: n(1 << 62)}}, "limits.pidsLimit"},
+		"memory over the ceiling":       {request.Request{Code: "1", Limits: request.Limits{MemoryMB: n(1 << 40)}}, "limits.memoryMb"},
+		"unknown mode":                  {request.Request{Code: "1", Egress: session.Egress{Mode: "allow_all"}}, "egress"},
+		"rules with deny_all":           {request.Request{Code: "1", Egress: session.Egress{Mode: "deny_all", Allow: []string{"a.example.com"}}}, "egress"},
 		"empty rule":                    {allow("api.example.com", ""), "egress.allow[1]"},
 		"a URL as rule":                 {allow("https://api.example.com"), "egress.allow[0]"},
 		"a path in a rule":              {allow("api.example.com/v1"), "egress.allow[0]"},
@@ -52,25 +53,25 @@ func TestBadRequestsAreRefusedWithTheirField(t *testing.T) {
 		"loopback":                      {allow("127.0.0.1"), "egress.allow[0]"},
 		"port 0":                        {allow("api.example.com:0"), "egress.allow[0]"},
 		"port 70000":                    {allow("api.example.com:70000"), "egress.allow[0]"},
-		"file above /work":              {Request{Code: "1", Files: map[string]string{"../etc/passwd": ""}}, "files"},
-		"absolute file":                 {Request{Code: "1", Files: map[string]string{"/etc/passwd": ""}}, "files"},
-		"file with a climbing middle":   {Request{Code: "1", Files: map[string]string{"a/../../b": ""}}, "files"},
-		"a long file name":              {Request{Code: "1", Files: map[string]string{"a/" + strings.Repeat("x", 256): ""}}, "files"},
-		"file named like /work":         {Request{Code: "1", Files: map[string]string{"/work/": ""}}, "files"},
-		"file that is also a directory": {Request{Code: "1", Files: map[string]string{"a": "", "a/b": ""}}, "files"},
-		"file named twice":              {Request{Code: "1", Files: map[string]string{"a": "", "/work/a": ""}}, "files"},
-		"files over 10 MiB":             {Request{Code: "1", Files: map[string]string{"a": strings.Repeat("x", maxFileBytes+1)}}, "files"},
-		"label with a control code":     {Request{Code: "1", Labels: map[string]string{"a": "\x1b[2J"}}, "labels"},
-		"empty label":                   {Request{Code: "1", Labels: map[string]string{"": "x"}}, "labels"},
-		"idempotency key with newline":  {Request{Code: "1", Idempotency: "a\nb"}, "idempotencyKey"},
-		"unknown isolation":             {Request{Code: "1", MinIsolation: "strong"}, "minIsolation"},
+		"file above /work":              {request.Request{Code: "1", Files: map[string]string{"../etc/passwd": ""}}, "files"},
+		"absolute file":                 {request.Request{Code: "1", Files: map[string]string{"/etc/passwd": ""}}, "files"},
+		"file with a climbing middle":   {request.Request{Code: "1", Files: map[string]string{"a/../../b": ""}}, "files"},
+		"a long file name":              {request.Request{Code: "1", Files: map[string]string{"a/" + strings.Repeat("x", 256): ""}}, "files"},
+		"file named like /work":         {request.Request{Code: "1", Files: map[string]string{"/work/": ""}}, "files"},
+		"file that is also a directory": {request.Request{Code: "1", Files: map[string]string{"a": "", "a/b": ""}}, "files"},
+		"file named twice":              {request.Request{Code: "1", Files: map[string]string{"a": "", "/work/a": ""}}, "files"},
+		"files over 10 MiB":             {request.Request{Code: "1", Files: map[string]string{"a": strings.Repeat("x", request.MaxFileBytes+1)}}, "files"},
+		"label with a control code":     {request.Request{Code: "1", Labels: map[string]string{"a": "\x1b[2J"}}, "labels"},
+		"empty label":                   {request.Request{Code: "1", Labels: map[string]string{"": "x"}}, "labels"},
+		"idempotency key with newline":  {request.Request{Code: "1", IdempotencyKey: "a\nb"}, "idempotencyKey"},
+		"unknown isolation":             {request.Request{Code: "1", MinIsolation: "strong"}, "minIsolation"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _ := newPlane(t)
 			_, err := p.Create(t.Context(), caller, tc.req)
-			var v *ValidationError
+			var v *request.FieldError
 			if !errors.As(err, &v) {
-				t.Fatalf("error is %v, want a ValidationError", err)
+				t.Fatalf("error is %v, want a FieldError", err)
 			}
 			if v.Field != tc.field {
 				t.Errorf("field %q (%s), want %q", v.Field, v.Detail, tc.field)
@@ -101,7 +102,7 @@ func TestIsolationBelowTheWishIsRefused(t *testing.T) {
 	for have, name := range order {
 		p, _ := newPlaneOn(t, claiming{simulator.New(), backend.Isolation(have)})
 		for want, wish := range order {
-			_, err := p.Create(t.Context(), caller, Request{Code: "1", MinIsolation: wish})
+			_, err := p.Create(t.Context(), caller, request.Request{Code: "1", MinIsolation: wish})
 			if want > have && !errors.Is(err, ErrIsolation) || want <= have && err != nil {
 				t.Errorf("minIsolation %s on %s: error is %v", wish, name, err)
 			}
@@ -112,7 +113,7 @@ func TestIsolationBelowTheWishIsRefused(t *testing.T) {
 func TestLimitsAreAllFilledIn(t *testing.T) {
 	p, _ := newPlane(t)
 	pids := int64(64)
-	s, err := p.Create(t.Context(), caller, Request{Code: "1", Limits: LimitsRequest{Pids: &pids}})
+	s, err := p.Create(t.Context(), caller, request.Request{Code: "1", Limits: request.Limits{Pids: &pids}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,20 +125,20 @@ func TestLimitsAreAllFilledIn(t *testing.T) {
 
 func TestAnIdempotencyKeyMakesOneSession(t *testing.T) {
 	p, _ := newPlane(t)
-	first, err := p.Create(t.Context(), caller, Request{Code: "1", Idempotency: "k"})
+	first, err := p.Create(t.Context(), caller, request.Request{Code: "1", IdempotencyKey: "k"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := p.Create(t.Context(), caller, Request{Code: "1", Idempotency: "k"})
+	again, err := p.Create(t.Context(), caller, request.Request{Code: "1", IdempotencyKey: "k"})
 	if err != nil || again.ID != first.ID {
 		t.Errorf("the same request again: session %q, error %v; want %q", again.ID, err, first.ID)
 	}
-	if _, err := p.Create(t.Context(), caller, Request{Code: "2", Idempotency: "k"}); !errors.Is(err, ErrIdempotency) {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "2", IdempotencyKey: "k"}); !errors.Is(err, ErrIdempotency) {
 		t.Errorf("another request with the same key: error is %v", err)
 	}
 	other := caller
 	other.Org = "other"
-	foreign, err := p.Create(t.Context(), other, Request{Code: "1", Idempotency: "k"})
+	foreign, err := p.Create(t.Context(), other, request.Request{Code: "1", IdempotencyKey: "k"})
 	if err != nil || foreign.ID == first.ID {
 		t.Errorf("another organisation's request with the same key: session %q, error %v", foreign.ID, err)
 	}
@@ -147,7 +148,7 @@ func TestAnIdempotencyKeyMakesOneSession(t *testing.T) {
 // organisation's session exactly as one that does not exist.
 func TestEveryMethodAsksWhoCalls(t *testing.T) {
 	p, _ := newPlane(t)
-	s := runToEnd(t, p, Request{Code: "1"})
+	s := runToEnd(t, p, request.Request{Code: "1"})
 	stranger := auth.Caller{User: "eve", Org: "other", Scopes: caller.Scopes}
 	nobody := auth.Caller{Org: "acme"}
 	for name, call := range map[string]func(context.Context, auth.Caller, string) error{
@@ -190,7 +191,7 @@ func TestEveryMethodAsksWhoCalls(t *testing.T) {
 			}
 		})
 	}
-	if _, err := p.Create(t.Context(), nobody, Request{Code: "1"}); !errors.Is(err, ErrForbidden) {
+	if _, err := p.Create(t.Context(), nobody, request.Request{Code: "1"}); !errors.Is(err, ErrForbidden) {
 		t.Errorf("Create without the scope: %v", err)
 	}
 	for _, c := range []auth.Caller{{}, nobody} {
@@ -207,7 +208,7 @@ func TestEveryMethodAsksWhoCalls(t *testing.T) {
 		"a size that is to come":          func() error { _, err := p.Inclusion(t.Context(), caller, s.ID, 1, 99); return err },
 		"another negative size":           func() error { _, err := p.Inclusion(t.Context(), caller, s.ID, 1, -1); return err },
 	} {
-		if bad := (*ValidationError)(nil); !errors.As(call(), &bad) {
+		if bad := (*request.FieldError)(nil); !errors.As(call(), &bad) {
 			t.Errorf("%s: %v", name, call())
 		}
 	}
@@ -224,14 +225,14 @@ func TestSessionWithoutAnImageIsRefused(t *testing.T) {
 	p, l := newPlane(t)
 	image := p.image
 	p.image = func(context.Context) (string, error) { return "", errors.New("it is being built") }
-	if _, err := p.Create(t.Context(), caller, Request{Code: "pass"}); !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "being built") {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "pass"}); !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "being built") {
 		t.Errorf("%v", err)
 	}
 	if all, err := l.store.Sessions(t.Context(), caller.Org, "", 10); err != nil || len(all) != 0 {
 		t.Errorf("%d sessions, %v", len(all), err)
 	}
 	p.image = image
-	if _, err := p.Create(t.Context(), caller, Request{Code: "pass"}); err != nil {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "pass"}); err != nil {
 		t.Errorf("with an image: %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/store"
 )
@@ -110,7 +111,7 @@ func populate(b *testing.B, path string, sessions int) {
 func populateOne(ctx context.Context, s *store.Store, i int, work session.Work) error {
 	n := session.Session{
 		ID: fmt.Sprintf("s-0a1b2c-%d", i+1), Org: fmt.Sprintf("org-%d", i%10), Phase: session.Pending, Created: time.Now(), Language: "python",
-		Limits: DefaultCeilings(), Egress: session.Egress{Mode: "deny_all"}, Backend: "simulator", Isolation: "none", Sandbox: random(10),
+		Limits: request.DefaultCeilings(), Egress: session.Egress{Mode: "deny_all"}, Backend: "simulator", Isolation: "none", Sandbox: random(10),
 	}
 	n, err := s.Create(ctx, n, work, audit.Data{Caller: "k1", Language: "python"})
 	if err != nil || i%10 == 0 {

@@ -11,6 +11,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -19,39 +20,7 @@ import (
 const (
 	helloTimeout = 60 * time.Second       // from Start to the guest's hello, on a loaded machine or under emulation
 	markTimeout  = 250 * time.Millisecond // from the workload's exit to the guest's last packet
-	exitTimeout  = 2 * time.Second        // from the guest's shutdown to the backend's word that it ended
-	stopTimeout  = 30 * time.Second       // one attempt to destroy a sandbox
 )
-
-// An ending is why a session ends. It is the cause with which a session's
-// context is cancelled, and what everything that can end one is turned into.
-type ending struct {
-	exited bool               // the workload ended by itself, with code
-	code   int                //
-	reason session.KillReason // else: why the platform ended it
-	limit  *audit.Data        // for a limit: the data of limit_exceeded
-	detail string             // for the operator's log
-
-	unrecorded bool // limit is not yet in the record
-	later      bool // a session that is still pending stays so, for the next start
-}
-
-func (e *ending) Error() string {
-	if e.exited {
-		return fmt.Sprintf("exited with %d", e.code)
-	}
-	return strings.TrimSpace(string(e.reason) + " " + e.detail)
-}
-
-func lost(format string, args ...any) *ending {
-	return &ending{reason: session.BackendLost, detail: fmt.Sprintf(format, args...)}
-}
-
-func overLimit(reason session.KillReason, resource string, limit, observed int64, evidence string) *ending {
-	return &ending{reason: reason, limit: &audit.Data{
-		Resource: resource, Limit: limit, Observed: observed, Evidence: evidence, Source: "host",
-	}}
-}
 
 // A run leads one session from pending to its end.
 type run struct {
@@ -108,8 +77,8 @@ func (r *run) resume(ctx context.Context, org string) {
 
 // end ends the session of l, which may be waiting: then it is led to its end
 // without a place.
-func (p *Plane) end(l *live, e *ending) {
-	l.cancel(e)
+func (p *Plane) end(l *live, w *wish) {
+	l.cancel(w)
 	if turns, waited := p.queue.leave(l.ticket); waited {
 		go l.ticket.lead()
 		p.lead(turns)
@@ -122,6 +91,7 @@ func (r *run) abandon() {
 	p := r.plane
 	r.course.finish()
 	r.live.cancel(nil)
+	p.sandboxes.Forget(r.sandbox)
 	p.mu.Lock()
 	delete(p.live, r.id)
 	p.mu.Unlock()
@@ -136,16 +106,15 @@ func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
 	defer r.abandon()
 	p := r.plane
 	var o outcome
-	var end *ending
 	if ctx.Err() != nil {
-		end = endingOf(ctx)
+		o.accounts = because(ctx, accounts{})
 	} else if err := failpoint.Hit("control.queue.admitted"); err != nil {
-		end = lost("%v", err)
+		o.accounts = failed("%w", err)
 	} else {
-		s, o, end = r.sandboxed(ctx, s, w)
+		s, o = r.sandboxed(ctx, s, w)
 	}
 	r.course.enter(collecting)
-	s, err := r.finish(context.WithoutCancel(ctx), s, o, end)
+	s, err := r.finish(context.WithoutCancel(ctx), s, o)
 	if err == nil {
 		r.course.ended(s)
 		r.live.notify()
@@ -163,107 +132,80 @@ func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
 	_ = failpoint.Hit("control.destroy.done") // nothing after it can fail
 }
 
-// endingOf returns why ctx was cancelled.
-func endingOf(ctx context.Context) *ending {
-	var e *ending
-	if errors.As(context.Cause(ctx), &e) {
-		own := *e // the cause is shared; what is learnt of this end is not
-		return &own
-	}
-	return lost("the control plane ended it: %v", context.Cause(ctx))
-}
-
-// An outcome is what is known of a session besides why it ended.
+// An outcome is what is known of a session at its end.
 type outcome struct {
-	began   time.Time // when it became running, if in this process, by the clock that nobody sets
-	json    []byte
-	traffic egress.Traffic
-	usage   backend.Usage
+	accounts
+	began time.Time // when it became running, if in this process, by the clock that nobody sets
+	json  []byte
 }
 
 // sandboxed creates the sandbox, runs the work in it and returns once the
 // sandbox has ended or must. The returned session is s, running if it got there.
-func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) (session.Session, outcome, *ending) {
+func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) (session.Session, outcome) {
 	var o outcome
 	r.course.enter(starting)
-	box, end := r.create(ctx, s)
+	box, image, heard := r.open(ctx, s)
 	if box == nil {
-		return s, o, end
+		o.accounts = heard
+		return s, o
 	}
-	defer box.packets.Close()
-	defer box.control.Close()
+	defer box.Close()
 
 	// The gateway serves the sandbox before any of the workload is in it.
 	serve, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	served := make(chan struct{})
+	var traffic egress.Traffic
 	var serveErr error
 	id := s.ID // s changes while the gateway serves
 	grant := egress.Grant{Mode: s.Egress.Mode, Allow: s.Egress.Allow, Budget: s.Limits.EgressBytes}
 	go func() {
 		defer close(served)
-		o.traffic, serveErr = r.plane.gateway.Serve(serve, box.packets, id, grant, recorder{r.plane.store, r.live, r.plane.observer})
+		traffic, serveErr = r.plane.gateway.Serve(serve, box.Packets, id, grant, recorder{r.plane.store, r.live, r.plane.observer})
 	}()
 
-	s, end = r.begin(ctx, s, box, &o)
-	if end == nil {
+	s, heard = r.begin(ctx, s, box, image, &o)
+	if heard == (accounts{}) {
 		r.course.enter(working)
-		end = r.work(ctx, s, w, box, &o, served)
+		heard = r.work(ctx, s, w, box, &o, served)
 	}
+	o.hear(heard)
 
 	r.course.enter(collecting)
-
-	// What ended the session may have been the sandbox's or the gateway's death:
-	// then theirs is the better account.
 	stopping := context.WithoutCancel(ctx)
-	if end.exited {
-		box.check(stopping)
-		box.shutdown(stopping)
+	if o.judge(s.Limits).exited {
+		r.check(stopping, box)
+		r.shutdown(stopping, box)
 		within(served, markTimeout)
 	}
 	stopServing()
 	if !within(served, markTimeout) {
 		// A gateway that hangs, or was taken over, keeps no sandbox alive: its
 		// account is waited for once nothing of the sandbox goes on.
-		box.destroy(stopping)
+		r.destroyOnce(stopping, box)
 	}
 	<-served
-	switch {
-	case o.traffic.Spent:
-		end = overLimit(session.EgressExceeded, "egressBytes", s.Limits.EgressBytes, o.traffic.In+o.traffic.Out, "gateway's byte count")
-	case serveErr != nil && !end.exited:
-		end = preferred(end, lost("gateway: %v", serveErr))
-	case serveErr != nil:
-		end = lost("gateway: %v", serveErr) // its record may be incomplete: never a success
+	o.gateway = traffic
+	if serveErr != nil {
+		o.hear(failed("gateway: %w", serveErr))
 	}
 	if err := failpoint.Hit("control.work.ended"); err != nil {
-		end = lost("%v", err)
+		o.hear(failed("%w", err))
 	}
+	end := o.judge(s.Limits)
 	if end.limit != nil {
 		// Intent before effect: should this process die while it destroys the
 		// sandbox, the next start finds in the record why the session ended.
 		if err := r.plane.store.Record(stopping, s.ID, audit.LimitExceeded, *end.limit); err != nil {
-			end = lost("record the limit: %v", err)
+			o.store = fmt.Errorf("record the limit: %w", err)
+		} else {
+			o.record = end.limit
 		}
 		r.live.notify()
 		_ = failpoint.Hit("control.limit.recorded") // what follows can only be delayed
 	}
-	exit, ended := box.exit(stopping, end)
-	o.usage = exit.Usage
-	if limit := r.breach(exit, s.Limits); ended && limit != nil && end.limit == nil {
-		limit.unrecorded = true
-		end = limit
-	}
-	return s, o, end
-}
-
-// preferred returns the more telling of two accounts: a limit or a wish before
-// a loss.
-func preferred(a, b *ending) *ending {
-	if a.reason == session.BackendLost {
-		return b
-	}
-	return a
+	o.backend = r.exit(stopping, box, end)
+	return s, o
 }
 
 func within(done <-chan struct{}, d time.Duration) bool {
@@ -277,86 +219,54 @@ func within(done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// breach returns what exit says of a limit, or nil.
-func (r *run) breach(exit backend.Exit, l session.Limits) *ending {
-	var e *ending
-	switch exit.Cause {
-	case backend.PidsLimit:
-		e = overLimit(session.PidsExceeded, "pidsLimit", l.Pids, exit.Observed, exit.Evidence)
-	case backend.MemoryLimit:
-		e = overLimit(session.MemoryExceeded, "memoryMb", l.MemoryMB, up(exit.Observed, 1<<20), exit.Evidence)
-	case backend.CPULimit:
-		e = overLimit(session.CPUExceeded, "cpuSeconds", l.CPUSeconds, up(exit.Observed, int64(time.Second)), exit.Evidence)
-	case backend.DiskLimit:
-		e = overLimit(session.DiskExceeded, "diskMb", l.DiskMB, up(exit.Observed, 1<<20), exit.Evidence)
-	default:
-		return nil
-	}
-	if exit.FromGuest {
-		e.limit.Source = "guest"
-	}
-	return e
-}
-
-func up(n, unit int64) int64 { return (n + unit - 1) / unit }
-
 // begin makes the session running once its guest has said hello.
-func (r *run) begin(ctx context.Context, s session.Session, box *box, o *outcome) (session.Session, *ending) {
+func (r *run) begin(ctx context.Context, s session.Session, box *sandbox.Sandbox, image string, o *outcome) (session.Session, accounts) {
 	hello, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
-	if _, err := box.guest.Hello(hello); err != nil {
-		return s, r.because(ctx, lost("guest's hello: %v", err))
+	if _, err := box.Guest.Hello(hello); err != nil {
+		return s, because(ctx, failed("guest's hello: %w", err))
 	}
 	running, err := s.To(session.Running)
 	if err != nil {
-		return s, lost("%v", err)
+		return s, failed("%w", err)
 	}
 	running.Started, o.began = latest(r.plane.now().UTC(), s.Created), time.Now()
 	if err := failpoint.Hit("control.begin.hello"); err != nil {
-		return s, lost("%v", err)
+		return s, failed("%w", err)
 	}
 	running, err = r.plane.store.Commit(ctx, running, nil, audit.Event{Type: audit.SandboxStarted, Data: audit.Data{
-		Backend: s.Backend, Isolation: s.Isolation, Image: box.image, Modelled: s.Isolation == backend.NoIsolation.String(),
+		Backend: s.Backend, Isolation: s.Isolation, Image: image, Modelled: s.Isolation == backend.NoIsolation.String(),
 	}})
 	if err != nil {
-		return s, r.because(ctx, lost("record the start: %v", err))
+		return s, because(ctx, failed("record the start: %w", err))
 	}
 	r.live.notify()
 	if err := failpoint.Hit("control.begin.committed"); err != nil {
-		return running, lost("%v", err)
+		return running, failed("%w", err)
 	}
-	return running, nil
-}
-
-// because returns why ctx ended if it did, else e.
-func (r *run) because(ctx context.Context, e *ending) *ending {
-	if context.Cause(ctx) != nil {
-		return endingOf(ctx)
-	}
-	return e
+	return running, accounts{}
 }
 
 // work sends the work to the guest and waits for the first thing that ends it.
-func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *box, o *outcome, served <-chan struct{}) *ending {
+func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *sandbox.Sandbox, o *outcome, served <-chan struct{}) accounts {
 	wall := time.Duration(s.Limits.WallSeconds) * time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, wall-time.Since(o.began),
-		overLimit(session.WallClockExceeded, "wallSeconds", s.Limits.WallSeconds, s.Limits.WallSeconds, "control plane's clock"))
+	ctx, cancel := context.WithTimeoutCause(ctx, wall-time.Since(o.began), errWallClock)
 	defer cancel()
 
-	said := make(chan *ending, 1)
+	said := make(chan accounts, 1)
 	go func() { said <- r.converse(ctx, s, w, box, o) }()
 	select {
-	case end := <-said:
-		return end
-	case <-box.ended:
+	case a := <-said:
+		return a
+	case <-box.Ended():
 	case <-served: // the budget is spent, the sandbox closed its packet stream, or the gateway is gone
 	case <-ctx.Done():
-		box.control.Close()
+		box.Guest.Close()
 		<-said
-		return endingOf(ctx)
+		return because(ctx, accounts{})
 	}
 	// Nothing of it goes on. What the sandbox said before it ended still counts.
-	last := time.AfterFunc(markTimeout, func() { box.control.Close() })
+	last := time.AfterFunc(markTimeout, func() { box.Guest.Close() })
 	defer last.Stop()
 	return <-said
 }
@@ -364,71 +274,52 @@ func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *
 // converse has the guest run the work and reads what it says, until the
 // workload has ended. What it returns is the guest's word: only that the
 // workload exited, and how, is believed.
-func (r *run) converse(ctx context.Context, s session.Session, w session.Work, box *box, o *outcome) *ending {
+func (r *run) converse(ctx context.Context, s session.Session, w session.Work, box *sandbox.Sandbox, o *outcome) accounts {
 	for name, content := range w.Files {
-		if err := box.guest.WriteFile(ctx, "/work/"+name, 0o644, strings.NewReader(content)); err != nil {
+		if err := box.Guest.WriteFile(ctx, "/work/"+name, 0o644, strings.NewReader(content)); err != nil {
 			var refused *wire.CallError
 			if errors.As(err, &refused) { // the disk limit is smaller than the files, say
 				r.live.write(true, fmt.Appendf(nil, "enclave: write /work/%s: %v\n", name, err), s.Limits.OutputBytes)
-				return &ending{exited: true, code: 126}
+				return accounts{workload: ptr(126)}
 			}
-			return r.because(ctx, lost("write %q: %v", name, err))
+			return because(ctx, failed("write %q: %w", name, err))
 		}
 	}
 	if err := failpoint.Hit("control.work.files"); err != nil {
-		return lost("%v", err)
+		return failed("%w", err)
 	}
-	proc, err := box.guest.Start(ctx, wire.StartRequest{
+	proc, err := box.Guest.Start(ctx, wire.StartRequest{
 		Language: s.Language, Argv: w.Argv, Code: w.Code,
 		Env: map[string]string{"ENCLAVE_SESSION_ID": s.ID},
 	})
 	var refused *wire.CallError
 	if errors.As(err, &refused) { // there is no such interpreter or program in the image
 		r.live.write(true, fmt.Appendf(nil, "enclave: %v\n", err), s.Limits.OutputBytes)
-		return &ending{exited: true, code: 127}
+		return accounts{workload: ptr(127)}
 	}
 	if err != nil {
-		return r.because(ctx, lost("start the workload: %v", err))
+		return because(ctx, failed("start the workload: %w", err))
 	}
 	defer proc.Close()
 	if err := failpoint.Hit("control.work.started"); err != nil {
-		return lost("%v", err)
+		return failed("%w", err)
 	}
 	for {
 		ev, err := proc.Next()
 		if err != nil {
-			return r.because(ctx, lost("workload's output: %v", err))
+			return because(ctx, failed("workload's output: %w", err))
 		}
 		switch ev.Kind {
 		case wire.Stdout, wire.Stderr:
 			if !r.live.write(ev.Kind == wire.Stderr, ev.Data, s.Limits.OutputBytes) {
-				return overLimit(session.OutputExceeded, "outputBytes", s.Limits.OutputBytes, s.Limits.OutputBytes+1, "control plane's byte count")
+				return accounts{output: true}
 			}
 		case wire.Result:
 			if o.json == nil {
 				o.json = ev.Data
 			}
 		case wire.Exited:
-			return &ending{exited: true, code: ev.Code}
-		}
-	}
-}
-
-// destroy removes the sandbox, however often that must be tried.
-func (r *run) destroy(ctx context.Context) {
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		attempt, cancel := context.WithTimeout(ctx, stopTimeout)
-		err := r.plane.backend.Destroy(attempt, r.sandbox)
-		cancel()
-		if err == nil {
-			return
-		}
-		r.plane.observer.DestroyFailed()
-		r.plane.logger.Warn("sandbox not yet destroyed", "session", r.id, "err", err)
-		select {
-		case <-time.After(wait):
-		case <-r.plane.abort:
-			return // the next start destroys it
+			return accounts{workload: &ev.Code}
 		}
 	}
 }

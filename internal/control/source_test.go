@@ -7,6 +7,7 @@ import (
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -25,13 +26,13 @@ func TestAGuestKernelsWordIsMarked(t *testing.T) {
 	n := func(v int64) *int64 { return &v }
 	for name, tc := range map[string]struct {
 		backend backend.Backend
-		request Request
+		request request.Request
 		reason  session.KillReason
 		source  string
 	}{
-		"pids in a machine":    {machine{simulator.New()}, Request{Code: bomb, Limits: LimitsRequest{Pids: n(64)}}, session.PidsExceeded, "guest"},
-		"pids, by the host":    {simulator.New(), Request{Code: bomb, Limits: LimitsRequest{Pids: n(64)}}, session.PidsExceeded, "host"},
-		"wall clock, anywhere": {machine{simulator.New()}, Request{Code: forever, Limits: LimitsRequest{WallSeconds: n(1)}}, session.WallClockExceeded, "host"},
+		"pids in a machine":    {machine{simulator.New()}, request.Request{Code: bomb, Limits: request.Limits{Pids: n(64)}}, session.PidsExceeded, "guest"},
+		"pids, by the host":    {simulator.New(), request.Request{Code: bomb, Limits: request.Limits{Pids: n(64)}}, session.PidsExceeded, "host"},
+		"wall clock, anywhere": {machine{simulator.New()}, request.Request{Code: forever, Limits: request.Limits{WallSeconds: n(1)}}, session.WallClockExceeded, "host"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _ := newPlaneOn(t, tc.backend)

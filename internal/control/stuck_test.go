@@ -10,6 +10,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -45,7 +46,7 @@ func TestAGatewayThatDoesNotStopKeepsNoSandboxAlive(t *testing.T) {
 	t.Cleanup(free) // else a sandbox that is never destroyed is waited for for ever
 
 	second := int64(1)
-	s := runToEnd(t, l.plane, Request{Code: forever, Limits: LimitsRequest{WallSeconds: &second}})
+	s := runToEnd(t, l.plane, request.Request{Code: forever, Limits: request.Limits{WallSeconds: &second}})
 	if s.Outcome != session.Killed || s.KillReason != session.WallClockExceeded {
 		t.Errorf("ended as %s/%s", s.Outcome, s.KillReason)
 	}

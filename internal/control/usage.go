@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -31,10 +32,10 @@ func (p *Plane) Usage(ctx context.Context, c auth.Caller, from, to time.Time) ([
 	}
 	from = from.UTC().Truncate(day)
 	if !from.Before(to) {
-		return nil, invalid("from", "%s is not before to, %s, which is the first day that is left out", from.Format(time.DateOnly), to.Format(time.DateOnly))
+		return nil, request.Refuse("from", "%s is not before to, %s, which is the first day that is left out", from.Format(time.DateOnly), to.Format(time.DateOnly))
 	}
 	if to.Sub(from) > maxUsageDays*day {
-		return nil, invalid("from", "the days from %s to %s are more than %d", from.Format(time.DateOnly), to.Format(time.DateOnly), maxUsageDays)
+		return nil, request.Refuse("from", "the days from %s to %s are more than %d", from.Format(time.DateOnly), to.Format(time.DateOnly), maxUsageDays)
 	}
 	u, err := p.store.Usage(ctx, c.Org, from, to)
 	if err != nil {

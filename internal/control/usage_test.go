@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -37,7 +38,7 @@ func TestUsageIsTheCallersOwnAndBounded(t *testing.T) {
 		"from long ago to a day of old": {from: time.Unix(0, 0), to: time.Unix(86400, 0)},
 	} {
 		got, err := a.plane.Usage(t.Context(), caller, tc.from, tc.to)
-		var v *ValidationError
+		var v *request.FieldError
 		if errors.As(err, &v) != (tc.field != "") || v != nil && v.Field != tc.field {
 			t.Errorf("%s: %v, want a refusal of %q", name, err, tc.field)
 		} else if v == nil && (err != nil || len(got) != tc.sessions) {
@@ -58,7 +59,7 @@ func TestUsageIsTheCallersOwnAndBounded(t *testing.T) {
 // An organisation is told what is stored and reserved of it, and nothing of others.
 func TestAnAllowanceIsOneOrganisations(t *testing.T) {
 	p, l := sizedPlane(t, func(c *Config) { c.Quotas = Quotas{Storage: 1 << 30, Waiting: 7} })
-	if _, err := p.Create(t.Context(), caller, Request{Code: forever}); err != nil {
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: forever}); err != nil {
 		t.Fatal(err)
 	}
 	got, err := p.Allowance(t.Context(), caller)

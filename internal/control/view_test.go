@@ -12,6 +12,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -39,7 +40,7 @@ func watched(t *testing.T) (*Plane, *counted, session.Session, *live) {
 	l.wrap = func(s session.Store) session.Store { c.Store = s; return c }
 	l.open(l.configured(func(*Config) {}))
 	t.Cleanup(l.close)
-	s, err := l.plane.Create(t.Context(), caller, Request{Code: forever})
+	s, err := l.plane.Create(t.Context(), caller, request.Request{Code: forever})
 	if err != nil {
 		t.Fatal(err)
 	}

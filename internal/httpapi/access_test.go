@@ -19,6 +19,7 @@ import (
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -65,7 +66,7 @@ func TestErrorsOfThePlaneHaveTheirCodes(t *testing.T) {
 		code   string
 		field  string
 	}{
-		{&control.ValidationError{Field: "limits.pidsLimit", Detail: "0 is not positive"}, 400, "invalid_request", "limits.pidsLimit"},
+		{&request.FieldError{Field: "limits.pidsLimit", Detail: "0 is not positive"}, 400, "invalid_request", "limits.pidsLimit"},
 		{control.ErrIsolation, 400, "isolation_unavailable", "minIsolation"},
 		{control.ErrForbidden, 403, "forbidden", ""},
 		{session.ErrNotFound, 404, "not_found", ""},

@@ -16,6 +16,7 @@ import (
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -29,7 +30,7 @@ type fakePlane struct {
 	results  map[string]session.Result
 	events   map[string][]audit.Event
 	streams  map[string]*fakeStream
-	created  []control.Request
+	created  []request.Request
 	expired  map[string]bool // sessions whose result was dropped
 	days     []time.Time     // what Usage was asked for
 	calls    []string        // method names, with the caller's key
@@ -116,7 +117,7 @@ func (f *fakePlane) asked() []string {
 }
 
 // requests returns what Create was called with so far.
-func (f *fakePlane) requests() []control.Request {
+func (f *fakePlane) requests() []request.Request {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.created)
@@ -133,7 +134,7 @@ func (f *fakePlane) find(c auth.Caller, id string) (session.Session, error) {
 	return session.Session{}, session.ErrNotFound
 }
 
-func (f *fakePlane) Create(ctx context.Context, c auth.Caller, r control.Request) (session.Session, error) {
+func (f *fakePlane) Create(ctx context.Context, c auth.Caller, r request.Request) (session.Session, error) {
 	err := f.called(c, "Create")
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -66,7 +67,7 @@ func TestServerProducesTheGoldenDocuments(t *testing.T) {
 		return out
 	}
 	notFound, _ := problemOf(session.ErrNotFound)
-	notPositive, _ := problemOf(&control.ValidationError{Field: "limits.pidsLimit", Detail: "0 is not positive; leave the field out for the default of 256"})
+	notPositive, _ := problemOf(&request.FieldError{Field: "limits.pidsLimit", Detail: "0 is not positive; leave the field out for the default of 256"})
 	proof, err := publicConsistency(aConsistency())
 	if err != nil {
 		t.Fatal(err)

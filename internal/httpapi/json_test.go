@@ -13,7 +13,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/request"
+	"github.com/enclave-run/enclave/internal/session"
 )
 
 // A client's request and the server's reading of it must have the same fields.
@@ -31,7 +32,7 @@ func TestCreateRequestHasTheFieldsOfTheSDK(t *testing.T) {
 		}
 		return m
 	}
-	sdk, ours := names(reflect.TypeFor[enclave.SessionRequest]()), names(reflect.TypeFor[createRequest]())
+	sdk, ours := names(reflect.TypeFor[enclave.SessionRequest]()), names(reflect.TypeFor[request.Request]())
 	if !reflect.DeepEqual(sdk, ours) {
 		t.Errorf("the SDK has %v, the server %v", sdk, ours)
 	}
@@ -39,7 +40,7 @@ func TestCreateRequestHasTheFieldsOfTheSDK(t *testing.T) {
 
 func TestEveryFieldReachesThePlane(t *testing.T) {
 	r := newRig(t)
-	r.plane.fail = &control.ValidationError{Field: "code", Detail: "no plane would take all of these together"}
+	r.plane.fail = &request.FieldError{Field: "code", Detail: "no plane would take all of these together"}
 	body := `{"code":"c","argv":["a"],"language":"node","egress":{"mode":"allowlist","allow":["x.example"]},
 		"limits":{"pidsLimit":0,"memoryMb":-1,"cpuMillis":3,"cpuSeconds":4,"wallSeconds":5,"diskMb":6,"outputBytes":7},
 		"files":{"f":"1"},"labels":{"l":"2"},"webhookUrl":"https://h.example/x","minIsolation":"microvm","idempotencyKey":"k"}`
@@ -54,7 +55,7 @@ func TestEveryFieldReachesThePlane(t *testing.T) {
 		t.Errorf("limits %+v", l)
 	}
 	if q.Code != "c" || q.Argv[0] != "a" || q.Language != "node" || q.Egress.Mode != "allowlist" || q.Egress.Allow[0] != "x.example" ||
-		q.Files["f"] != "1" || q.Labels["l"] != "2" || q.WebhookURL != "https://h.example/x" || q.MinIsolation != "microvm" || q.Idempotency != "k" {
+		q.Files["f"] != "1" || q.Labels["l"] != "2" || q.WebhookURL != "https://h.example/x" || q.MinIsolation != "microvm" || q.IdempotencyKey != "k" {
 		t.Errorf("%+v", q)
 	}
 }
@@ -136,7 +137,7 @@ func TestNestingAndNumberAreBounded(t *testing.T) {
 		"elements of allow":    `{"egress":{"allow":[` + strings.Repeat(`"",`, maxMembers) + `""]}}`,
 		"a long unknown field": `{"` + strings.Repeat("x", 1<<20) + `":1}`,
 	} {
-		var q createRequest
+		var q request.Request
 		err := decode([]byte(body), &q)
 		var bad *refusal
 		if !errors.As(err, &bad) {
@@ -147,7 +148,7 @@ func TestNestingAndNumberAreBounded(t *testing.T) {
 			t.Errorf("%s: the answer has %d bytes", name, len(bad.detail)+len(bad.field))
 		}
 	}
-	var q createRequest
+	var q request.Request
 	if err := decode([]byte(`{"files":{`+manyMembers(maxMembers)+`}}`), &q); err != nil || len(q.Files) != maxMembers {
 		t.Errorf("%d members: %v", maxMembers, err)
 	}
@@ -178,7 +179,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var got, want createRequest
+		var got, want request.Request
 		err := decode(b, &got)
 		std := json.NewDecoder(bytes.NewReader(b))
 		std.DisallowUnknownFields()
@@ -241,9 +242,9 @@ func broken(b []byte) string {
 				if top.n++; top.n > maxMembers {
 					return "it has too many members"
 				}
-				if len(stack) == 1 && !known(reflect.TypeFor[createRequest](), s) ||
-					len(stack) == 2 && stack[0].name == "limits" && !known(reflect.TypeFor[createLimits](), s) ||
-					len(stack) == 2 && stack[0].name == "egress" && !known(reflect.TypeFor[createEgress](), s) {
+				if len(stack) == 1 && !known(reflect.TypeFor[request.Request](), s) ||
+					len(stack) == 2 && stack[0].name == "limits" && !known(reflect.TypeFor[request.Limits](), s) ||
+					len(stack) == 2 && stack[0].name == "egress" && !known(reflect.TypeFor[session.Egress](), s) {
 					return "a key has another case"
 				}
 				continue

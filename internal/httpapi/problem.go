@@ -11,6 +11,7 @@ import (
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -99,7 +100,7 @@ func problemOf(err error) (enclave.Error, bool) {
 	p := enclave.Error{Status: http.StatusInternalServerError, Code: "internal", Detail: "the server could not do this; its log says why"}
 	known := true
 	var bad *refusal
-	var invalid *control.ValidationError
+	var invalid *request.FieldError
 	var busy *control.BusyError
 	switch {
 	case errors.As(err, &busy):

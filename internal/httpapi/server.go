@@ -24,6 +24,7 @@ import (
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
@@ -34,7 +35,7 @@ import (
 // session.ErrNotFound, a key auth.ErrNoKey. Watch returns control.ErrClosing or
 // control.ErrAway, or any error, to end a stream that the client may resume.
 type Plane interface {
-	Create(ctx context.Context, c auth.Caller, r control.Request) (session.Session, error)
+	Create(ctx context.Context, c auth.Caller, r request.Request) (session.Session, error)
 	Session(ctx context.Context, c auth.Caller, id string) (session.Session, error)
 	Sessions(ctx context.Context, c auth.Caller, before string, limit int) ([]session.Session, error)
 	Result(ctx context.Context, c auth.Caller, id string) (session.Result, []audit.Event, error)

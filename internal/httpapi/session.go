@@ -14,59 +14,16 @@ import (
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// A createRequest is enclave.SessionRequest as a server must read it: a limit of
-// 0 differs from one that was left out.
-type createRequest struct {
-	Code           string            `json:"code"`
-	Argv           []string          `json:"argv"`
-	Language       string            `json:"language"`
-	Egress         createEgress      `json:"egress"`
-	Limits         createLimits      `json:"limits"`
-	Files          map[string]string `json:"files"`
-	Labels         map[string]string `json:"labels"`
-	WebhookURL     string            `json:"webhookUrl"`
-	MinIsolation   string            `json:"minIsolation"`
-	IdempotencyKey string            `json:"idempotencyKey"`
-}
-
-type createEgress struct {
-	Mode  string   `json:"mode"`
-	Allow []string `json:"allow"`
-}
-
-type createLimits struct {
-	PidsLimit   *int64 `json:"pidsLimit"`
-	MemoryMB    *int64 `json:"memoryMb"`
-	CPUMillis   *int64 `json:"cpuMillis"`
-	CPUSeconds  *int64 `json:"cpuSeconds"`
-	WallSeconds *int64 `json:"wallSeconds"`
-	DiskMB      *int64 `json:"diskMb"`
-	OutputBytes *int64 `json:"outputBytes"`
-	EgressBytes *int64 `json:"egressBytes"`
-}
-
-func (q createRequest) request() control.Request {
-	l := q.Limits
-	return control.Request{
-		Code: q.Code, Argv: q.Argv, Language: q.Language,
-		Egress: session.Egress{Mode: q.Egress.Mode, Allow: q.Egress.Allow},
-		Limits: control.LimitsRequest{
-			Pids: l.PidsLimit, MemoryMB: l.MemoryMB, CPUMillis: l.CPUMillis, CPUSeconds: l.CPUSeconds,
-			WallSeconds: l.WallSeconds, DiskMB: l.DiskMB, OutputBytes: l.OutputBytes, EgressBytes: l.EgressBytes,
-		},
-		Files: q.Files, Labels: q.Labels, WebhookURL: q.WebhookURL, MinIsolation: q.MinIsolation, Idempotency: q.IdempotencyKey,
-	}
-}
-
 func (s *Server) create(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
-	var q createRequest
+	var q request.Request
 	if err := readBody(w, r, &q); err != nil {
 		return err
 	}
-	made, err := s.plane.Create(traced(r), c, q.request())
+	made, err := s.plane.Create(traced(r), c, q)
 	if err != nil {
 		return err
 	}

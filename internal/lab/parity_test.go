@@ -31,9 +31,9 @@ func TestAServerRecordsTheHashThatACertificateIsCheckedBy(t *testing.T) {
 		if err := json.Unmarshal(events[0].Data, &created); err != nil {
 			t.Fatal(err)
 		}
-		want, err := w.RequestHash()
-		if err != nil || created.RequestHash != want {
-			t.Errorf("%s is recorded as %q, and checked by %q, %v", w.Name, created.RequestHash, want, err)
+		asked, err := w.Asked()
+		if err != nil || created.RequestHash != asked.Hash() {
+			t.Errorf("%s is recorded as %q, and checked by %q, %v", w.Name, created.RequestHash, asked.Hash(), err)
 		}
 		if _, err := client(p).Teardown(t.Context(), s.ID); err != nil {
 			t.Fatal(err)

@@ -70,7 +70,7 @@ func (p *plane) run(w Workload, label string, change func([]audit.Event) []audit
 	s := Session{Backend: label, ID: "s-" + p.kind + "-" + strconv.FormatInt(p.n+1, 10), Verdict: v}
 	var events []audit.Event
 	add := func(typ audit.Type, d audit.Data) { events = append(events, audit.Event{Type: typ, Data: d}) }
-	add(audit.SessionCreated, audit.Data{Caller: "ek_of_" + p.kind, Language: w.request.Language, RequestHash: must(w.RequestHash())})
+	add(audit.SessionCreated, audit.Data{Caller: "ek_of_" + p.kind, Language: w.request.Language, RequestHash: must(w.Asked()).Hash()})
 	add(audit.SandboxStarted, started)
 	for _, row := range w.egress {
 		f := strings.Fields(row)

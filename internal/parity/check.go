@@ -167,7 +167,7 @@ func (c *Certificate) checkWorkload(w Workload, got Certificand, logs map[string
 	if err != nil {
 		return nil, err
 	}
-	hash, err := w.RequestHash()
+	asked, err := w.Asked()
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ func (c *Certificate) checkWorkload(w Workload, got Certificand, logs map[string
 			return nil, fmt.Errorf("on %s: its log is that of %s: it is the same control plane", b.Label, other)
 		}
 		logs[report.key] = whose
-		if r.request() != hash {
+		if !asked.Matches(r.request()) {
 			return nil, fmt.Errorf("on %s: the record is of another request", b.Label)
 		}
 		if report.from.Before(c.Time.Add(-longestRun)) || report.to.After(c.Time.Add(clockSkew)) {

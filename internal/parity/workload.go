@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/request"
 )
 
 // A Workload is one request and what it must come to on every backend.
@@ -36,6 +38,20 @@ func (w Workload) Request() ([]byte, error) {
 		return nil, fmt.Errorf("encode the request of %s: %w", w.Name, err)
 	}
 	return raw, nil
+}
+
+// Asked is the request of w as a control plane reads it, so that a record can't be
+// shown for a request that it is not of.
+func (w Workload) Asked() (request.Request, error) {
+	raw, err := w.Request()
+	if err != nil {
+		return request.Request{}, err
+	}
+	var r request.Request
+	if err := audit.Strict(raw, &r); err != nil {
+		return request.Request{}, fmt.Errorf("read the request of %s: %w", w.Name, err)
+	}
+	return r, nil
 }
 
 // EgressCode is the workload of the demo of backend parity: it asks for the

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
@@ -46,46 +47,30 @@ const (
 // process that describes.
 func Describe(ctx context.Context, lab Lab) (all [2]Description, err error) {
 	id := newID()
-	ln, err := lab.Backend.Listen(ctx, id)
-	if err != nil {
-		return all, fmt.Errorf("listen: %w", err)
-	}
 	defer func() {
-		ln.Close()
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
 		defer cancel()
-		if err != nil { // perhaps because the sandbox has ended
-			soon, cancel := context.WithTimeout(clean, time.Second)
-			defer cancel()
-			if e, werr := lab.Backend.Wait(soon, id); werr == nil {
-				err = fmt.Errorf("%w; the sandbox ended with %+v", err, e)
-			}
-		}
 		if derr := lab.Backend.Destroy(clean, id); derr != nil {
 			err = errors.Join(err, fmt.Errorf("destroy: %w", derr))
 		}
 	}()
-	if err := lab.Backend.Start(ctx, id, backend.Spec{Image: lab.Image, Limits: limits}); err != nil {
-		return all, fmt.Errorf("start: %w", err)
-	}
-	accept, cancel := context.WithTimeout(ctx, startTime)
+	start, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	packets, control, err := wire.Accept(accept, ln)
+	box, err := sandbox.Open(start, lab.Backend, id, backend.Spec{Image: lab.Image, Limits: limits})
 	if err != nil {
-		return all, fmt.Errorf("the guest does not connect: %w", err)
+		return all, err
 	}
-	client := wire.NewClient(control)
+	client := box.Guest
 	heard := make(chan struct{})
 	go func() {
 		defer close(heard)
-		_, _ = io.Copy(io.Discard, packets) // what the sandbox sends goes nowhere
+		_, _ = io.Copy(io.Discard, box.Packets) // what the sandbox sends goes nowhere
 	}()
 	defer func() {
-		client.Close()
-		packets.Close()
+		box.Close()
 		<-heard
 	}()
-	if _, err := client.Hello(accept); err != nil {
+	if _, err := client.Hello(start); err != nil {
 		return all, fmt.Errorf("the guest does not speak: %w", err)
 	}
 

@@ -19,6 +19,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
 	"github.com/enclave-run/enclave/internal/store"
 )
@@ -120,7 +121,7 @@ func populate(ctx context.Context, path string, sessions int) (err error) {
 func populateOne(ctx context.Context, s *store.Store, i int, work session.Work) error {
 	n, err := s.Create(ctx, session.Session{
 		ID: fmt.Sprintf("s-0a1b2c-%d", i+1), Org: fmt.Sprintf("org-%d", i%10), Phase: session.Pending, Created: time.Now(), Language: "python",
-		Limits: control.DefaultCeilings(), Egress: session.Egress{Mode: "deny_all"}, Backend: "simulator", Isolation: "none",
+		Limits: request.DefaultCeilings(), Egress: session.Egress{Mode: "deny_all"}, Backend: "simulator", Isolation: "none",
 		Sandbox: fmt.Sprintf("%020x", i+1),
 	}, work, audit.Data{Caller: "k1", Language: "python"})
 	if err != nil || i%10 == 0 {

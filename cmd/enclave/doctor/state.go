@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/request"
 )
 
 type (
@@ -88,7 +88,7 @@ var stateChecks = []check{
 		if err != nil {
 			return unknown(err)
 		}
-		ceiling := control.DefaultCeilings().DiskMB * mib
+		ceiling := request.DefaultCeilings().DiskMB * mib
 		detail := size(d.free) + " free"
 		if d.freeFiles >= 0 {
 			detail += fmt.Sprintf(", %d files", d.freeFiles)

@@ -17,6 +17,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/enclave-run/enclave/internal/auth"
+
+	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 func TestBeyondThisHostNeedsTLS(t *testing.T) {
@@ -108,6 +110,29 @@ func TestWhoIsOnThisHostIsToldAnAddressToGoTo(t *testing.T) {
 	} {
 		if got := (&place{url: listens}).here(); got != goes {
 			t.Errorf("listening on %s: %s, want %s", listens, got, goes)
+		}
+	}
+}
+
+func TestACertificateThatOthersCanExchangeIsRefused(t *testing.T) {
+	testenv.Need(t, "root")
+	for name, spoil := range map[string]func(dir, path string) error{
+		"is another's":              func(_, path string) error { return os.Chown(path, 1000, 1000) },
+		"can be written":            func(_, path string) error { return os.Chmod(path, 0o666) },
+		"lies in another's":         func(dir, _ string) error { return os.Chown(dir, 1000, 1000) },
+		"lies where all can remove": func(dir, _ string) error { return os.Chmod(dir, 0o777) },
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "tls.pem")
+		if err := ensureSelfSigned(path, "127.0.0.1:1", nil, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := spoil(dir, path); err != nil {
+			t.Fatal(err)
+		}
+		o := accessOptions{TLSCert: path, TLSKey: path}
+		if _, err := o.openCertificate(nil, "", time.Now, slog.New(slog.DiscardHandler)); err == nil {
+			t.Errorf("one that %s was taken", name)
 		}
 	}
 }

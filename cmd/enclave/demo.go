@@ -212,10 +212,6 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 		return nil, unwritable(s.path, err)
 	}
 	undo = append(undo, func(context.Context) error { return os.RemoveAll(dir) })
-	// The sandboxes' own user passes through it.
-	if err := os.Chmod(dir, 0o711); err != nil {
-		return nil, err
-	}
 	own, err := openState(dir)
 	if err != nil {
 		return nil, err

@@ -132,10 +132,6 @@ func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove 
 			err = errors.Join(err, undo())
 		}
 	}()
-	// The sandboxes' own user passes through it.
-	if err := os.Chmod(dir, 0o711); err != nil {
-		return r, nil, err
-	}
 	own, err := openState(dir)
 	if err != nil {
 		return r, nil, err

@@ -54,7 +54,7 @@ type lockedState struct {
 // lock takes s for this process. If another has it, lock waits until ctx ends
 // and then returns a heldError; an ended ctx means one try.
 func (s *stateDir) lock(ctx context.Context, mode string) (*lockedState, error) {
-	f, err := os.OpenFile(s.file("lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(s.file("lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, unwritable(s.path, err)
 	}
@@ -94,7 +94,7 @@ func (l *lockedState) unlock() { l.f.Close() }
 
 // held reports who has s, without disturbing anyone who is about to take it.
 func (s *stateDir) held() (holder, bool, error) {
-	f, err := os.OpenFile(s.file("lock"), os.O_RDWR, 0)
+	f, err := os.OpenFile(s.file("lock"), os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return holder{}, false, nil
 	}

@@ -52,7 +52,7 @@ func onKernels(t *testing.T, backends ...string) (demo.Config, *stateDir) {
 		if err := os.Remove(p.kernels()); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Symlink(testenv.Kernels(t), p.kernels()); err != nil {
+		if err := testenv.Link(testenv.Kernels(t), p.kernels()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -123,9 +123,6 @@ func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) 
 			err = errors.Join(err, own.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := os.Chmod(dir, 0o711); err != nil { // the sandboxes' own user passes through it
-		return nil, err
-	}
 	if err := linkTree(s.file("images"), filepath.Join(dir, "images")); err != nil {
 		return nil, fmt.Errorf("give the server the images: %w", err)
 	}

@@ -6,15 +6,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // A stateDir is the directory that holds everything Enclave keeps on a host.
@@ -43,19 +46,10 @@ const (
 // errNoState means that there is no state directory at a path.
 var errNoState = errors.New("is not a state directory of Enclave")
 
-// subdirs are the parts of a state directory. Only images, whose unpacked
-// trees every sandbox shares, and bin can be entered by others than root.
-var subdirs = map[string]fs.FileMode{
-	"run":        0o700,
-	"db":         0o700,
-	"sandboxes":  0o711,
-	"containers": 0o711,
-	"machines":   0o711,
-	"kernels":    0o755,
-	"images":     0o755,
-	"bin":        0o755,
-	"tmp":        0o711,
-}
+// subdirs are the parts of a state directory. Like that itself, each is closed to
+// everybody but its owner: a sandbox's processes get what they need of it in their
+// own mounts.
+var subdirs = []string{"run", "db", "sandboxes", "containers", "machines", "kernels", "images", "bin", "tmp"}
 
 // checkStatePath refuses the paths that must never be a state directory, since
 // uninstall removes it with all that is in it.
@@ -91,8 +85,12 @@ func openState(path string) (*stateDir, error) {
 	if !errors.Is(err, errNoState) && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if err := os.MkdirAll(path, 0o711); err != nil {
+	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, unwritable(path, err)
+	}
+	// Again: now all of the way is there.
+	if path, err = trustedState(path); err != nil {
+		return nil, err
 	}
 	if err := unix.Access(path, unix.W_OK|unix.X_OK); err != nil {
 		return nil, unwritable(path, err)
@@ -103,7 +101,7 @@ func openState(path string) (*stateDir, error) {
 	}
 	for _, e := range entries {
 		// Another process may be making the same directory at this moment.
-		if e.Name() != markName && !strings.HasPrefix(e.Name(), ".mark-") && subdirs[e.Name()] == 0 {
+		if e.Name() != markName && !strings.HasPrefix(e.Name(), ".mark-") && !slices.Contains(subdirs, e.Name()) {
 			return nil, fmt.Errorf("%s has other files in it and is not Enclave's: choose an empty or missing directory with --state", path)
 		}
 	}
@@ -127,22 +125,19 @@ func findState(path string) (*stateDir, error) {
 	if err := checkStatePath(path); err != nil {
 		return nil, err
 	}
-	info, err := os.Lstat(path)
+	path, err := trustedState(path)
 	if err != nil {
-		if errors.Is(err, fs.ErrPermission) {
-			return nil, unwritable(path, err)
-		}
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	if !info.IsDir() {
-		return nil, fmt.Errorf("state directory %s is not a directory", path)
+		return nil, err
 	}
 	raw, err := readSmall(filepath.Join(path, markName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s %w", path, errNoState)
 	}
-	if err != nil {
+	if errors.Is(err, fs.ErrPermission) {
 		return nil, unwritable(path, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory %s can't be trusted: %w: choose another with --state", path, err)
 	}
 	var m mark
 	if err := json.Unmarshal(raw, &m); err != nil || m.Enclave != markKind || len(m.Instance) != 8 {
@@ -152,6 +147,35 @@ func findState(path string) (*stateDir, error) {
 		return nil, fmt.Errorf("state directory %s was made by a newer Enclave (version %d, this one knows %d): use that one, or another directory with --state", path, m.Version, markVersion)
 	}
 	return &stateDir{path, m.Instance}, nil
+}
+
+// trustedState returns where a state directory is, without links, if nobody but root
+// and this user can exchange it, or what is in it: root runs programs from there, and
+// writes what is named there.
+func trustedState(path string) (string, error) {
+	if info, err := os.Lstat(path); err == nil && !info.IsDir() {
+		return "", fmt.Errorf("state directory %s is a link or not a directory: choose another with --state", path)
+	}
+	real, err := safepath.Resolve(path)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "", unwritable(path, err)
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("state directory: %w", err)
+	case err != nil:
+		return "", fmt.Errorf("state directory %s can't be trusted: %w (--state)", path, err)
+	}
+	if err := checkStatePath(real); err != nil {
+		return "", err
+	}
+	info, err := os.Lstat(real)
+	if err != nil {
+		return "", fmt.Errorf("state directory: %w", err)
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return "", fmt.Errorf("state directory %s can't be trusted: others can change what is in it (mode %04o): choose an empty or missing directory with --state", path, info.Mode().Perm())
+	}
+	return real, nil
 }
 
 // writeMark makes path a state directory. Of several that do it at once, one
@@ -182,9 +206,20 @@ func writeMark(path string) error {
 }
 
 func (s *stateDir) makeParts() error {
-	for name, mode := range subdirs {
-		if err := os.Mkdir(s.file(name), mode); err != nil && !errors.Is(err, fs.ErrExist) {
+	// First the whole, also as the version before has left it, so that nobody finds a
+	// moment with a part of it open.
+	parts := []string{s.path}
+	for _, name := range subdirs {
+		parts = append(parts, s.file(name))
+	}
+	for _, part := range parts {
+		if err := os.Mkdir(part, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return unwritable(s.path, err)
+		}
+		if err := safepath.Private(part); errors.Is(err, fs.ErrPermission) {
+			return unwritable(s.path, err)
+		} else if err != nil {
+			return fmt.Errorf("state directory %s can't be trusted: %w (--state)", s.path, err)
 		}
 	}
 	if err := unix.Access(s.file("run"), unix.W_OK|unix.X_OK); err != nil {
@@ -212,14 +247,24 @@ func unwritable(path string, err error) error {
 	return fmt.Errorf("state directory %s is not writable (%w): choose another with --state DIR", path, err)
 }
 
-// readSmall reads a file that we wrote, and refuses one that grew.
+// readSmall reads a file that we wrote, and refuses one that grew, or that is not
+// ours: a link, or another user's.
 func readSmall(path string) ([]byte, error) {
-	info, err := os.Stat(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.Mode().IsRegular() || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("%s is not a file of Enclave's", path)
 	}
 	if info.Size() > 64<<10 {
 		return nil, fmt.Errorf("%s has %d bytes, more than it ever should", path, info.Size())
 	}
-	return os.ReadFile(path)
+	return io.ReadAll(f)
 }

@@ -17,10 +17,13 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // A certificate is what the server proves itself with. It is read again when
@@ -91,7 +94,15 @@ func (c *certificate) load() error {
 func (c *certificate) reload() error {
 	var state strings.Builder
 	for _, path := range []string{c.cert, c.key} {
-		info, err := os.Stat(path)
+		// Whoever could exchange them could be the server.
+		real, err := filepath.Abs(path)
+		if err == nil {
+			real, err = safepath.File(real)
+		}
+		if err != nil {
+			return err
+		}
+		info, err := os.Stat(real)
 		if err != nil {
 			return err
 		}

@@ -57,7 +57,7 @@ var table = map[string][]string{
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
-	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep"},
+	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep", "internal/safepath"},
 	// One path for every machine monitor, over what speaks to each and what machines
 	// boot. The boot channel, on which a guest reports what its kernel counts, is wire's.
 	"internal/backend/microvm": {

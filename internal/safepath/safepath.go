@@ -6,10 +6,12 @@ package safepath
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,6 +62,45 @@ func Resolve(path string) (string, error) {
 		}
 	}
 	return w.at, nil
+}
+
+// File returns the regular file that path leads to, without links. Nobody but root and
+// this process's user can change or exchange it.
+func File(path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		return "", fmt.Errorf("%s is not an absolute path", path)
+	}
+	at := path
+	for range maxLinks {
+		dir, err := Resolve(filepath.Dir(at))
+		if err != nil {
+			return "", err
+		}
+		at = filepath.Join(dir, filepath.Base(at))
+		info, err := os.Lstat(at) // which nobody else exchanges
+		if err != nil {
+			return "", err
+		}
+		if err := owned(info, at); err != nil {
+			return "", err
+		}
+		switch info.Mode().Type() {
+		case 0:
+			return at, nil
+		case fs.ModeSymlink:
+			target, err := os.Readlink(at)
+			if err != nil {
+				return "", err
+			}
+			if !filepath.IsAbs(target) {
+				target = dir + "/" + target // not joined: what is before a ".." may be a link
+			}
+			at = target
+		default:
+			return "", fmt.Errorf("%s is not a regular file", at)
+		}
+	}
+	return "", fmt.Errorf("%s goes through too many links", path)
 }
 
 // elements are the names in a path. ".." stays, since what is before it may be a
@@ -129,13 +170,26 @@ func ours(fd int, at string) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: at, Err: err}
 	}
-	if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d, who could exchange what is in it: chown it to root, or choose another directory", at, st.Uid)
+	return judge(st.Uid, st.Mode, at)
+}
+
+func owned(info fs.FileInfo, at string) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s has no owner", at)
+	}
+	return judge(st.Uid, st.Mode, at)
+}
+
+func judge(uid, mode uint32, at string) error {
+	if uid != 0 && int(uid) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d, who could exchange what is in it: chown it to root, or choose another", at, uid)
 	}
 	// A link's mode means nothing. In a sticky directory others may make names, but
 	// not exchange ours.
-	if st.Mode&unix.S_IFMT != unix.S_IFLNK && st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
-		return fmt.Errorf("%s can be changed by others than its owner (mode %04o): chmod go-w it, or choose another directory", at, st.Mode&0o7777)
+	kind, sticky := mode&unix.S_IFMT, mode&unix.S_ISVTX != 0
+	if kind != unix.S_IFLNK && mode&0o022 != 0 && (kind != unix.S_IFDIR || !sticky) {
+		return fmt.Errorf("%s can be changed by others than its owner (mode %04o): chmod go-w it, or choose another", at, mode&0o7777)
 	}
 	return nil
 }

@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 // A tree of directories of root's and of another user's.
@@ -19,7 +17,9 @@ type grounds struct {
 
 func newGrounds(t *testing.T) grounds {
 	t.Helper()
-	testenv.Need(t, "root")
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
 	return grounds{t, t.TempDir()}
 }
 
@@ -97,6 +97,37 @@ func TestOnlyAPathThatNobodyElseCanExchangeIsTrusted(t *testing.T) {
 	}
 	if got, err := Resolve("good"); err == nil {
 		t.Errorf("a relative path leads to %s", got)
+	}
+}
+
+func TestOnlyAFileThatNobodyElseCanChangeIsTrusted(t *testing.T) {
+	g := newGrounds(t)
+	g.dir("good", 0o755, 0)
+	g.dir("open", 0o777, 0)
+	g.dir("sticky", 0o777|os.ModeSticky, 0)
+	file := func(name string, mode os.FileMode, owner int) {
+		path := filepath.Join(g.base, name)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chown(path, owner, owner), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file("good/file", 0o755, 0)
+	file("good/writable", 0o777|os.ModeSticky, 0)
+	file("good/theirs", 0o755, 1000)
+	file("open/file", 0o755, 0)
+	g.link("good/link", "../good/file", 0)
+	g.link("good/away", "../open/file", 0)
+	g.link("good/loop", "loop", 0)
+	g.link("sticky/planted", filepath.Join(g.base, "good/file"), 1000)
+	for _, path := range []string{"good/file", "good/link", "good/../good/link"} {
+		if got, err := File(g.base + "/" + path); err != nil || got != filepath.Join(g.base, "good/file") {
+			t.Errorf("%s leads to %s, %v", path, got, err)
+		}
+	}
+	for _, path := range []string{"good", "good/writable", "good/theirs", "open/file", "good/away", "good/loop", "sticky/planted", "good/none"} {
+		if got, err := File(g.base + "/" + path); err == nil {
+			t.Errorf("%s leads to %s", path, got)
+		}
 	}
 }
 

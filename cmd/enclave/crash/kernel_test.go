@@ -87,7 +87,7 @@ var kernels = map[string]kernel{
 // linkKernels gives the site the tests' guest kernels.
 func (s *site) linkKernels() {
 	s.t.Helper()
-	if err := os.Symlink(testenv.Kernels(s.t), filepath.Join(s.state, "kernels")); err != nil {
+	if err := testenv.Link(testenv.Kernels(s.t), filepath.Join(s.state, "kernels")); err != nil {
 		s.t.Fatal(err)
 	}
 }

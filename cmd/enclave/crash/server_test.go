@@ -100,8 +100,7 @@ func emptySite(t testing.TB, backend string) *site {
 	}
 	s := &site{t: t, dir: dir, state: filepath.Join(dir, "state"), backend: backend, kernel: kernels[backend]}
 	t.Cleanup(s.remove)
-	// Sandboxes run as users of their own, and pass through it.
-	if err := errors.Join(os.Chmod(dir, 0o711), os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.Link(built, s.program())); err != nil {
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.Link(built, s.program())); err != nil {
 		t.Fatal(err)
 	}
 	if backend != "simulator" {
@@ -112,7 +111,7 @@ func emptySite(t testing.TB, backend string) *site {
 			}
 		}
 		images := testenv.ImageDir(t)
-		if err := errors.Join(os.Mkdir(s.state, 0o711), os.Symlink(images, filepath.Join(s.state, "images"))); err != nil {
+		if err := errors.Join(os.Mkdir(s.state, 0o700), testenv.Link(images, filepath.Join(s.state, "images"))); err != nil {
 			t.Fatal(err)
 		}
 	}

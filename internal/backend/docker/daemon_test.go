@@ -1,6 +1,10 @@
 package docker
 
 import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -75,4 +79,26 @@ func TestASandboxEndsThoughItsDaemonHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	nothingLeft(t, daemon.Host, b, s)
+}
+
+func TestADaemonsSocketThatOthersCanPlaceIsRefused(t *testing.T) {
+	testenv.Need(t, "root")
+	theirs, sticky := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.Chown(theirs, 1000, 1000), os.Chmod(sticky, 0o777|os.ModeSticky)); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{theirs, sticky} {
+		path := filepath.Join(dir, "docker.sock")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		if err := os.Chown(path, 1000, 1000); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Dial(t.Context(), "unix://"+path); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "can't be trusted") {
+			t.Errorf("a daemon at %s: %v", path, err)
+		}
+	}
 }

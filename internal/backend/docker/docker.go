@@ -12,10 +12,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/client"
@@ -24,6 +26,7 @@ import (
 	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // DefaultHost is where a daemon listens unless it was told otherwise.
@@ -132,8 +135,19 @@ func New(c Config) (*Backend, error) {
 // Dial connects to the daemon at host and makes sure that it can run sandboxes.
 // What it lacks is an error that wraps backend.ErrUnavailable.
 func Dial(ctx context.Context, host string) (*client.Client, error) {
-	if path, ok := strings.CutPrefix(host, "unix://"); !ok || !filepath.IsAbs(path) {
+	path, ok := strings.CutPrefix(host, "unix://")
+	if !ok || !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("%w: the Docker daemon at %q is not a socket of this host, unix:///path", backend.ErrUnavailable, host)
+	}
+	// Whoever can put a socket there can be the daemon. A place that does not exist is
+	// nobody's: no daemon answers.
+	if _, err := safepath.Resolve(filepath.Dir(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: the Docker daemon at %s can't be trusted: %w", backend.ErrUnavailable, host, err)
+	}
+	if info, err := os.Stat(path); err == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 {
+			return nil, fmt.Errorf("%w: the Docker daemon at %s can't be trusted: its socket is not root's", backend.ErrUnavailable, host)
+		}
 	}
 	api, err := client.New(client.WithHost(host))
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -51,7 +50,7 @@ type Backend struct{ *keep.Registry }
 // A driver is what is gVisor's own of a Backend.
 type driver struct {
 	dir    string
-	runsc  string
+	runsc  *os.File // the program, whatever has its name by now
 	guest  string
 	rootfs func(string) (string, error)
 	netns  *os.File // an empty network namespace, for the file servers
@@ -82,20 +81,17 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open gvisor state: %w", err)
 	}
-	runsc, err := filepath.Abs(c.Runsc)
+	runsc, err := openProgram(c.Runsc)
 	if err != nil {
-		return nil, fmt.Errorf("find enclave-runsc: %w", err)
-	}
-	if err := unix.Access(runsc, unix.X_OK); err != nil {
-		return nil, fmt.Errorf("%w: enclave-runsc at %s: %w", backend.ErrUnavailable, runsc, err)
+		return nil, fmt.Errorf("%w: enclave-runsc: %w", backend.ErrUnavailable, err)
 	}
 	guest, err := keep.Guest(dir, c.Guest)
 	if err != nil {
-		return nil, fmt.Errorf("keep a copy of the guest: %w", err)
+		return nil, errors.Join(fmt.Errorf("keep a copy of the guest: %w", err), runsc.Close())
 	}
 	netns, err := emptyNetwork()
 	if err != nil {
-		return nil, fmt.Errorf("%w: make a network namespace: %w", backend.ErrUnavailable, err)
+		return nil, errors.Join(fmt.Errorf("%w: make a network namespace: %w", backend.ErrUnavailable, err), runsc.Close())
 	}
 	r, err := keep.Open(context.Background(), keep.Config{
 		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent,
@@ -149,8 +145,26 @@ func (b *Backend) Footprint(l backend.Limits) backend.Footprint { return footpri
 // Find finds nothing: all that a sandbox has is its directory and its group.
 func (d *driver) Find(context.Context) ([]backend.ID, error) { return nil, nil }
 
-// Close closes the namespace of the file servers, which have it open.
-func (d *driver) Close() error { return d.netns.Close() }
+// Close closes the program, and the namespace of the file servers, which have it
+// open.
+func (d *driver) Close() error { return errors.Join(d.runsc.Close(), d.netns.Close()) }
+
+// openProgram opens a program that is to be run by its descriptor: every sandbox is
+// started with what was found here.
+func openProgram(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && (!info.Mode().IsRegular() || info.Mode()&0o111 == 0) {
+		err = fmt.Errorf("%s is not a program", path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
 
 // emptyNetwork makes a network namespace in which nothing is, not even a
 // loopback that is up. The file servers of all sandboxes share it. They would

@@ -129,7 +129,9 @@ func give(s *keep.Sandbox, user uint32) error {
 
 // run runs runsc, which returns when the guest has been started.
 func (d *driver) run(ctx context.Context, s *keep.Sandbox, rootfs string) error {
-	cmd := exec.CommandContext(ctx, d.runsc,
+	// By this process's descriptor, which is not handed on: what was opened is run,
+	// whatever the name leads to by now.
+	cmd := exec.CommandContext(ctx, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), d.runsc.Fd()),
 		"--root="+s.Path(runscDir),
 		"--log="+s.Path(logFile),
 		"--platform=systrap",
@@ -148,6 +150,7 @@ func (d *driver) run(ctx context.Context, s *keep.Sandbox, rootfs string) error 
 		string(s.ID))
 	// Its streams are those of the sandbox's first program: nothing.
 	cmd.ExtraFiles = []*os.File{d.netns}
+	cmd.Args[0] = d.runsc.Name()
 	cmd.Env = []string{
 		"ENCLAVE_CGROUPS=" + strings.Join(s.Group.Dirs(), ":"),
 		"ENCLAVE_OPEN=" + s.Dir + ":" + rootfs,

@@ -13,6 +13,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // bootingAtOnce is how many machines boot at once: each keeps one processor of the
@@ -28,7 +29,14 @@ func (c Config) launcher(ctx context.Context, k kernel.Kernel) (launcher, error)
 }
 
 func (q QEMU) launcher(ctx context.Context, kernels string, k kernel.Kernel) (launcher, error) {
-	p, err := qemu.Look(ctx, kernels, q.Path, k.Vmlinux())
+	path, err := qemu.Find(q.Path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
+	}
+	if path, err = safepath.File(path); err != nil { // before root runs it
+		return nil, fmt.Errorf("%w: QEMU can't be trusted: %w", backend.ErrUnavailable, err)
+	}
+	p, err := qemu.Look(ctx, kernels, path, k.Vmlinux())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}
@@ -55,11 +63,11 @@ func (f Firecracker) launcher() (launcher, error) {
 		into       *string
 		name, path string
 	}{{&l.exec, "firecracker", f.Path}, {&l.jailer, "jailer", f.Jailer}} {
-		real, err := filepath.EvalSymlinks(p.path)
+		real, err := safepath.File(p.path)
 		if err != nil {
-			return missing("the program "+p.name+" is missing: name it with ENCLAVE_"+strings.ToUpper(p.name)+"_BIN", err)
+			return missing("the program "+p.name+" is missing, or can't be trusted: name it with ENCLAVE_"+strings.ToUpper(p.name)+"_BIN", err)
 		}
-		if info, err := os.Stat(real); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		if info, err := os.Stat(real); err != nil || info.Mode()&0o111 == 0 {
 			return missing("the program "+p.name, fmt.Errorf("%s is no program", real))
 		}
 		*p.into = real

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,7 @@ import (
 	"github.com/enclave-run/enclave/internal/keep"
 )
 
-// Config is what a Backend needs. Every field is required.
+// Config is what a Backend needs. Every field but Late is required.
 type Config struct {
 	// Dir is the state directory, of this backend only. It is given mode 0711: a
 	// sandbox's processes are unprivileged users of the host. The directories
@@ -38,6 +39,10 @@ type Config struct {
 	// changes afterwards, and which every user may read. It has the directories
 	// /work, /tmp, /run/enclave and /.enclave, as mount points.
 	Rootfs func(digest string) (string, error)
+
+	// Late has every look at a sandbox's counters come so much later. Only tests
+	// set it.
+	Late time.Duration
 }
 
 // cgroupParent has the cgroups of all sandboxes of the host.
@@ -96,7 +101,7 @@ func New(c Config) (*Backend, error) {
 		return nil, fmt.Errorf("%w: make a network namespace: %w", backend.ErrUnavailable, err)
 	}
 	r, err := keep.Open(context.Background(), keep.Config{
-		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent,
+		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Late: c.Late,
 		Driver: &driver{dir: dir, runsc: runsc, guest: guest, rootfs: c.Rootfs, netns: netns},
 	})
 	if err != nil {

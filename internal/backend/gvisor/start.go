@@ -31,8 +31,7 @@ const (
 	logFile    = "log"
 	runscDir   = "run"
 	mountDir   = "mnt"  // /.enclave in the sandbox: the guest and the socket
-	workDir    = "work" // the host's side of /work
-	tmpDir     = "tmp"  // the host's side of /tmp
+	diskDir    = "disk" // the host's side of /work and /tmp
 )
 
 // User is the sandbox's root as the host knows it.
@@ -60,7 +59,7 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err := failpoint.Hit("gvisor.start.placed"); err != nil {
 		return err
 	}
-	for _, name := range []string{workDir, tmpDir, runscDir} {
+	for _, name := range []string{diskDir, runscDir} {
 		if err := os.Mkdir(s.Path(name), 0o711); err != nil {
 			return err
 		}

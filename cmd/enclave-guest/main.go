@@ -50,6 +50,7 @@ type config struct {
 	address  string   // of the core
 	self     string   // this program, as workloads see it
 	uid, gid uint32   // of workloads; never 0
+	disk     string   // where the file system is of which /work and /tmp are made; empty if they are there
 	machine  *machine // nil: the sandbox has no kernel of its own
 }
 
@@ -66,6 +67,9 @@ func readConfig() (config, error) {
 		c.address = os.Args[1]
 	default:
 		return config{}, errors.New("usage: enclave-guest [unix:/path/of/the/socket]")
+	}
+	if c.disk = os.Getenv("ENCLAVE_GUEST_DISK"); c.disk != "" && !filepath.IsAbs(c.disk) {
+		return config{}, fmt.Errorf("ENCLAVE_GUEST_DISK=%q is not an absolute path", c.disk)
 	}
 	for name, id := range map[string]*uint32{"ENCLAVE_GUEST_UID": &c.uid, "ENCLAVE_GUEST_GID": &c.gid} {
 		s := os.Getenv(name)
@@ -87,6 +91,11 @@ func run(ctx context.Context, born time.Time, c config) error {
 	// workload. Anywhere else that would be the host's processes.
 	if os.Getpid() != 1 {
 		return errors.New("not started as PID 1 of a sandbox")
+	}
+	if c.disk != "" {
+		if err := takeDisk(c.disk); err != nil {
+			return err
+		}
 	}
 	tun, ipv6, err := makeNetwork()
 	if err != nil {

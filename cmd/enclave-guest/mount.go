@@ -52,18 +52,11 @@ func makeRoot(s wire.Setup) error {
 	if err := mount("tmpfs", in(wire.RunDir), "tmpfs", still|unix.MS_NOEXEC, fmt.Sprintf("mode=0755,size=%d", s.Run)); err != nil {
 		return err
 	}
-	// /work and /tmp are two directories of one file system: together they may
-	// have so many bytes.
 	if err := mount("tmpfs", diskPath, "tmpfs", still, fmt.Sprintf("mode=0700,size=%d", s.Disk)); err != nil {
 		return err
 	}
-	for _, name := range []string{"/work", "/tmp"} {
-		if err := unix.Mkdir(diskPath+name, 0o1777); err != nil {
-			return fmt.Errorf("make %s: %w", name, err)
-		}
-		if err := bind(diskPath+name, in(name), still); err != nil {
-			return err
-		}
+	if err := divide(diskPath, rootPath); err != nil {
+		return err
 	}
 	// The guest program, which the result command is.
 	if err := bind(filepath.Dir(wire.Guest), in(filepath.Dir(wire.Guest)), still|unix.MS_RDONLY); err != nil {
@@ -81,6 +74,40 @@ func makeRoot(s wire.Setup) error {
 	}
 	if err := unix.Chdir("/"); err != nil {
 		return fmt.Errorf("enter the root: %w", err)
+	}
+	return nil
+}
+
+// divide makes /work and /tmp below root two directories of the file system at
+// disk: together they may have as many bytes as it has.
+func divide(disk, root string) error {
+	for _, name := range []string{wire.WorkDir, "/tmp"} {
+		dir := disk + name
+		if err := unix.Mkdir(dir, 0o700); err != nil {
+			return fmt.Errorf("make %s: %w", name, err)
+		}
+		if err := unix.Chmod(dir, unix.S_ISVTX|0o777); err != nil { // whatever the umask
+			return fmt.Errorf("make %s: %w", name, err)
+		}
+		if err := bind(dir, root+name, still); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeDisk makes /work and /tmp of the file system at disk, and takes that away
+// from where it was.
+func takeDisk(disk string) error {
+	// runsc mounts a /tmp without a size where it is asked for none.
+	if err := unix.Unmount("/tmp", 0); err != nil && err != unix.EINVAL {
+		return fmt.Errorf("take the runtime's /tmp away: %w", err)
+	}
+	if err := divide(disk, ""); err != nil {
+		return err
+	}
+	if err := errors.Join(unix.Unmount(disk, unix.MNT_DETACH), os.Remove(disk)); err != nil {
+		return fmt.Errorf("take %s away: %w", disk, err)
 	}
 	return nil
 }

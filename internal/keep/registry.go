@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/cgroup"
@@ -82,8 +83,9 @@ type Config struct {
 	Dir      string // the state directory, as Dir returns it
 	Instance string // a ValidInstance
 	Tree     *cgroup.Tree
-	Groups   string // the cgroup that has those of all sandboxes, of every instance
-	Driver   Driver // the Registry's from here on
+	Groups   string        // the cgroup that has those of all sandboxes, of every instance
+	Driver   Driver        // the Registry's from here on
+	Late     time.Duration // of every Watcher
 }
 
 // A Registry has the sandboxes of one backend, and is a backend.Backend and

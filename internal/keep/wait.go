@@ -80,7 +80,7 @@ func (r *Registry) watchLocked(s *Sandbox, f Facts) (err error) {
 	r.watchers.Go(func() {
 		defer done()
 		w.Run(r.closing, &watch.Watcher{
-			Group: s.Group, CPU: cpu, Idlers: &r.idlers, Dir: s.Dir, Mark: DestroyFile, Checks: s.checks,
+			Group: s.Group, CPU: cpu, Idlers: &r.idlers, Dir: s.Dir, Mark: DestroyFile, Checks: s.checks, Late: r.c.Late,
 		})
 	})
 	return nil

@@ -26,9 +26,12 @@ const (
 	// watcher on a loaded host takes to count them.
 	processWall = 512
 
-	// diskWall is how many bytes beyond Limits.Disk each of /work and /tmp takes
+	// diskWall is how many bytes beyond Limits.Disk /work and /tmp take together
 	// before the sandbox's kernel refuses more, for the same reason.
 	diskWall = 8 << 20
+
+	// diskPath is where the guest finds the file system of /work and /tmp.
+	diskPath = "/run/enclave/disk"
 
 	// runSize bounds /run/enclave, which is memory: the largest code, of 10 MiB,
 	// and what the guest keeps beside it.
@@ -54,10 +57,10 @@ func memoryAllowed(l backend.Limits, tasks int64) int64 {
 	return l.Memory + sentryMemory + tasks*taskMemory
 }
 
-// footprint is what a sandbox takes at most. /work and /tmp are files of the
-// host, and each may be filled to its wall.
+// footprint is what a sandbox takes at most. /work and /tmp are one file of the
+// host, up to its wall.
 func footprint(l backend.Limits) backend.Footprint {
-	return backend.Footprint{Memory: memoryWall(l), Disk: 2 * (l.Disk + diskWall), Tasks: hostTasks(l)}
+	return backend.Footprint{Memory: memoryWall(l), Disk: l.Disk + diskWall, Tasks: hostTasks(l)}
 }
 
 // An OCI runtime configuration: of the specification only what is used here.
@@ -119,9 +122,10 @@ type (
 // does not have.
 func newBundle(dir, rootfs string, f keep.Facts) bundle {
 	l := f.Limits
-	// The guest's, to make its network and start the workload as another user;
-	// it gives the workload none.
-	caps := []string{"CAP_NET_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"}
+	// The guest's, to make its network, /work and /tmp, and to start the workload as
+	// another user; it gives the workload none, and up all but the last before it
+	// hears of one.
+	caps := []string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"}
 	// One user of the host is enough: those of the workload are of the sandbox's
 	// kernel alone.
 	ids := []idMapping{{ContainerID: 0, HostID: int(f.User), Size: 1}}
@@ -129,7 +133,7 @@ func newBundle(dir, rootfs string, f keep.Facts) bundle {
 		Version: "1.0.0",
 		Process: process{
 			Args:            []string{"/.enclave/" + keep.GuestFile},
-			Env:             []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+			Env:             []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ENCLAVE_GUEST_DISK=" + diskPath},
 			Cwd:             "/",
 			Capabilities:    map[string][]string{"bounding": caps, "effective": caps, "permitted": caps},
 			NoNewPrivileges: true,
@@ -159,24 +163,22 @@ func newBundle(dir, rootfs string, f keep.Facts) bundle {
 		},
 		Annotations: map[string]string{},
 	}
-	// /work and /tmp are file systems of the sandbox's kernel whose pages lie in
-	// a file of ours: memory of the sandbox they are not, and its blocks are
-	// counted from outside. These annotations are how runsc is told so
-	// (boot.MountHint).
-	for name, dest := range map[string]string{workDir: "/work", tmpDir: "/tmp"} {
-		source := filepath.Join(dir, name)
-		b.Mounts = append(b.Mounts, mount{Destination: dest, Type: "bind", Source: source, Options: []string{"bind", "rw", "nosuid", "nodev"}})
-		hint := "dev.gvisor.spec.mount." + name + "."
-		b.Annotations[hint+"source"] = source
-		b.Annotations[hint+"type"] = "tmpfs"
-		b.Annotations[hint+"share"] = "container"
-		b.Annotations[hint+"options"] = "rw,nosuid,nodev,mode=1777,size=" + strconv.FormatInt(l.Disk+diskWall, 10)
-	}
+	// /work and /tmp are two directories of one file system, so that its size is a
+	// wall for both together; the guest makes them of it. It is of the sandbox's
+	// kernel, and its pages lie in a file of ours: memory of the sandbox they are
+	// not, and its blocks are counted from outside. These annotations are how runsc
+	// is told so (boot.MountHint).
+	source := filepath.Join(dir, diskDir)
+	b.Mounts = append(b.Mounts, mount{Destination: diskPath, Type: "bind", Source: source, Options: []string{"bind", "rw", "nosuid", "nodev"}})
+	const hint = "dev.gvisor.spec.mount." + diskDir + "."
+	b.Annotations[hint+"source"] = source
+	b.Annotations[hint+"type"] = "tmpfs"
+	b.Annotations[hint+"share"] = "container"
+	b.Annotations[hint+"options"] = "rw,nosuid,nodev,mode=0700,size=" + strconv.FormatInt(l.Disk+diskWall, 10)
 	return b
 }
 
-// filestores are the files that hold /work and /tmp.
-func filestores(s *keep.Sandbox) []string {
-	name := ".gvisor.filestore." + string(s.ID)
-	return []string{s.Path(workDir, name), s.Path(tmpDir, name)}
+// filestore is the file that holds /work and /tmp.
+func filestore(s *keep.Sandbox) string {
+	return s.Path(diskDir, ".gvisor.filestore."+string(s.ID))
 }

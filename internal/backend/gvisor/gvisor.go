@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,7 +20,7 @@ import (
 	"github.com/enclave-run/enclave/internal/keep"
 )
 
-// Config is what a Backend needs. Every field is required.
+// Config is what a Backend needs. Every field but Late is required.
 type Config struct {
 	// Dir is the state directory, of this backend only. Only root passes through it:
 	// a sandbox's processes, which are an unprivileged user of the host, are shown
@@ -38,6 +39,10 @@ type Config struct {
 	// directories above it may be closed. It has the directories
 	// /work, /tmp, /run/enclave and /.enclave, as mount points.
 	Rootfs func(digest string) (string, error)
+
+	// Late has every look at a sandbox's counters come so much later. Only tests
+	// set it.
+	Late time.Duration
 }
 
 // cgroupParent has the cgroups of all sandboxes of the host.
@@ -94,7 +99,7 @@ func New(c Config) (*Backend, error) {
 		return nil, errors.Join(fmt.Errorf("%w: make a network namespace: %w", backend.ErrUnavailable, err), runsc.Close())
 	}
 	r, err := keep.Open(context.Background(), keep.Config{
-		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent,
+		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Late: c.Late,
 		Driver: &driver{dir: dir, runsc: runsc, guest: guest, rootfs: c.Rootfs, netns: netns},
 	})
 	if err != nil {

@@ -31,8 +31,7 @@ const (
 	logFile    = "log"
 	runscDir   = "run"
 	mountDir   = "mnt"  // /.enclave in the sandbox: the guest and the socket
-	workDir    = "work" // the host's side of /work
-	tmpDir     = "tmp"  // the host's side of /tmp
+	diskDir    = "disk" // the host's side of /work and /tmp
 )
 
 // User is the sandbox's root as the host knows it, and its only user there.
@@ -109,12 +108,12 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 // give lets the sandbox's user, and nobody else but root, pass through its
 // directory and connect to its way out.
 func give(s *keep.Sandbox, user uint32) error {
-	for _, name := range []string{workDir, tmpDir, runscDir} {
+	for _, name := range []string{diskDir, runscDir} {
 		if err := os.Mkdir(s.Path(name), 0o700); err != nil {
 			return err
 		}
 	}
-	for _, dir := range []string{s.Dir, s.Path(workDir), s.Path(tmpDir), s.Path(runscDir)} {
+	for _, dir := range []string{s.Dir, s.Path(diskDir), s.Path(runscDir)} {
 		if err := errors.Join(os.Chown(dir, 0, int(user)), os.Chmod(dir, 0o710)); err != nil {
 			return err
 		}

@@ -113,14 +113,11 @@ func (w *watcher) Breached(used time.Duration) *watch.Breach {
 
 // disk is how many bytes /work and /tmp take on the host together.
 func (w *watcher) disk() int64 {
-	var n int64
-	for _, path := range filestores(w.Sandbox) {
-		var st unix.Stat_t
-		if unix.Lstat(path, &st) == nil {
-			n += st.Blocks * 512
-		}
+	var st unix.Stat_t
+	if unix.Lstat(filestore(w.Sandbox), &st) != nil {
+		return 0
 	}
-	return n
+	return st.Blocks * 512
 }
 
 // awaitEnd reports that the sandbox has ended: its guest has exited, as its

@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -33,6 +34,10 @@ func main() {
 	if err != nil {
 		os.Exit(101)
 	}
+	if err := divide(os.Getenv("ENCLAVE_GUEST_DISK")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(102)
+	}
 	sock := filepath.Join(filepath.Dir(exe), "sock")
 	for {
 		conn, err := net.Dial("unix", sock)
@@ -51,6 +56,19 @@ func main() {
 		}
 		go run(conn, exe, o)
 	}
+}
+
+// divide makes /work and /tmp of one file system, as enclave-guest does.
+func divide(disk string) error {
+	for _, name := range []string{"/work", "/tmp"} {
+		if err := errors.Join(os.Mkdir(disk+name, 0o700), os.Chmod(disk+name, os.ModeSticky|0o777)); err != nil {
+			return err
+		}
+		if err := syscall.Mount(disk+name, name, "", syscall.MS_BIND, ""); err != nil {
+			return err
+		}
+	}
+	return syscall.Unmount(disk, syscall.MNT_DETACH)
 }
 
 func run(conn net.Conn, exe string, o order) {
@@ -97,6 +115,14 @@ func work(args []string) {
 				}
 			}
 			f.Close()
+		}
+	case "churn": // churn PATH MIB: write so much and remove it, without end
+		block := make([]byte, arg(2)<<20)
+		for {
+			if err := os.WriteFile(args[1], block, 0o600); err != nil {
+				fmt.Println("churn:", err)
+			}
+			os.Remove(args[1])
 		}
 	case "alloc": // alloc MIB
 		var all [][]byte

@@ -68,6 +68,9 @@ func (p *Plane) takeUp(ctx context.Context, s session.Session, why string) error
 	_, run, err := p.admit(ctx, s, k)
 	if err != nil {
 		p.queue.release(k)
+		if errors.Is(err, errTaken) { // somebody leads it after all
+			return nil
+		}
 		return err
 	}
 	run.enter(k.lead)
@@ -87,7 +90,7 @@ func (p *Plane) endLost(ctx context.Context, s session.Session, why string) erro
 			end = &ending{reason: reasonOf(e.Data.Resource), limit: &e.Data}
 		}
 	}
-	if _, err := p.commitEnd(ctx, s, session.Result{}, outcome{}, end); err != nil && !errors.Is(err, session.ErrConflict) {
+	if _, err := p.commitEnd(ctx, s, session.Collected{}, outcome{}, end); err != nil && !errors.Is(err, session.ErrConflict) {
 		return err
 	}
 	return nil
@@ -99,7 +102,7 @@ func (p *Plane) cancelUnled(ctx context.Context, s session.Session) error {
 	if err := p.backend.Destroy(ctx, backend.ID(s.Sandbox)); err != nil {
 		return err
 	}
-	_, err := p.commitEnd(ctx, s, session.Result{}, outcome{}, &ending{reason: session.Cancelled})
+	_, err := p.commitEnd(ctx, s, session.Collected{}, outcome{}, &ending{reason: session.Cancelled})
 	if errors.Is(err, session.ErrConflict) {
 		return nil
 	}

@@ -130,6 +130,10 @@ type Result struct {
 	Stderr       string `json:"stderr"`
 	StdoutBase64 []byte `json:"stdoutBase64,omitempty"`
 	StderrBase64 []byte `json:"stderrBase64,omitempty"`
+	// StdoutSize and StderrSize are how many bytes were written. In the event of a
+	// stream they are all there is of the output: the stream had it.
+	StdoutSize int64 `json:"stdoutBytes"`
+	StderrSize int64 `json:"stderrBytes"`
 	// JSON is what the code gave enclave.result, or null.
 	JSON json.RawMessage `json:"json"`
 	// Truncated reports that output beyond the limit was dropped.

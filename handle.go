@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"sync"
+	"unicode/utf8"
 )
 
 // A Handle is a session that a Client runs or found. Its methods may be called
@@ -64,15 +65,33 @@ func (h *Handle) keep(s Session, err error) (Session, error) {
 	return s, nil
 }
 
-// await follows the stream of a session to its result.
+// await follows the stream of a session to its result, and puts the output of
+// the one into the other.
 func (c *Client) await(ctx context.Context, id string) (Result, error) {
+	var stdout, stderr []byte
 	for e, err := range c.Stream(ctx, id, "") {
 		if err != nil {
 			return Result{}, err
 		}
-		if e.Result != nil {
-			return *e.Result, nil
+		switch e.Kind {
+		case StreamStdout:
+			stdout = append(stdout, e.Output...)
+		case StreamStderr:
+			stderr = append(stderr, e.Output...)
+		case StreamResult:
+			r := *e.Result
+			r.Stdout, r.StdoutBase64 = text(stdout)
+			r.Stderr, r.StderrBase64 = text(stderr)
+			return r, nil
 		}
 	}
 	return Result{}, errors.New("enclave: the session has ended without a result")
+}
+
+// text returns b as a Result has it: as text, and b itself if that lost something.
+func text(b []byte) (string, []byte) {
+	if utf8.Valid(b) {
+		return string(b), nil
+	}
+	return string([]rune(string(b))), b
 }

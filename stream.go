@@ -33,7 +33,7 @@ type StreamEvent struct {
 	Phase  Phase   // of "phase"
 	Output []byte  // of "stdout" and "stderr": the sandbox's own words
 	Audit  *Event  // of "audit"
-	Result *Result // of "result"
+	Result *Result // of "result", without the output, which the events before it have
 }
 
 const (

@@ -23,14 +23,14 @@ func (r *run) finish(ctx context.Context, s session.Session, o outcome) (session
 	if end.reason == session.Cancelled && o.operator.later && s.Phase == session.Pending {
 		return s, errLeftPending
 	}
-	stdout, stderr, truncated, _ := r.live.output()
-	res := session.Result{Stdout: stdout, Stderr: stderr, JSON: o.json, Truncated: truncated}
+	stdout, stderr, truncated := r.live.output()
+	res := session.Collected{Stdout: stdout, Stderr: stderr, JSON: o.json, Truncated: truncated}
 	return r.plane.commitEnd(ctx, s, res, o)
 }
 
 // commitEnd is also how a session ends whose sandbox was lost with an earlier
 // process.
-func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Result, o outcome) (session.Session, error) {
+func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Collected, o outcome) (session.Session, error) {
 	end := o.judge(s.Limits)
 	phase := session.Killed
 	switch {
@@ -75,7 +75,7 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Re
 			PeakMemoryBytes: ptr(o.backend.Usage.PeakMemory),
 			BytesIn:         ptr(o.gateway.In),
 			BytesOut:        ptr(o.gateway.Out),
-			OutputBytes:     ptr(int64(len(res.Stdout) + len(res.Stderr))),
+			OutputBytes:     ptr(res.Stdout.Len() + res.Stderr.Len()),
 		}})
 	if err := failpoint.Hit("control.end.collected"); err != nil {
 		return s, fmt.Errorf("commit the end of %s: %w", s.ID, err)
@@ -92,11 +92,11 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Re
 }
 
 // tell says on one line of the log, and to the observer, how a session ended.
-func (p *Plane) tell(ctx context.Context, s session.Session, res session.Result, o outcome, end ending) {
+func (p *Plane) tell(ctx context.Context, s session.Session, res session.Collected, o outcome, end ending) {
 	e := End{
 		Outcome: s.Outcome, KillReason: s.KillReason, Life: s.Finished.Sub(s.Created),
 		CPUSeconds: o.backend.Usage.CPU.Seconds(), BytesIn: o.gateway.In, BytesOut: o.gateway.Out,
-		Output: int64(len(res.Stdout) + len(res.Stderr)),
+		Output: res.Stdout.Len() + res.Stderr.Len(),
 	}
 	if end.limit != nil {
 		e.Resource = end.limit.Resource

@@ -72,7 +72,7 @@ func eachLimitHasItsKillReason(t *testing.T, on kernel, got seen) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if kept := int64(len(r.Stdout) + len(r.Stderr)); tc.reason == session.OutputExceeded && (kept != s.Limits.OutputBytes || !r.Truncated) {
+			if kept := r.StdoutLength + r.StderrLength; tc.reason == session.OutputExceeded && (kept != s.Limits.OutputBytes || !r.Truncated) {
 				t.Errorf("%d bytes kept, truncated %t; want the first %d and true", kept, r.Truncated, s.Limits.OutputBytes)
 			}
 			if r.ExitCode != nil {
@@ -99,12 +99,13 @@ func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel, got seen) {
 	}
 	s := runToEnd(t, p, request.Request{Code: req.Code, Language: req.Language, Egress: session.Egress{Mode: req.Egress.Mode, Allow: req.Egress.Allow}})
 	got[name] = recordOf(t, p, on, s)
-	r, denials, err := p.Result(t.Context(), caller, s.ID)
+	_, denials, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
+	stdout, stderr := printed(t, p, s.ID)
 	if why, err := w.Judge(got[name]); why != "" || err != nil {
-		t.Errorf("%s, error %v; the workload said:\n%s%s", why, err, r.Stdout, r.Stderr)
+		t.Errorf("%s, error %v; the workload said:\n%s%s", why, err, stdout, stderr)
 	}
 	denied := 0
 	for _, e := range got[name].Events {
@@ -116,8 +117,8 @@ func everyWayOutIsRefusedAndRecorded(t *testing.T, on kernel, got seen) {
 		t.Errorf("the result tells of %d denials, the record of %d", len(denials), denied)
 	}
 	for _, attempt := range []string{"address", "metadata"} {
-		if !strings.Contains(string(r.Stdout), "refused "+attempt+"\n") {
-			t.Errorf("a connection was made:\n%s", r.Stdout)
+		if !strings.Contains(stdout, "refused "+attempt+"\n") {
+			t.Errorf("a connection was made:\n%s", stdout)
 		}
 	}
 }
@@ -131,7 +132,8 @@ func anAllowedHostIsReachedByName(t *testing.T, on kernel, got seen) {
 	got["allowed"] = recordOf(t, p, on, s)
 	r, _, err := p.Result(t.Context(), caller, s.ID)
 	if err != nil || s.Outcome != session.Succeeded || string(r.JSON) != "true" {
-		t.Fatalf("ended as %s/%s with %s, error %v: %s", s.Outcome, s.KillReason, r.JSON, err, r.Stderr)
+		_, stderr := printed(t, p, s.ID)
+		t.Fatalf("ended as %s/%s with %s, error %v: %s", s.Outcome, s.KillReason, r.JSON, err, stderr)
 	}
 	wantTypes(t, p, s.ID, audit.SessionCreated, audit.SandboxStarted, audit.EgressAllowed, audit.ResultCollected, audit.WorkloadExited, audit.UsageMetered)
 }
@@ -166,8 +168,9 @@ func oddResultsAndExits(t *testing.T, on kernel, got seen) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if s.Outcome != tc.phase || r.ExitCode == nil || *r.ExitCode != tc.exit || string(r.JSON) != tc.json || !strings.Contains(string(r.Stderr), tc.stderr) {
-				t.Errorf("ended as %s/%s, exit %v, result %q, stderr %q", s.Outcome, s.KillReason, r.ExitCode, r.JSON, r.Stderr)
+			_, stderr := printed(t, p, s.ID)
+			if s.Outcome != tc.phase || r.ExitCode == nil || *r.ExitCode != tc.exit || string(r.JSON) != tc.json || !strings.Contains(stderr, tc.stderr) {
+				t.Errorf("ended as %s/%s, exit %v, result %q, stderr %q", s.Outcome, s.KillReason, r.ExitCode, r.JSON, stderr)
 			}
 		})
 	}
@@ -178,7 +181,7 @@ func aProgramThatIsNotInTheImageFailsInWords(t *testing.T, on kernel, got seen) 
 	s := runToEnd(t, p, request.Request{Argv: []string{"no-such-program"}})
 	got["no program"] = recordOf(t, p, on, s)
 	r, _, err := p.Result(t.Context(), caller, s.ID)
-	if err != nil || s.Outcome != session.Failed || r.ExitCode == nil || *r.ExitCode != 127 || !strings.Contains(string(r.Stderr), "no-such-program") {
-		t.Errorf("ended as %s/%s, error %v: %s", s.Outcome, s.KillReason, err, r.Stderr)
+	if _, stderr := printed(t, p, s.ID); err != nil || s.Outcome != session.Failed || r.ExitCode == nil || *r.ExitCode != 127 || !strings.Contains(stderr, "no-such-program") {
+		t.Errorf("ended as %s/%s, error %v: %s", s.Outcome, s.KillReason, err, stderr)
 	}
 }

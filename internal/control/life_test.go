@@ -71,6 +71,17 @@ func TestRecordHasTheLiteralOrder(t *testing.T) {
 	}
 }
 
+// printed returns what a session wrote to its standard output and error, which
+// fits into one part.
+func printed(t *testing.T, p *Plane, id string) (stdout, stderr string) {
+	t.Helper()
+	o, err := p.Output(t.Context(), caller, id, 0, 0, 1<<20)
+	if err != nil || o.StdoutLength != int64(len(o.Stdout)) || o.StderrLength != int64(len(o.Stderr)) {
+		t.Errorf("%d bytes of %d, %d of %d, %v", len(o.Stdout), o.StdoutLength, len(o.Stderr), o.StderrLength, err)
+	}
+	return string(o.Stdout), string(o.Stderr)
+}
+
 func TestTheFirstOutputBytesAreKept(t *testing.T) {
 	p, _ := newPlane(t)
 	limit := int64(1000)
@@ -79,8 +90,8 @@ func TestTheFirstOutputBytesAreKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(r.Stdout) != strings.Repeat("x", 1000) || !r.Truncated {
-		t.Errorf("%d bytes kept, truncated %t; want the first 1000 and true", len(r.Stdout), r.Truncated)
+	if stdout, _ := printed(t, p, s.ID); stdout != strings.Repeat("x", 1000) || !r.Truncated {
+		t.Errorf("%d bytes kept, truncated %t; want the first 1000 and true", len(stdout), r.Truncated)
 	}
 }
 

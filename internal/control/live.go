@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -21,8 +22,8 @@ type live struct {
 	at      atomic.Int32            // a step; only the session's course stores it
 
 	mu        sync.Mutex
-	stdout    []byte
-	stderr    []byte
+	stdout    written
+	stderr    written
 	truncated bool
 	changed   chan struct{} // closed and replaced whenever there is something new to see
 	told      uint64        // how often it was so because the store has something new
@@ -53,27 +54,82 @@ func (l *live) notifyLocked() {
 func (l *live) write(stderr bool, p []byte, max int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	room := max - int64(len(l.stdout)+len(l.stderr))
+	room := max - l.stdout.length - l.stderr.length
 	if int64(len(p)) > room {
 		p = p[:room]
 		l.truncated = true
 	}
 	if stderr {
-		l.stderr = append(l.stderr, p...)
+		l.stderr.add(p)
 	} else {
-		l.stdout = append(l.stdout, p...)
+		l.stdout.add(p)
 	}
 	l.notifyLocked()
 	return !l.truncated
 }
 
-// output returns what there is of both streams. The slices are not changed
-// later: write only appends beyond them.
-func (l *live) output() (stdout, stderr []byte, truncated bool, changed <-chan struct{}) {
+// output returns what there is of both streams.
+func (l *live) output() (stdout, stderr session.Text, truncated bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.stdout, l.stderr, l.truncated, l.changed
+	return l.stdout.text(), l.stderr.text(), l.truncated
 }
+
+// change returns a channel that is closed when there is something new to see.
+func (l *live) change() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+// after returns what is next in each stream after so many bytes of it, and how
+// long each is.
+func (l *live) after(stdout, stderr int64) session.Output {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return session.Output{
+		Stdout: l.stdout.after(stdout), StdoutLength: l.stdout.length,
+		Stderr: l.stderr.after(stderr), StderrLength: l.stderr.length,
+	}
+}
+
+// written is what came of one stream, in blocks of maxUpdate bytes, the last
+// fewer: it grows without being moved. Nothing in it changes once it is there,
+// so who was given a part may keep it.
+type written struct {
+	blocks session.Text
+	length int64
+}
+
+func (w *written) add(p []byte) {
+	w.length += int64(len(p))
+	for len(p) > 0 {
+		last := len(w.blocks) - 1
+		if last < 0 || len(w.blocks[last]) == maxUpdate {
+			var next []byte
+			if last >= 0 {
+				next = make([]byte, 0, maxUpdate) // the first, of which most have no other, grows
+			}
+			w.blocks = append(w.blocks, next)
+			last++
+		}
+		n := min(len(p), maxUpdate-len(w.blocks[last]))
+		w.blocks[last], p = append(w.blocks[last], p[:n]...), p[n:]
+	}
+}
+
+// after returns what is there from offset at to the end of its block. An offset
+// beyond the end, which only a forged cursor has, yields nothing.
+func (w *written) after(at int64) []byte {
+	if at < 0 || at >= w.length {
+		return nil
+	}
+	b := w.blocks[at/maxUpdate]
+	return b[at%maxUpdate : len(b) : len(b)]
+}
+
+// text returns all of it, as it is now.
+func (w *written) text() session.Text { return slices.Clone(w.blocks) }
 
 // recorder records a gateway's events in the store, and tells those who watch
 // the session, and the observer, of them.

@@ -6,8 +6,6 @@ package control
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,6 +75,7 @@ type Plane struct {
 	webhook   func(raw string) (string, error)
 	ceilings  session.Limits
 	now       func() time.Time
+	random    func(n int) string // n random bytes in hex
 	retention Retention
 
 	results   singleflight.Group // by session
@@ -137,6 +136,7 @@ func New(c Config) (*Plane, error) {
 		sandboxes: sandbox.NewSet(c.Backend),
 		live:      map[string]*live{},
 		abort:     abort,
+		random:    random,
 		retention: c.Retention,
 		giveUp:    sync.OnceFunc(func() { close(abort) }),
 	}, nil
@@ -196,7 +196,7 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r request.Request, pl
 	if err := p.withinStorage(ctx, c.Org, k); err != nil {
 		return session.Session{}, err
 	}
-	n, err := p.store.NextNumber(ctx)
+	n, err := p.store.NextNumber(ctx, c.Org)
 	if err != nil {
 		return session.Session{}, fmt.Errorf("number a session: %w", err)
 	}
@@ -205,17 +205,16 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r request.Request, pl
 	}
 	info := p.backend.Info()
 	s := session.Session{
-		ID:  fmt.Sprintf("s-%s-%d", random(3), n),
 		Org: c.Org, CreatedBy: c.User, Phase: session.Pending,
 		Language: pl.language, Limits: pl.limits, Egress: pl.egress,
 		Backend: info.Name, Isolation: info.Isolation.String(),
 		Labels: r.Labels, WebhookURL: pl.webhook, Created: p.now().UTC(),
-		Sandbox:     random(10),
+		Sandbox:     p.random(10),
 		Idempotency: r.IdempotencyKey, RequestHash: pl.hash,
 	}
 	// The session is known before it is durable, so that the reconciler never
 	// meets a sandbox of it that it does not know.
-	life, run, err := p.admit(ctx, s, k)
+	s, life, run, err := p.admitNew(ctx, s, n, k)
 	if err != nil {
 		return session.Session{}, err
 	}
@@ -243,29 +242,6 @@ func (p *Plane) create(ctx context.Context, c auth.Caller, r request.Request, pl
 	return made, nil
 }
 
-// admit registers s, which has ticket k, as live. The run it returns must be
-// entered or abandoned. The context is the session's: it outlives ctx, and ends
-// with a *wish as cause.
-func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (context.Context, *run, error) {
-	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closing {
-		cancel(nil)
-		return nil, nil, ErrClosing
-	}
-	l := newLive(s, cancel, k)
-	r := &run{plane: p, id: s.ID, sandbox: backend.ID(s.Sandbox), live: l, course: newCourse(ctx, p, s, &l.at)}
-	k.id = s.ID
-	org := s.Org // of s, nothing is kept by which it can't be found again
-	k.lead = func() { r.resume(life, org) }
-	k.drop = r.abandon
-	p.live[s.ID] = l
-	p.sandboxes.Claim(r.sandbox)
-	p.wg.Add(1)
-	return life, r, nil
-}
-
 // Session returns the session called id.
 func (p *Plane) Session(ctx context.Context, c auth.Caller, id string) (session.Session, error) {
 	if !c.May(auth.ReadSessions) {
@@ -283,7 +259,27 @@ func (p *Plane) Sessions(ctx context.Context, c auth.Caller, before string, limi
 	return p.store.Sessions(ctx, c.Org, before, limit)
 }
 
-// Result returns what an ended session gave and its denials, or ErrNotEnded.
+// Output returns a part of what an ended session wrote, or ErrNotEnded: what a
+// Store's Output does, for the caller's organisation.
+func (p *Plane) Output(ctx context.Context, c auth.Caller, id string, stdout, stderr, max int64) (session.Output, error) {
+	if !c.May(auth.ReadSessions) {
+		return session.Output{}, ErrForbidden
+	}
+	o, err := p.store.Output(ctx, c.Org, id, stdout, stderr, max)
+	if errors.Is(err, session.ErrNotFound) { // the session, or its end
+		var s session.Session
+		if s, err = p.store.Session(ctx, c.Org, id); err == nil {
+			err = ErrNotEnded
+			if s.Outcome != "" {
+				err = session.ErrNotFound
+			}
+		}
+	}
+	return o, err
+}
+
+// Result returns what an ended session gave, but for its output, and its
+// denials; or ErrNotEnded.
 func (p *Plane) Result(ctx context.Context, c auth.Caller, id string) (session.Result, []audit.Event, error) {
 	s, err := p.Session(ctx, c, id)
 	if err != nil {
@@ -437,11 +433,4 @@ func (p *Plane) Active() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.live)
-}
-
-// random returns n random bytes in hex.
-func random(n int) string {
-	b := make([]byte, n)
-	rand.Read(b) // never fails: crypto/rand
-	return hex.EncodeToString(b)
 }

@@ -102,13 +102,13 @@ func TestARepeatedRequestIsNeverRefusedByAQuota(t *testing.T) {
 	refusals(RateLimited)
 
 	// Nothing of what was refused was written: no session, and no number.
-	before, err := l.store.NextNumber(t.Context())
+	before, err := l.store.NextNumber(t.Context(), "acme")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, err = p.Create(t.Context(), caller, request.Request{Code: "1"})
 	wantBusy(t, "a new request", err, RateLimited)
-	if after, err := l.store.NextNumber(t.Context()); err != nil || after != before+1 {
+	if after, err := l.store.NextNumber(t.Context(), "acme"); err != nil || after != before+1 {
 		t.Errorf("a refused request used %d numbers, error %v", after-before-1, err)
 	}
 }
@@ -159,7 +159,7 @@ func (l *lab) spend(org string, cpu float64) {
 	s, err := l.store.Create(l.t.Context(), session.Session{ID: "s-" + random(3) + "-9", Org: org, Phase: session.Pending}, session.Work{}, audit.Data{})
 	if err == nil {
 		s.Phase = session.Killed
-		s, err = l.store.Commit(l.t.Context(), s, &session.Result{}, audit.Event{Type: audit.UsageMetered, Data: audit.Data{CPUSeconds: &cpu}})
+		s, err = l.store.Commit(l.t.Context(), s, &session.Collected{}, audit.Event{Type: audit.UsageMetered, Data: audit.Data{CPUSeconds: &cpu}})
 	}
 	if err != nil {
 		l.t.Fatal(err)

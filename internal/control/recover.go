@@ -101,6 +101,9 @@ func (p *Plane) takeUp(ctx context.Context, s session.Session, exit backend.Exit
 	_, run, err := p.admit(ctx, s, k)
 	if err != nil {
 		p.lead(p.queue.release(k))
+		if errors.Is(err, errTaken) { // somebody leads it after all
+			return nil
+		}
 		return err
 	}
 	run.enter(k.lead)
@@ -120,7 +123,7 @@ func (p *Plane) endLost(ctx context.Context, s session.Session, exit backend.Exi
 			o.record = &e.Data
 		}
 	}
-	if _, err := p.commitEnd(ctx, s, session.Result{}, o); err != nil && !errors.Is(err, session.ErrConflict) {
+	if _, err := p.commitEnd(ctx, s, session.Collected{}, o); err != nil && !errors.Is(err, session.ErrConflict) {
 		return err
 	}
 	return nil
@@ -134,7 +137,7 @@ func (p *Plane) cancelUnled(ctx context.Context, s session.Session) error {
 	if err := p.sandboxes.Destroy(ctx, backend.ID(s.Sandbox)); err != nil {
 		return err
 	}
-	_, err := p.commitEnd(ctx, s, session.Result{}, o)
+	_, err := p.commitEnd(ctx, s, session.Collected{}, o)
 	if errors.Is(err, session.ErrConflict) {
 		return nil
 	}

@@ -22,7 +22,7 @@ type forgetful struct {
 	refuse atomic.Int64
 }
 
-func (f *forgetful) Commit(ctx context.Context, s session.Session, r *session.Result, events ...audit.Event) (session.Session, error) {
+func (f *forgetful) Commit(ctx context.Context, s session.Session, r *session.Collected, events ...audit.Event) (session.Session, error) {
 	if s.Phase.Ended() && f.refuse.Add(-1) >= 0 {
 		return session.Session{}, errors.New("the disk is away for a moment")
 	}

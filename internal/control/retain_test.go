@@ -73,7 +73,7 @@ func (a *archive) put(t *testing.T, phase session.Phase, finished time.Time) str
 		return s.ID
 	}
 	s.Phase, s.Finished = session.Succeeded, finished
-	if _, err = a.Commit(t.Context(), s, &session.Result{Stdout: []byte("out")},
+	if _, err = a.Commit(t.Context(), s, &session.Collected{Stdout: session.Text{[]byte("out")}},
 		audit.Event{Type: audit.ResultCollected}, audit.Event{Type: audit.WorkloadExited}, audit.Event{Type: audit.UsageMetered}); err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +284,7 @@ type flaky struct {
 	commits atomic.Int64
 }
 
-func (f *flaky) Commit(ctx context.Context, s session.Session, r *session.Result, events ...audit.Event) (session.Session, error) {
+func (f *flaky) Commit(ctx context.Context, s session.Session, r *session.Collected, events ...audit.Event) (session.Session, error) {
 	if f.commits.Add(1)%3 == 0 {
 		return session.Session{}, errors.New("flaky")
 	}

@@ -11,7 +11,8 @@ import (
 )
 
 // maxUpdate bounds what one Update carries of each stream, so that a reader of a
-// large output that has stopped reading costs the server no more.
+// large output that has stopped reading costs the server no more. A store keeps
+// output in parts of this size.
 const maxUpdate = 128 << 10
 
 // updateEvents bounds how many events an Update carries.
@@ -30,7 +31,7 @@ func (p *Plane) Watch(ctx context.Context, c auth.Caller, id string, cur Cursor)
 		// the two is missed.
 		var changed, gone <-chan struct{}
 		if l != nil {
-			_, _, _, changed = l.output()
+			changed = l.change()
 			gone = l.done
 		}
 		u, err := p.after(ctx, c, id, cur, l)
@@ -69,11 +70,7 @@ func (p *Plane) after(ctx context.Context, c auth.Caller, id string, cur Cursor,
 	forgotten := false // then phases and record are all there is
 	switch {
 	case l != nil: // what it has of an ended session is what the store has
-		stdout, stderr, _, _ := l.output()
-		out = session.Output{
-			Stdout: part(stdout, cur.Stdout), StdoutLength: int64(len(stdout)),
-			Stderr: part(stderr, cur.Stderr), StderrLength: int64(len(stderr)),
-		}
+		out = l.after(cur.Stdout, cur.Stderr)
 	case ended:
 		out, err = p.store.Output(ctx, c.Org, id, cur.Stdout, cur.Stderr, maxUpdate)
 		if forgotten = errors.Is(err, session.ErrForgotten); err != nil && !forgotten {
@@ -120,15 +117,6 @@ func (p *Plane) state(ctx context.Context, c auth.Caller, id string, seq uint64,
 		}
 	}
 	return s, events, nil
-}
-
-// part returns up to maxUpdate bytes of b from offset at. An offset beyond the
-// end, which only a forged cursor has, yields nothing.
-func part(b []byte, at int64) []byte {
-	if at < 0 || at >= int64(len(b)) {
-		return nil
-	}
-	return b[at:min(at+maxUpdate, int64(len(b)))]
 }
 
 // phasesOf returns the phases that s has been through, in order.

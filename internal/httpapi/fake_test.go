@@ -27,7 +27,7 @@ type fakePlane struct {
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced at each change
 	sessions []session.Session
-	results  map[string]session.Result
+	results  map[string]session.Collected
 	events   map[string][]audit.Event
 	streams  map[string]*fakeStream
 	created  []request.Request
@@ -36,6 +36,9 @@ type fakePlane struct {
 	calls    []string        // method names, with the caller's key
 	status   control.Status
 	fail     error
+	stingy   int64             // how many bytes Output returns at most; 0 is what is asked for
+	read     int64             // the most that Output was asked for
+	cut      string            // Output fails so behind the first bytes
 	parent   trace.SpanContext // of the last Create
 }
 
@@ -45,7 +48,7 @@ type fakeStream struct {
 	stdout     []byte
 	stderr     []byte
 	ended      bool
-	result     *session.Result
+	result     *session.Collected
 	breakAfter error // Watch returns it instead of waiting
 }
 
@@ -72,8 +75,8 @@ func newFake() *fakePlane {
 	f := &fakePlane{
 		changed:  make(chan struct{}),
 		sessions: []session.Session{foreign, running, mine},
-		results: map[string]session.Result{mine.ID: {
-			ExitCode: &code, Stdout: []byte("hello\n"), Stderr: []byte("w\xffrn"), JSON: json.RawMessage(`{"answer":285}`),
+		results: map[string]session.Collected{mine.ID: {
+			ExitCode: &code, Stdout: session.Text{[]byte("hello\n")}, Stderr: session.Text{[]byte("w\xffrn")}, JSON: json.RawMessage(`{"answer":285}`),
 			Duration: 1234567 * time.Microsecond,
 		}},
 		events: map[string][]audit.Event{mine.ID: {
@@ -88,7 +91,7 @@ func newFake() *fakePlane {
 	res := f.results[mine.ID]
 	f.streams[mine.ID] = &fakeStream{
 		phases: []session.Phase{session.Pending, session.Running, session.Succeeded}, audit: f.events[mine.ID],
-		stdout: res.Stdout, stderr: res.Stderr, ended: true, result: &res,
+		stdout: bytes.Join(res.Stdout, nil), stderr: bytes.Join(res.Stderr, nil), ended: true, result: &res,
 	}
 	return f
 }
@@ -214,7 +217,45 @@ func (f *fakePlane) Result(_ context.Context, c auth.Caller, id string) (session
 			denials = append(denials, e)
 		}
 	}
-	return r, denials, nil
+	return session.Result{
+		ExitCode: r.ExitCode, JSON: r.JSON, Truncated: r.Truncated, Duration: r.Duration,
+		StdoutLength: r.Stdout.Len(), StderrLength: r.Stderr.Len(),
+	}, denials, nil
+}
+
+func (f *fakePlane) Output(_ context.Context, c auth.Caller, id string, stdout, stderr, most int64) (session.Output, error) {
+	if err := f.called(c, "Output"); err != nil {
+		return session.Output{}, err
+	}
+	if _, err := f.find(c, id); err != nil {
+		return session.Output{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.expired[id] {
+		return session.Output{}, fmt.Errorf("output of %s: %w", id, session.ErrForgotten)
+	}
+	r, ok := f.results[id]
+	if !ok {
+		return session.Output{}, control.ErrNotEnded
+	}
+	if f.stingy > 0 {
+		most = min(most, f.stingy)
+	}
+	if f.read = max(f.read, most); f.cut != "" && max(stdout%beyond, stderr%beyond) > 0 {
+		return session.Output{}, fmt.Errorf("output of %s: %s", id, f.cut)
+	}
+	part := func(t session.Text, at int64) []byte {
+		all := bytes.Join(t, nil)
+		if at >= int64(len(all)) {
+			return nil
+		}
+		return all[at:min(at+most, int64(len(all)))]
+	}
+	return session.Output{
+		Stdout: part(r.Stdout, stdout), Stderr: part(r.Stderr, stderr),
+		StdoutLength: r.Stdout.Len(), StderrLength: r.Stderr.Len(), JSONLength: int64(len(r.JSON)),
+	}, nil
 }
 
 func (f *fakePlane) Events(_ context.Context, c auth.Caller, id string, after uint64, limit int) ([]audit.Event, error) {

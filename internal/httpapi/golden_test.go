@@ -51,20 +51,39 @@ func TestServerProducesTheGoldenDocuments(t *testing.T) {
 	succeeded.Finished = succeeded.Started.Add(1357456 * time.Microsecond)
 
 	zero, two := 0, 2
-	result := publicResult(session.Result{
-		ExitCode: &zero, Stdout: []byte("hello <world>\n"), Duration: 1234567 * time.Microsecond,
+	result := session.Collected{
+		ExitCode: &zero, Stdout: session.Text{[]byte("hello <wor"), []byte("ld>\n")}, Duration: 1234567 * time.Microsecond,
 		JSON: json.RawMessage(`{"answer":285,"text":"größer & kleiner","list":[1,2.5,null,true]}`),
-	}, []audit.Event{
-		{Data: audit.Data{Host: "evil.example.com", Protocol: "dns", Reason: "not_allowed", Count: 1}},
-		{Data: audit.Data{Host: "169.254.169.254", Port: 80, Protocol: "tcp", Reason: "reserved_address", Count: 3}},
-	})
-	binary := publicResult(session.Result{ExitCode: &two, Stdout: []byte("\x00\xffA"), Truncated: true, Duration: 7 * time.Millisecond}, nil)
-	lost := publicResult(session.Result{Duration: 300 * time.Millisecond}, nil)
+	}
+	denials := []audit.Event{
+		{Type: audit.EgressDenied, Data: audit.Data{Host: "evil.example.com", Protocol: "dns", Reason: "not_allowed", Count: 1}},
+		{Type: audit.EgressDenied, Data: audit.Data{Host: "169.254.169.254", Port: 80, Protocol: "tcp", Reason: "reserved_address", Count: 3}},
+	}
+	binary := session.Collected{ExitCode: &two, Stdout: session.Text{[]byte("\x00\xffA")}, Truncated: true, Duration: 7 * time.Millisecond}
+	lost := session.Collected{Duration: 300 * time.Millisecond}
 
-	withResult := func(s session.Session, r enclave.Result) enclave.Session {
-		out := publicSession(s)
-		out.Result = &r
-		return out
+	r := newRig(t)
+	for name, c := range map[string]struct {
+		s       session.Session
+		r       session.Collected
+		denials []audit.Event
+		path    string
+	}{
+		"session_killed.json":    {killed, lost, nil, ""},
+		"session_succeeded.json": {succeeded, result, denials, ""},
+		"result.json":            {succeeded, result, denials, "/result"},
+		"result_binary.json":     {succeeded, binary, nil, "/result"},
+		"result_killed.json":     {killed, lost, nil, "/result"},
+	} {
+		r.plane.change(func() {
+			r.plane.sessions = []session.Session{c.s}
+			r.plane.results = map[string]session.Collected{c.s.ID: c.r}
+			r.plane.events = map[string][]audit.Event{c.s.ID: c.denials}
+		})
+		_, got := r.do(t, "GET", "/v1/sessions/"+c.s.ID+c.path, "DEV", nil)
+		if want := compact(t, name); strings.TrimSuffix(got, "\n") != want {
+			t.Errorf("%s:\n%s\nwant\n%s", name, got, want)
+		}
 	}
 	notFound, _ := problemOf(session.ErrNotFound)
 	notPositive, _ := problemOf(&request.FieldError{Field: "limits.pidsLimit", Detail: "0 is not positive; leave the field out for the default of 256"})
@@ -73,9 +92,8 @@ func TestServerProducesTheGoldenDocuments(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, v := range map[string]any{
-		"session_pending.json": publicSession(pending), "session_killed.json": withResult(killed, lost), "session_succeeded.json": withResult(succeeded, result),
-		"result.json": result, "result_binary.json": binary, "result_killed.json": lost,
-		"consistency.json": proof, "inclusion.json": publicInclusion(anInclusion()),
+		"session_pending.json": publicSession(pending),
+		"consistency.json":     proof, "inclusion.json": publicInclusion(anInclusion()),
 		"queue.json": publicQueue(control.Queue{Running: 128, MaxRunning: 128, Waiting: 4, Yours: control.OwnQueue{
 			Running: 2, Waiting: 1, Concurrent: 8, Items: []control.QueuedItem{{ID: pending.ID, Position: 1, Waiting: 1357456 * time.Microsecond, For: control.LackMemory}},
 		}}),
@@ -113,8 +131,9 @@ func TestServerProducesTheGoldenStream(t *testing.T) {
 	if err := json.Unmarshal([]byte(compact(t, "result.json")), &result); err != nil {
 		t.Fatal(err)
 	}
+	result.Stdout, result.StdoutSize, result.StderrSize = "", 14, 3
 	w := httptest.NewRecorder()
-	out := &events{w: w, rc: http.NewResponseController(w), allow: time.Minute}
+	out := &events{sender: &sender{w: w, rc: http.NewResponseController(w), allow: time.Minute}}
 	cur := control.Cursor{}
 	step := func(u control.Update, r *enclave.Result) {
 		t.Helper()

@@ -35,6 +35,9 @@ func (s *Server) listKeys(w http.ResponseWriter, r *http.Request, c auth.Caller)
 	if err != nil {
 		return err
 	}
+	if done, err := s.head(w, r, c); done {
+		return err
+	}
 	keys, err := s.plane.Keys(r.Context(), c, r.URL.Query().Get("orgId"))
 	if err != nil {
 		return err

@@ -11,12 +11,14 @@ import (
 // Defaults of Config.
 const (
 	defaultBodies  = 256 << 20
+	defaultReads   = 256 << 20
 	defaultStreams = 10_000
 )
 
 // Refusals under pressure.
 var (
 	errBodies  = errors.New("the bodies of other requests fill the memory for them")
+	errReads   = errors.New("the answers to other requests fill the memory for them")
 	errStreams = errors.New("too many streams are open")
 )
 
@@ -24,48 +26,98 @@ var (
 // is one organisation's or one caller's. What a request holds counts when it is
 // there: a client that announces much and sends little keeps nobody else out.
 type pressure struct {
-	bodies  int64 // bytes of bodies, of all; a quarter may be one organisation's
-	streams int   // open streams, of all; a fifth may be one caller's
+	streams int // open streams, of all; a fifth may be one caller's
 
 	mu     sync.Mutex
-	bytes  int64            // of bodies
-	byOrg  map[string]int64 // and whose; only those that have some
+	bodies share            // what was read of requests
+	reads  share            // what answers hold while they are sent
+	freed  chan struct{}    // closed and replaced when an answer has let go of its memory
 	open   int              // streams
 	byUser map[streamer]int // and whose; only those that have some
+}
+
+// A share is memory, of which a quarter may be one organisation's.
+type share struct {
+	most  int64
+	used  int64
+	byOrg map[string]int64 // only those that use some
+}
+
+// take counts n more bytes as org's, or reports that there is no room for them.
+func (h *share) take(org string, n int64) bool {
+	if h.used+n > h.most || h.byOrg[org]+n > h.most/4 {
+		return false
+	}
+	h.used += n
+	h.byOrg[org] += n
+	return true
+}
+
+func (h *share) free(org string, n int64) {
+	h.used -= n
+	if h.byOrg[org] -= n; h.byOrg[org] == 0 {
+		delete(h.byOrg, org)
+	}
 }
 
 // A streamer is who opens streams: a key, or a user of an organisation.
 type streamer struct{ org, user, key string }
 
-func newPressure(bodies int64, streams int) *pressure {
+func newPressure(bodies, reads int64, streams int) *pressure {
 	if bodies == 0 {
 		bodies = defaultBodies
+	}
+	if reads == 0 {
+		reads = defaultReads
 	}
 	if streams == 0 {
 		streams = defaultStreams
 	}
-	return &pressure{bodies: bodies, streams: streams, byOrg: map[string]int64{}, byUser: map[streamer]int{}}
+	return &pressure{
+		bodies: share{most: bodies, byOrg: map[string]int64{}}, reads: share{most: reads, byOrg: map[string]int64{}},
+		streams: streams, byUser: map[streamer]int{}, freed: make(chan struct{}),
+	}
 }
 
 // hold counts n more bytes of org's, or returns errBodies.
 func (p *pressure) hold(org string, n int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.bytes+n > p.bodies || p.byOrg[org]+n > p.bodies/4 {
+	if !p.bodies.take(org, n) {
 		return errBodies
 	}
-	p.bytes += n
-	p.byOrg[org] += n
 	return nil
 }
 
 func (p *pressure) letGo(org string, n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.bytes -= n
-	if p.byOrg[org] -= n; p.byOrg[org] == 0 {
-		delete(p.byOrg, org)
+	p.bodies.free(org, n)
+}
+
+// read lends n bytes of memory to an answer to one of org, until free is called,
+// or returns errReads. What is lent is what the answer may take, not what it
+// takes: it is known before anything is read.
+func (p *pressure) read(org string, n int64) (free func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.reads.take(org, n) {
+		return nil, errReads
 	}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.reads.free(org, n)
+		close(p.freed)
+		p.freed = make(chan struct{})
+	}, nil
+}
+
+// freedNext is closed when the next answer has let go of its memory.
+func (p *pressure) freedNext() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.freed
 }
 
 // stream counts one more stream of c's, or returns errStreams. done ends it.

@@ -51,14 +51,14 @@ func (r *rig) await(t *testing.T, what string, is func() bool) {
 func (r *rig) held() int64 {
 	r.pressure.mu.Lock()
 	defer r.pressure.mu.Unlock()
-	return r.pressure.bytes
+	return r.pressure.bodies.used
 }
 
 // What slow clients have sent is bounded, and what they announced counts for
 // nothing; once they are gone their room is there again.
 func TestSlowBodiesHoldNoMoreThanTheirShare(t *testing.T) {
 	r := newRig(t)
-	r.pressure.bodies = 400_000 // 100,000 for one organisation
+	r.pressure.bodies.most = 400_000 // 100,000 for one organisation
 	conn := slowly(t, r, "DEV", 60_000)
 	request := func(n int) *http.Response {
 		t.Helper()
@@ -80,12 +80,12 @@ func TestSlowBodiesHoldNoMoreThanTheirShare(t *testing.T) {
 	r.await(t, "no organisation without bodies is remembered", func() bool {
 		r.pressure.mu.Lock()
 		defer r.pressure.mu.Unlock()
-		return len(r.pressure.byOrg) == 0
+		return len(r.pressure.bodies.byOrg) == 0
 	})
 }
 
 func TestBodiesOfOneOrganisationLeaveRoomForOthers(t *testing.T) {
-	p := newPressure(400, 0)
+	p := newPressure(400, 0, 0)
 	if err := p.hold("a", 100); err != nil {
 		t.Error(err)
 	}
@@ -143,7 +143,7 @@ func TestStreamsAreBoundedForACallerAndInTotal(t *testing.T) {
 		t.Errorf("after one was closed: %s", again.Status)
 	}
 
-	p := newPressure(0, 5)
+	p := newPressure(0, 0, 5)
 	var ends []func()
 	for i := range 5 {
 		end, err := p.stream(auth.Caller{Org: "acme", User: fmt.Sprint(i)})

@@ -30,8 +30,8 @@ const restart = 5 * time.Second
 // was answered with a; 0 if trying again is of no use.
 func retryAfter(a answer) time.Duration {
 	switch {
-	case a.err == errBodies:
-		return time.Second // a body takes a moment
+	case a.err == errBodies, a.err == errReads:
+		return time.Second // a body or an answer takes a moment
 	case a.status == http.StatusServiceUnavailable, a.status == http.StatusTooManyRequests:
 		return restart
 	}
@@ -76,6 +76,7 @@ func answers() []answer {
 		{control.ErrNotReady, http.StatusServiceUnavailable, "not_ready", ""},
 		{errStreams, http.StatusTooManyRequests, "too_many_streams", "too many streams are open; close one, or try again later"},
 		{errBodies, http.StatusServiceUnavailable, "busy", "too many requests send their bodies at once"},
+		{errReads, http.StatusServiceUnavailable, "busy", "too many answers are being sent at once"},
 		{control.ErrAway, http.StatusServiceUnavailable, "unavailable", "the session is between two control planes; ask again"},
 		{auth.ErrIssuer, http.StatusServiceUnavailable, "unavailable", "the issuer of the token can't be reached"},
 		// Not a 503, which says that nothing was done: what failed last may be durable.

@@ -22,6 +22,9 @@ func (s *Server) consistency(w http.ResponseWriter, r *http.Request, c auth.Call
 	if err != nil {
 		return err
 	}
+	if done, err := s.head(w, r, c); done {
+		return err
+	}
 	proof, err := s.plane.Consistency(r.Context(), c, from, to)
 	if err != nil {
 		return err
@@ -42,6 +45,9 @@ func (s *Server) inclusion(w http.ResponseWriter, r *http.Request, c auth.Caller
 	}
 	size, err := logSize(r, "size")
 	if err != nil {
+		return err
+	}
+	if done, err := s.head(w, r, c); done {
 		return err
 	}
 	proof, err := s.plane.Inclusion(r.Context(), c, r.PathValue("id"), seq, size)

@@ -9,6 +9,9 @@ import (
 )
 
 func (s *Server) queue(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	if done, err := s.head(w, r, c); done {
+		return err
+	}
 	q, err := s.plane.Queue(r.Context(), c)
 	if err != nil {
 		return err

@@ -165,3 +165,14 @@ func (r *rig) do(t testing.TB, method, path, key string, body io.Reader, header 
 	}
 	return resp, string(b)
 }
+
+// request makes a request as do sends it.
+func (r *rig) request(t testing.TB, method, path, key string) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+r.addr+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+r.key[key])
+	return req
+}

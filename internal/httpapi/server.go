@@ -39,6 +39,7 @@ type Plane interface {
 	Session(ctx context.Context, c auth.Caller, id string) (session.Session, error)
 	Sessions(ctx context.Context, c auth.Caller, before string, limit int) ([]session.Session, error)
 	Result(ctx context.Context, c auth.Caller, id string) (session.Result, []audit.Event, error)
+	Output(ctx context.Context, c auth.Caller, id string, stdout, stderr, max int64) (session.Output, error)
 	Events(ctx context.Context, c auth.Caller, id string, after uint64, limit int) ([]audit.Event, error)
 	Watch(ctx context.Context, c auth.Caller, id string, from control.Cursor) (control.Update, error)
 	Teardown(ctx context.Context, c auth.Caller, id string) (session.Session, error)
@@ -91,6 +92,7 @@ type Config struct {
 	Hosts []string
 
 	Bodies  int64 // bytes of requests' bodies in memory; 0 is 256 MiB
+	Reads   int64 // bytes of memory that answers hold while they are sent; 0 is 256 MiB
 	Streams int   // open streams, of which a caller may have a fifth; 0 is 10,000
 }
 
@@ -130,7 +132,7 @@ func NewServer(c Config) (*Server, error) {
 		mux:    http.NewServeMux(),
 		origin: http.NewCrossOriginProtection(),
 
-		pressure: newPressure(c.Bodies, c.Streams),
+		pressure: newPressure(c.Bodies, c.Reads, c.Streams),
 
 		changed:   make(chan struct{}),
 		closing:   make(chan struct{}),
@@ -154,6 +156,7 @@ type route struct {
 	method, path string
 	scope        string
 	query        []string // parameters it takes; others are refused
+	room         int64    // what an answer takes in memory at most; 0 is little, or asked for by serve
 	serve        func(w http.ResponseWriter, r *http.Request, c auth.Caller) error
 }
 
@@ -178,31 +181,44 @@ func (rt route) admits(c auth.Caller) bool {
 	return c.May(rt.scope)
 }
 
+// What answers take in memory: as much of what they are made of as is read at
+// once, and that of it which is encoded at once. Sessions have up to 110 KB, for
+// the most of it rules and labels, events up to 2 KB; bundles have up to 420
+// events with their proofs. Results ask for resultRoom.
+const (
+	listBatch, listRoom   = 16, 2 << 20
+	auditBatch, auditRoom = 100, 512 << 10
+	bundleRoom            = 8 << 20
+	keysRoom              = 2 << 20
+	metricsRoom           = 4 << 20
+	smallRoom             = 256 << 10
+)
+
 func (s *Server) routes() []route {
 	page := []string{"limit", "cursor"}
 	return []route{
-		{"GET", "/healthz", public, nil, s.health},
-		{"GET", "/readyz", public, nil, s.ready},
-		{"GET", "/openapi.yaml", public, nil, s.openapi},
-		{"GET", "/metrics", public, nil, s.showMetrics},
-		{"POST", "/v1/sessions", auth.WriteSessions, nil, s.create},
-		{"GET", "/v1/sessions", auth.ReadSessions, page, s.list},
-		{"GET", "/v1/sessions/{id}", auth.ReadSessions, nil, s.get},
-		{"GET", "/v1/sessions/{id}/result", auth.ReadSessions, nil, s.result},
-		{"GET", "/v1/sessions/{id}/audit", auth.ReadSessions, page, s.audit},
-		{"GET", "/v1/sessions/{id}/stream", auth.ReadSessions, nil, s.stream},
-		{"GET", "/v1/sessions/{id}/export", auth.ReadSessions, nil, s.export},
-		{"DELETE", "/v1/sessions/{id}", auth.WriteSessions, nil, s.teardown},
-		{"GET", "/v1/sessions/{id}/audit/{seq}/proof", auth.ReadSessions, []string{"size"}, s.inclusion},
-		{"GET", "/v1/queue", auth.ReadSessions, nil, s.queue},
-		{"GET", "/v1/whoami", anyone, nil, s.whoami},
-		{"POST", "/v1/keys", managers, nil, s.createKey},
-		{"GET", "/v1/keys", managers, []string{"orgId", "limit", "cursor"}, s.listKeys},
-		{"DELETE", "/v1/keys/{key}", managers, nil, s.revokeKey},
-		{"GET", "/v1/usage", auth.ReadSessions, []string{"from", "to"}, s.usage},
-		{"GET", "/v1/audit/checkpoint", auth.ReadSessions, nil, s.checkpoint},
-		{"GET", "/v1/webhooks/key", auth.ReadSessions, nil, s.showWebhookKey},
-		{"GET", "/v1/audit/consistency", auth.ReadSessions, []string{"from", "to"}, s.consistency},
+		{"GET", "/healthz", public, nil, 0, s.health},
+		{"GET", "/readyz", public, nil, 0, s.ready},
+		{"GET", "/openapi.yaml", public, nil, 0, s.openapi},
+		{"GET", "/metrics", public, nil, metricsRoom, s.showMetrics},
+		{"POST", "/v1/sessions", auth.WriteSessions, nil, 0, s.create},
+		{"GET", "/v1/sessions", auth.ReadSessions, page, listRoom, s.list},
+		{"GET", "/v1/sessions/{id}", auth.ReadSessions, nil, 0, s.get},
+		{"GET", "/v1/sessions/{id}/result", auth.ReadSessions, nil, 0, s.result},
+		{"GET", "/v1/sessions/{id}/audit", auth.ReadSessions, page, auditRoom, s.audit},
+		{"GET", "/v1/sessions/{id}/stream", auth.ReadSessions, nil, 0, s.stream},
+		{"GET", "/v1/sessions/{id}/export", auth.ReadSessions, nil, bundleRoom, s.export},
+		{"DELETE", "/v1/sessions/{id}", auth.WriteSessions, nil, 0, s.teardown},
+		{"GET", "/v1/sessions/{id}/audit/{seq}/proof", auth.ReadSessions, []string{"size"}, smallRoom, s.inclusion},
+		{"GET", "/v1/queue", auth.ReadSessions, nil, smallRoom, s.queue},
+		{"GET", "/v1/whoami", anyone, nil, 0, s.whoami},
+		{"POST", "/v1/keys", managers, nil, 0, s.createKey},
+		{"GET", "/v1/keys", managers, []string{"orgId", "limit", "cursor"}, keysRoom, s.listKeys},
+		{"DELETE", "/v1/keys/{key}", managers, nil, 0, s.revokeKey},
+		{"GET", "/v1/usage", auth.ReadSessions, []string{"from", "to"}, smallRoom, s.usage},
+		{"GET", "/v1/audit/checkpoint", auth.ReadSessions, nil, 0, s.checkpoint},
+		{"GET", "/v1/webhooks/key", auth.ReadSessions, nil, 0, s.showWebhookKey},
+		{"GET", "/v1/audit/consistency", auth.ReadSessions, []string{"from", "to"}, smallRoom, s.consistency},
 	}
 }
 
@@ -222,6 +238,14 @@ func (s *Server) guard(rt route) http.HandlerFunc {
 				s.fail(w, r, control.ErrForbidden)
 				return
 			}
+		}
+		if rt.room > 0 && r.Method == http.MethodGet {
+			free, err := s.pressure.read(c.Org, rt.room)
+			if err != nil {
+				s.fail(w, r, err)
+				return
+			}
+			defer free()
 		}
 		if rt.method == http.MethodPost {
 			body, free := s.pressure.heldBody(r.Body, c.Org)
@@ -342,7 +366,8 @@ func (s *Server) noRoute(w http.ResponseWriter, r *http.Request) {
 	s.fail(w, r, errMethod)
 }
 
-// write sends v as JSON.
+// write sends v, which is small, as JSON. What may be large is sent in pieces, by
+// a sender.
 func (s *Server) write(w http.ResponseWriter, r *http.Request, status int, contentType string, v any) {
 	b, err := encode(v)
 	if err != nil {

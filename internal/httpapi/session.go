@@ -4,15 +4,12 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/api"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
-	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/failpoint"
 	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
@@ -35,27 +32,6 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 	return nil
 }
 
-func (s *Server) get(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
-	id := r.PathValue("id")
-	found, err := s.plane.Session(r.Context(), c, id)
-	if err != nil {
-		return err
-	}
-	out := publicSession(found)
-	if found.Phase.Ended() {
-		res, denials, err := s.plane.Result(r.Context(), c, id)
-		switch {
-		case err == nil:
-			public := publicResult(res, denials)
-			out.Result = &public
-		case !errors.Is(err, session.ErrNotFound) && !errors.Is(err, control.ErrNotEnded) && !errors.Is(err, session.ErrForgotten):
-			return err
-		}
-	}
-	s.write(w, r, http.StatusOK, "application/json", out)
-	return nil
-}
-
 func (s *Server) list(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
 	const most, usual = 100, 50
 	limit, err := pageLimit(r, usual, most)
@@ -66,24 +42,20 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, c auth.Caller) err
 	if before != "" && !sessionID(before) {
 		return errNextCursor
 	}
-	found, err := s.plane.Sessions(r.Context(), c, before, limit+1)
-	if errors.Is(err, session.ErrNotFound) && before != "" {
-		return errNextCursor
-	}
-	if err != nil {
+	if done, err := s.head(w, r, c); done {
 		return err
 	}
-	s.write(w, r, http.StatusOK, "application/json", pageOf(found, limit, publicSession, func(f session.Session) string { return f.ID }))
-	return nil
-}
-
-func (s *Server) result(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
-	res, denials, err := s.plane.Result(r.Context(), c, r.PathValue("id"))
-	if err != nil {
-		return err
+	fetch := func(after *session.Session, n int) ([]session.Session, error) {
+		if after != nil {
+			return s.plane.Sessions(r.Context(), c, after.ID, n)
+		}
+		found, err := s.plane.Sessions(r.Context(), c, before, n)
+		if errors.Is(err, session.ErrNotFound) && before != "" {
+			err = errNextCursor
+		}
+		return found, err
 	}
-	s.write(w, r, http.StatusOK, "application/json", publicResult(res, denials))
-	return nil
+	return sendPage(s, w, r, limit, listBatch, fetch, publicSession, func(f session.Session) string { return f.ID })
 }
 
 func (s *Server) audit(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
@@ -98,14 +70,18 @@ func (s *Server) audit(w http.ResponseWriter, r *http.Request, c auth.Caller) er
 			return errNextCursor
 		}
 	}
-	events, err := s.plane.Events(r.Context(), c, r.PathValue("id"), after, limit+1)
-	if err != nil {
+	if done, err := s.head(w, r, c); done {
 		return err
 	}
-	s.write(w, r, http.StatusOK, "application/json", pageOf(events, limit,
+	fetch := func(last *audit.Event, n int) ([]audit.Event, error) {
+		if last != nil {
+			after = last.Seq
+		}
+		return s.plane.Events(r.Context(), c, r.PathValue("id"), after, n)
+	}
+	return sendPage(s, w, r, limit, auditBatch, fetch,
 		func(e audit.Event) audit.Event { return e },
-		func(e audit.Event) string { return strconv.FormatUint(e.Seq, 10) }))
-	return nil
+		func(e audit.Event) string { return strconv.FormatUint(e.Seq, 10) })
 }
 
 func (s *Server) teardown(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
@@ -118,6 +94,9 @@ func (s *Server) teardown(w http.ResponseWriter, r *http.Request, c auth.Caller)
 }
 
 func (s *Server) export(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	if done, err := s.head(w, r, c); done {
+		return err
+	}
 	b, err := s.plane.Bundle(r.Context(), c, r.PathValue("id"))
 	if err != nil {
 		return err
@@ -127,6 +106,10 @@ func (s *Server) export(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 }
 
 func (s *Server) checkpoint(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		return nil
+	}
 	b, err := s.plane.Checkpoint(r.Context(), c)
 	if err != nil {
 		return err
@@ -173,6 +156,9 @@ func (s *Server) showWebhookKey(w http.ResponseWriter, r *http.Request, _ auth.C
 
 // showMetrics answers with what the observers counted.
 func (s *Server) showMetrics(w http.ResponseWriter, r *http.Request, _ auth.Caller) error {
+	if r.Method == http.MethodHead { // a scrape that nobody reads
+		return nil
+	}
 	s.metrics.ServeHTTP(w, r)
 	return nil
 }
@@ -208,13 +194,14 @@ func moment(t time.Time) *time.Time {
 	return &t
 }
 
+// publicResult returns what the world may see of r, but for its output, of which
+// it says the sizes.
 func publicResult(r session.Result, denials []audit.Event) enclave.Result {
 	out := enclave.Result{
 		ExitCode: r.ExitCode, JSON: r.JSON, Truncated: r.Truncated,
+		StdoutSize: r.StdoutLength, StderrSize: r.StderrLength,
 		Denials: []enclave.Denial{}, DurationMS: r.Duration.Milliseconds(),
 	}
-	out.Stdout, out.StdoutBase64 = text(r.Stdout)
-	out.Stderr, out.StderrBase64 = text(r.Stderr)
 	for _, e := range denials {
 		d := e.Data
 		out.Denials = append(out.Denials, enclave.Denial{
@@ -223,19 +210,4 @@ func publicResult(r session.Result, denials []audit.Event) enclave.Result {
 		})
 	}
 	return out
-}
-
-// text returns b as a JSON string can hold it, and b itself if that lost
-// something.
-func text(b []byte) (string, []byte) {
-	if utf8.Valid(b) {
-		return string(b), nil
-	}
-	var s strings.Builder
-	for rest := b; len(rest) > 0; {
-		r, n := utf8.DecodeRune(rest)
-		s.WriteRune(r)
-		rest = rest[n:]
-	}
-	return s.String(), b
 }

@@ -54,7 +54,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	out := &events{w: w, rc: http.NewResponseController(w), allow: s.writeTime}
+	out := &events{sender: s.sender(w)}
 	err = s.follow(r, c, id, cur, out)
 	if err != nil && r.Context().Err() == nil && !errors.Is(err, errCut) && !errors.Is(err, control.ErrClosing) && !errors.Is(err, control.ErrAway) {
 		s.log.ErrorContext(r.Context(), "stream ended", "session", id, "err", err)
@@ -124,16 +124,7 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 			if st.err != nil {
 				return st.err
 			}
-			var result *enclave.Result
-			if st.u.Result {
-				res, denials, err := s.plane.Result(ctx, c, id)
-				if err != nil {
-					return err
-				}
-				public := publicResult(res, denials)
-				result = &public
-			}
-			if err := out.update(cur, st.u, result); err != nil || st.u.End {
+			if err := s.send(ctx, c, id, cur, st.u, out, alive.C); err != nil || st.u.End {
 				return err
 			}
 			cur = st.u.Cursor
@@ -161,12 +152,47 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 	}
 }
 
+// send sends u, which follows cur. A result waits until there is memory for it:
+// all who follow a session ask for it at once.
+func (s *Server) send(ctx context.Context, c auth.Caller, id string, cur control.Cursor, u control.Update, out *events, alive <-chan time.Time) error {
+	if !u.Result {
+		return out.update(cur, u, nil)
+	}
+	sizes, err := s.plane.Output(ctx, c, id, 0, 0, 0)
+	if err != nil {
+		return err
+	}
+	for {
+		freed := s.pressure.freedNext() // before it is asked for, so that none is missed
+		free, err := s.pressure.read(c.Org, resultRoom(sizes.JSONLength))
+		if err == nil {
+			defer free()
+			break
+		}
+		select {
+		case <-freed:
+		case <-alive:
+			if err := out.comment("alive"); err != nil {
+				return err
+			}
+		case <-s.closing:
+			return control.ErrClosing
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	res, denials, err := s.plane.Result(ctx, c, id)
+	if err != nil {
+		return err
+	}
+	public := publicResult(res, denials) // without the output, which the stream had
+	return out.update(cur, u, &public)
+}
+
 // events writes server-sent events.
 type events struct {
-	w     http.ResponseWriter
-	rc    *http.ResponseController
-	allow time.Duration // for each write
-	buf   bytes.Buffer
+	*sender
+	buf bytes.Buffer
 }
 
 // update sends u, which follows cur, each event with the cursor after it.
@@ -256,14 +282,8 @@ func (e *events) comment(text string) error {
 }
 
 func (e *events) send() error {
-	if err := e.rc.SetWriteDeadline(time.Now().Add(e.allow)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fmt.Errorf("%w: %w", errCut, err)
+	if err := e.write(e.buf.Bytes()); err != nil {
+		return err
 	}
-	if _, err := e.w.Write(e.buf.Bytes()); err != nil {
-		return fmt.Errorf("%w: %w", errCut, err)
-	}
-	if err := e.rc.Flush(); err != nil {
-		return fmt.Errorf("%w: %w", errCut, err)
-	}
-	return nil
+	return e.flush()
 }

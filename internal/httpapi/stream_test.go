@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -58,7 +59,7 @@ data: {"base64":"d/9ybg=="}
 
 id: p3.o6.e4.a3.r1
 event: result
-data: {"exitCode":0,"stdout":"hello\n","stderr":"w�rn","stderrBase64":"d/9ybg==","json":{"answer":285},"truncated":false,"denials":[{"host":"evil.example.com","protocol":"dns","reason":"not_allowed","count":1}],"durationMs":1234}
+data: {"exitCode":0,"stdout":"","stderr":"","stdoutBytes":6,"stderrBytes":4,"json":{"answer":285},"truncated":false,"denials":[{"host":"evil.example.com","protocol":"dns","reason":"not_allowed","count":1}],"durationMs":1234}
 
 id: p3.o6.e4.a3.r1
 event: end
@@ -164,12 +165,12 @@ func TestHandleFollowsALiveSession(t *testing.T) {
 		case enclave.StreamAudit:
 			got = append(got, e.Audit.Type)
 		case enclave.StreamResult:
-			got = append(got, "result:"+e.Result.Stdout)
+			got = append(got, fmt.Sprintf("result:%q of %d", e.Result.Stdout, e.Result.StdoutSize))
 		default:
 			got = append(got, e.Kind)
 		}
 	}
-	want := []string{"pending", "running", "out:one", "workload_exited", "out:two\x00\xff", "killed", "result:done", "end"}
+	want := []string{"pending", "running", "out:one", "workload_exited", "out:two\x00\xff", "killed", `result:"" of 8`, "end"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -178,7 +179,7 @@ func TestHandleFollowsALiveSession(t *testing.T) {
 // finish ends the running session. It is to be called in change.
 func (r *rig) finish() {
 	st := r.plane.streams["s-0a1b2c-8"]
-	res := session.Result{Stdout: []byte("done")}
+	res := session.Collected{Stdout: session.Text{bytes.Clone(st.stdout)}}
 	st.phases = append(st.phases, session.Killed)
 	st.ended, st.result, st.breakAfter = true, &res, nil
 	r.plane.results["s-0a1b2c-8"] = res
@@ -216,10 +217,10 @@ func TestClientResumesBrokenStreams(t *testing.T) {
 	if out.String() != "abcd" || phases != 3 {
 		t.Errorf("output %q, %d phases", out.String(), phases)
 	}
-	if res, err := h.Result(t.Context()); err != nil || res.Stdout != "done" {
+	if res, err := h.Result(t.Context()); err != nil || res.Stdout != "abcd" {
 		t.Errorf("Result = %+v, %v", res, err)
 	}
-	if res, err := r.client("DEV").Result(t.Context(), "s-0a1b2c-8"); err != nil || res.Stdout != "done" {
+	if res, err := r.client("DEV").Result(t.Context(), "s-0a1b2c-8"); err != nil || res.Stdout != "abcd" {
 		t.Errorf("Client.Result = %+v, %v", res, err)
 	}
 }

@@ -19,6 +19,9 @@ func (s *Server) usage(w http.ResponseWriter, r *http.Request, c auth.Caller) er
 	if err != nil {
 		return err
 	}
+	if done, err := s.head(w, r, c); done {
+		return err
+	}
 	used, err := s.plane.Usage(r.Context(), c, from, to)
 	if err != nil {
 		return err

@@ -54,6 +54,7 @@ func (w *stuck) Write(b []byte) (int, error) {
 	if w.left -= len(b); w.left < 0 {
 		w.at()
 		<-w.until
+		runtime.KeepAlive(b) // as a connection's writer does
 		return 0, context.Canceled
 	}
 	return w.ResponseWriter.Write(b)

@@ -60,21 +60,43 @@ type Work struct {
 	Files map[string]string `json:"files,omitempty"`
 }
 
-// Result is what a session gave. Stdout, Stderr, ExitCode and JSON are the
-// sandbox's own words.
+// Collected is what a session gave, as it is kept at its end. Stdout, Stderr,
+// ExitCode and JSON are the sandbox's own words.
+type Collected struct {
+	ExitCode       *int // nil if the workload did not end by itself
+	Stdout, Stderr Text
+	JSON           json.RawMessage // what the code gave enclave.result, or nil
+	Truncated      bool
+	Duration       time.Duration
+}
+
+// Text is bytes in pieces of any size: nobody needs them in one.
+type Text [][]byte
+
+// Len returns how many bytes t has.
+func (t Text) Len() int64 {
+	var n int64
+	for _, piece := range t {
+		n += int64(len(piece))
+	}
+	return n
+}
+
+// Result is what was Collected, as it is read: without what was written, which
+// is read as Output, in parts.
 type Result struct {
-	ExitCode  *int            `json:"exitCode"` // nil if the workload did not end by itself
-	Stdout    []byte          `json:"stdout"`
-	Stderr    []byte          `json:"stderr"`
-	JSON      json.RawMessage `json:"json"` // what the code gave enclave.result, or nil
-	Truncated bool            `json:"truncated"`
-	Duration  time.Duration   `json:"duration"`
+	ExitCode                   *int
+	JSON                       json.RawMessage
+	Truncated                  bool
+	Duration                   time.Duration
+	StdoutLength, StderrLength int64
 }
 
 // Output is a part of what a session wrote, and how long the whole is.
 type Output struct {
 	Stdout, Stderr             []byte
 	StdoutLength, StderrLength int64
+	JSONLength                 int64 // of Result's JSON
 }
 
 // A Phase is a step in a session's life. Phases only move forward:

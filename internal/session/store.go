@@ -17,10 +17,13 @@ import (
 type Store interface {
 	audit.Recorder
 
-	// NextNumber returns the number of the next session of this control plane:
-	// greater than any ever returned, across restarts. It is one more, unless a
-	// process was killed since: some numbers may then be nobody's.
-	NextNumber(ctx context.Context) (uint64, error)
+	// NextNumber returns the number of the next session of org: greater than any
+	// ever returned for it, across restarts. It is one more, unless a process was
+	// killed since: some numbers may then be nobody's. What other organisations do
+	// never shows in it.
+	NextNumber(ctx context.Context, org string) (uint64, error)
+	// Taken reports whether a session of any organisation has the id.
+	Taken(ctx context.Context, id string) (bool, error)
 
 	// Create saves a new session, what it is to do and its first event, in one
 	// transaction. If the organisation already has a session with the same
@@ -42,7 +45,7 @@ type Store interface {
 	// The Commit that gives a session its Outcome also adds what its usage_metered
 	// event says to its organisation's Usage of the day, and owes a Delivery if it
 	// has a WebhookURL, all in that transaction.
-	Commit(ctx context.Context, s Session, r *Result, events ...audit.Event) (Session, error)
+	Commit(ctx context.Context, s Session, r *Collected, events ...audit.Event) (Session, error)
 
 	Session(ctx context.Context, org, id string) (Session, error)
 	// Sessions returns up to limit sessions, newest first, that were created
@@ -55,7 +58,9 @@ type Store interface {
 	Result(ctx context.Context, org, id string) (Result, error)
 	// Output returns up to max bytes of each output stream of an ended session,
 	// from the given offsets, ErrNotFound until it has ended, and ErrForgotten once
-	// it was dropped. What is before and after costs no memory.
+	// it was dropped. It may return fewer than there are, but not none. What is
+	// before and after costs no memory, and nothing is held between two calls. With
+	// a max of 0 it reads lengths alone.
 	Output(ctx context.Context, org, id string, stdout, stderr, max int64) (Output, error)
 	// Events returns up to limit events with Seq greater than after, oldest first.
 	Events(ctx context.Context, org, id string, after uint64, limit int) ([]audit.Event, error)

@@ -94,7 +94,7 @@ func writeForEver(dir string) error {
 }
 
 func oneSession(ctx context.Context, s *Store, say func(ack) error) error {
-	number, err := s.NextNumber(ctx)
+	number, err := s.NextNumber(ctx, "acme")
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func oneSession(ctx context.Context, s *Store, say func(ack) error) error {
 		return err
 	}
 	n.Phase = session.Succeeded
-	n, err = s.Commit(ctx, n, &session.Result{Stdout: []byte(id)}, audit.Event{Type: audit.ResultCollected},
+	n, err = s.Commit(ctx, n, &session.Collected{Stdout: session.Text{[]byte(id)}}, audit.Event{Type: audit.ResultCollected},
 		audit.Event{Type: audit.WorkloadExited, Data: audit.Data{Outcome: "succeeded"}}, audit.Event{Type: audit.UsageMetered})
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func TestKilledProcessLosesNothingAcknowledged(t *testing.T) {
 		for id, a := range acked {
 			checkSession(t, s, id, a)
 		}
-		if n, err := s.NextNumber(t.Context()); err != nil || n <= number {
+		if n, err := s.NextNumber(t.Context(), "acme"); err != nil || n <= number {
 			t.Errorf("round %d: number %d, %v, after %d", round, n, err, number)
 		}
 		checkWitness(t, s, dir, signer)
@@ -251,7 +251,7 @@ func checkSession(t *testing.T, s *Store, id string, a ack) {
 	if has[audit.SandboxStarted] != (n.Phase != session.Pending) || has[audit.UsageMetered] != n.Phase.Ended() {
 		t.Errorf("session %s is %s, its record has %d events", id, n.Phase, len(all))
 	}
-	r, err := s.Result(t.Context(), "acme", id)
+	r, err := s.Output(t.Context(), "acme", id, 0, 0, 100)
 	if n.Phase.Ended() != (err == nil) || err == nil && string(r.Stdout) != id {
 		t.Errorf("session %s is %s, its result %q, %v", id, n.Phase, r.Stdout, err)
 	}

@@ -163,7 +163,7 @@ func checkBroken(t *testing.T, s *Store, refused error) {
 	default:
 		t.Error("Broken is not closed")
 	}
-	if _, err := s.NextNumber(t.Context()); !errors.Is(err, ErrBroken) {
+	if _, err := s.NextNumber(t.Context(), "acme"); !errors.Is(err, ErrBroken) {
 		t.Errorf("a later write: %v", err)
 	}
 	_ = s.Close() // may not be able to fold the log in; the next opening does

@@ -32,7 +32,7 @@ func runSession(t testing.TB, s *Store, n session.Session) session.Session {
 func endSession(t testing.TB, s *Store, n session.Session) session.Session {
 	t.Helper()
 	n.Phase = session.Succeeded
-	n, err := s.Commit(t.Context(), n, &session.Result{}, audit.Event{Type: audit.ResultCollected},
+	n, err := s.Commit(t.Context(), n, &session.Collected{}, audit.Event{Type: audit.ResultCollected},
 		audit.Event{Type: audit.WorkloadExited, Data: audit.Data{Outcome: "succeeded"}}, audit.Event{Type: audit.UsageMetered})
 	if err != nil {
 		t.Fatal(err)

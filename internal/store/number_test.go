@@ -14,7 +14,7 @@ func TestNumbersAreUniqueAcrossStores(t *testing.T) {
 	var got []uint64
 	take := func(s *Store, n int) {
 		for range n {
-			number, err := s.NextNumber(t.Context())
+			number, err := s.NextNumber(t.Context(), "acme")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -44,13 +44,13 @@ func TestNumbersAreUniqueAcrossStores(t *testing.T) {
 // A closed store gives no number that it has left.
 func TestClosedStoreGivesNoNumber(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "enclave.db"), Options{})
-	if _, err := s.NextNumber(t.Context()); err != nil {
+	if _, err := s.NextNumber(t.Context(), "acme"); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.NextNumber(t.Context()); !errors.Is(err, ErrClosed) {
+	if n, err := s.NextNumber(t.Context(), "acme"); !errors.Is(err, ErrClosed) {
 		t.Errorf("number %d, %v", n, err)
 	}
 }

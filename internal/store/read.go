@@ -99,48 +99,6 @@ func (s *Store) Work(ctx context.Context, org, id string) (session.Work, error) 
 	return w, nil
 }
 
-// Result returns what the session gave. Empty output comes back as nil.
-func (s *Store) Result(ctx context.Context, org, id string) (session.Result, error) {
-	var r session.Result
-	var code sql.NullInt64
-	var raw []byte
-	err := s.reads.QueryRowContext(ctx, `SELECT r.exit_code, r.stdout, r.stderr, r.json, r.truncated, r.duration
-		FROM results r JOIN sessions s ON s.n = r.session WHERE s.org = ? AND s.id = ?`, org, id).
-		Scan(&code, &r.Stdout, &r.Stderr, &raw, &r.Truncated, &r.Duration)
-	if errors.Is(err, sql.ErrNoRows) {
-		return session.Result{}, s.absent(ctx, org, id)
-	} else if err != nil {
-		return session.Result{}, fmt.Errorf("read result of session %s: %w", id, err)
-	}
-	if code.Valid {
-		c := int(code.Int64)
-		r.ExitCode = &c
-	}
-	r.JSON = raw
-	return r, nil
-}
-
-// Output returns a part of what the session wrote.
-func (s *Store) Output(ctx context.Context, org, id string, stdout, stderr, max int64) (session.Output, error) {
-	if stdout < 0 || stderr < 0 || max < 0 {
-		return session.Output{}, fmt.Errorf("read output of session %s: negative offset or length", id)
-	}
-	// Beyond what a blob can have, an offset is as good as that, and one more
-	// does not overflow.
-	const end = 1 << 40
-	var o session.Output
-	err := s.reads.QueryRowContext(ctx, `SELECT substr(r.stdout, ?, ?), substr(r.stderr, ?, ?), length(r.stdout), length(r.stderr)
-		FROM results r JOIN sessions s ON s.n = r.session WHERE s.org = ? AND s.id = ?`,
-		min(stdout, end)+1, min(max, end), min(stderr, end)+1, min(max, end), org, id).
-		Scan(&o.Stdout, &o.Stderr, &o.StdoutLength, &o.StderrLength)
-	if errors.Is(err, sql.ErrNoRows) {
-		return session.Output{}, s.absent(ctx, org, id)
-	} else if err != nil {
-		return session.Output{}, fmt.Errorf("read output of session %s: %w", id, err)
-	}
-	return o, nil
-}
-
 // absent returns why a session has no work or no result: ErrForgotten or
 // ErrNotFound.
 func (s *Store) absent(ctx context.Context, org, id string) error {

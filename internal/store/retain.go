@@ -38,6 +38,7 @@ func (s *Store) Forget(ctx context.Context, before time.Time, limit int) (int, e
 			for _, q := range []string{
 				"UPDATE sessions SET forgotten = 1 WHERE n = ?",
 				"DELETE FROM work WHERE session = ?",
+				"DELETE FROM output WHERE session = ?",
 				"DELETE FROM results WHERE session = ?",
 			} {
 				if _, err := t.exec(ctx, q, n); err != nil {

@@ -23,7 +23,7 @@ func TestForgottenBytesAreOverwritten(t *testing.T) {
 	}
 	n = runSession(t, s, n)
 	n.Phase, n.Finished = session.Succeeded, time.Unix(1, 0)
-	n, err = s.Commit(t.Context(), n, &session.Result{Stdout: out}, audit.Event{Type: audit.ResultCollected},
+	n, err = s.Commit(t.Context(), n, &session.Collected{Stdout: session.Text{out}}, audit.Event{Type: audit.ResultCollected},
 		audit.Event{Type: audit.WorkloadExited}, audit.Event{Type: audit.UsageMetered})
 	if err != nil {
 		t.Fatal(err)

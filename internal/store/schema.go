@@ -13,12 +13,12 @@ import (
 const applicationID = 0x454e434c
 
 // schemaVersion is that of a file that all versions were applied to.
-const schemaVersion = 3
+const schemaVersion = 4
 
 // versions has, at i, what makes a file of version i one of version i+1. A new
 // file goes through all of them, so that there is one shape of a version, however
 // a file came to it. What was released is never edited: there are files of it.
-var versions = [schemaVersion]string{version1, version2, versionStorage}
+var versions = [schemaVersion]string{version1, version2, version3, versionStorage}
 
 // The times are microseconds since 1970 UTC. Position is the order of commit:
 // since events are only ever appended, without gaps, by transactions that
@@ -144,6 +144,45 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_next ON deliveries (next, session);
 
 UPDATE schema SET version = 2;
+`
+
+// Output is in rows of partSize bytes, because SQLite reads a value whole. What
+// is there already is cut twice, so that a long one is read whole for each 4 MiB
+// of it and not for each row.
+//
+// Numbers of sessions are each organisation's own, and go on after those it has.
+const version3 = `
+CREATE TABLE output (
+	session INTEGER NOT NULL REFERENCES sessions (n),
+	stream  INTEGER NOT NULL CHECK (stream IN (1, 2)), -- stdout, stderr
+	part    INTEGER NOT NULL, -- each but the last of a stream has 131072 bytes
+	body    BLOB NOT NULL,
+	UNIQUE (session, stream, part)
+) STRICT;
+ALTER TABLE results ADD COLUMN stdout_length INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE results ADD COLUMN stderr_length INTEGER NOT NULL DEFAULT 0;
+UPDATE results SET stdout_length = length(stdout), stderr_length = length(stderr);
+CREATE TABLE slices (session INTEGER, stream INTEGER, slice INTEGER, body BLOB);
+WITH RECURSIVE cut (session, stream, length, slice) AS (
+	SELECT session, 1, stdout_length, 0 FROM results WHERE stdout_length > 0
+	UNION ALL SELECT session, 2, stderr_length, 0 FROM results WHERE stderr_length > 0
+	UNION ALL SELECT session, stream, length, slice + 1 FROM cut WHERE (slice + 1) * 4194304 < length
+) INSERT INTO slices SELECT session, stream, slice, substr(CASE stream WHEN 1 THEN stdout ELSE stderr END, slice * 4194304 + 1, 4194304)
+	FROM cut JOIN results USING (session);
+WITH RECURSIVE cut (at, length, part) AS (
+	SELECT rowid, length(body), 0 FROM slices
+	UNION ALL SELECT at, length, part + 1 FROM cut WHERE (part + 1) * 131072 < length
+) INSERT INTO output SELECT session, stream, slice * 32 + part, substr(body, part * 131072 + 1, 131072)
+	FROM cut JOIN slices ON slices.rowid = at;
+DROP TABLE slices;
+ALTER TABLE results DROP COLUMN stdout;
+ALTER TABLE results DROP COLUMN stderr;
+
+CREATE TABLE numbers (org TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO numbers SELECT org, max(CAST(substr(id, 10) AS INTEGER)) FROM sessions WHERE n > 0 GROUP BY org;
+DROP TABLE counter;
+
+UPDATE schema SET version = 3;
 `
 
 // prepare makes conn the writer of a database of ours, new or old. It looks

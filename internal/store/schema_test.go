@@ -46,11 +46,10 @@ func contents(t *testing.T, path string) map[string][]string {
 	defer db.Close()
 	out := map[string][]string{}
 	for table, columns := range map[string]string{
-		"schema":  "version",
-		"counter": "last",
+		"schema": "version",
 		"sessions": "n, id, org, created_by, phase, outcome, kill_reason, language, limits, egress, backend, isolation, labels, " +
 			"created, started, finished, sandbox, idempotency, request_hash, version",
-		"work": "session, body", "results": "session, exit_code, stdout, stderr, json, truncated, duration",
+		"work": "session, body", "results": "session, exit_code, json, truncated, duration",
 		"events": "position, session, seq, time, type, data, hash", "tree": "i, hash", "checkpoints": "size, note",
 		"keys": "id, org, user, role, scopes, hash, created, revoked",
 	} {
@@ -78,7 +77,7 @@ func contents(t *testing.T, path string) map[string][]string {
 func TestOldFileIsBroughtForward(t *testing.T) {
 	path, signer := version1File(t)
 	before := contents(t, path)
-	for _, table := range []string{"schema", "counter", "sessions", "work", "results", "events", "tree", "checkpoints", "keys"} {
+	for _, table := range []string{"schema", "sessions", "work", "results", "events", "tree", "checkpoints", "keys"} {
 		if len(before[table]) == 0 {
 			t.Errorf("table %s of the old file is empty: it shows nothing", table)
 		}
@@ -117,6 +116,14 @@ func TestOldFileIsBroughtForward(t *testing.T) {
 		}
 	}
 	wantTotals(t, s, "brought forward")
+	if o, err := s.Output(t.Context(), "acme", "s-0a1b2c-1", 0, 0, 100); err != nil || string(o.Stdout) != "hi\x00\xff\n" || o.StdoutLength != 5 || o.StderrLength != 0 {
+		t.Errorf("output of an old session: %+v, %v", o, err)
+	}
+	for org, want := range map[string]uint64{"acme": 4, "other": 5, "third": 1} {
+		if n, err := s.NextNumber(t.Context(), org); err != nil || n != want {
+			t.Errorf("the next number of %s is %d, %v; want %d", org, n, err, want)
+		}
+	}
 	if got, err := s.Deliveries(t.Context(), next, 10); err != nil || len(got) != 0 {
 		t.Errorf("deliveries are owed for sessions that had no URL: %v, %v", got, err)
 	}
@@ -186,7 +193,7 @@ func TestInterruptedBringingForwardLeavesTheOldFile(t *testing.T) {
 		if d := cmp.Diff(before, contents(t, path)); d != "" {
 			t.Errorf("%s: %s", name, d)
 		}
-		execSQL(t, path, "INSERT INTO counter VALUES (7); DELETE FROM counter WHERE last = 7") // it is not left locked
+		execSQL(t, path, "UPDATE counter SET last = last") // it is not left locked
 		execSQL(t, path, c.remove)
 		s := open(t, path, Options{Every: never})
 		sequenceOnce(t, s, signer)

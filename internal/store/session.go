@@ -68,7 +68,7 @@ func (s *Store) Create(ctx context.Context, n session.Session, w session.Work, c
 // A change of phase needs an event, and must be a step that session.To knows.
 // A result comes with the step to an ended phase, once. An ended session's
 // record is closed but for the step to torn_down: its other events get ErrConflict.
-func (s *Store) Commit(ctx context.Context, n session.Session, r *session.Result, events ...audit.Event) (session.Session, error) {
+func (s *Store) Commit(ctx context.Context, n session.Session, r *session.Collected, events ...audit.Event) (session.Session, error) {
 	var out session.Session
 	err := s.do(ctx, func(ctx context.Context, t *tx) error {
 		old, row, err := scanSession(t.row(ctx, "SELECT "+columns+" FROM sessions WHERE id = ? AND org = ?", n.ID, n.Org))
@@ -104,12 +104,10 @@ func (s *Store) Commit(ctx context.Context, n session.Session, r *session.Result
 			return err
 		}
 		if r != nil {
-			if _, err := t.exec(ctx, `INSERT INTO results (session, exit_code, stdout, stderr, json, truncated, duration)
-				VALUES (?, ?, ?, ?, ?, ?, ?)`,
-				row, r.ExitCode, blob(r.Stdout), blob(r.Stderr), []byte(r.JSON), r.Truncated, int64(r.Duration)); err != nil {
+			if err := keep(ctx, t, row, r); err != nil {
 				return err
 			}
-			t.charge(n.Org, session.Storage{Results: int64(len(r.JSON)), Output: int64(len(r.Stdout) + len(r.Stderr))})
+			t.charge(n.Org, session.Storage{Results: int64(len(r.JSON)), Output: r.Stdout.Len() + r.Stderr.Len()})
 		}
 		out = next
 		if err := s.append(ctx, t, row, n.Org, n.ID, events...); err != nil {
@@ -200,12 +198,4 @@ func fromMicros(m sql.NullInt64) time.Time {
 		return time.Time{}
 	}
 	return time.UnixMicro(m.Int64).UTC()
-}
-
-// blob is b as a column that is never NULL.
-func blob(b []byte) []byte {
-	if b == nil {
-		return []byte{}
-	}
-	return b
 }

@@ -41,7 +41,7 @@ UPDATE schema SET version = version + 1;
 var scanStorage = fmt.Sprintf(`SELECT s.org,
 	sum(coalesce((SELECT length(body) FROM work WHERE session = s.n), 0)),
 	sum(coalesce((SELECT length(json) FROM results WHERE session = s.n), 0)),
-	sum(coalesce((SELECT length(stdout) + length(stderr) FROM results WHERE session = s.n), 0)),
+	sum(coalesce((SELECT stdout_length + stderr_length FROM results WHERE session = s.n), 0)),
 	sum(%s + (SELECT coalesce(sum(%d + octet_length(data)), 0) FROM events WHERE session = s.n))
 	FROM sessions s WHERE s.n > 0 GROUP BY 1`, rowCost, eventBytes)
 
@@ -73,7 +73,7 @@ func (t *tx) book(ctx context.Context, charges map[string]session.Storage) error
 
 // forgettable is what Forget gives back of the session in row, and whose it is.
 func (t *tx) forgettable(ctx context.Context, row int64) (org string, s session.Storage, err error) {
-	err = t.row(ctx, `SELECT s.org, coalesce(length(w.body), 0), coalesce(length(r.json), 0), coalesce(length(r.stdout) + length(r.stderr), 0)
+	err = t.row(ctx, `SELECT s.org, coalesce(length(w.body), 0), coalesce(length(r.json), 0), coalesce(r.stdout_length + r.stderr_length, 0)
 		FROM sessions s LEFT JOIN work w ON w.session = s.n LEFT JOIN results r ON r.session = s.n WHERE s.n = ?`, row).
 		Scan(&org, &s.Requests, &s.Results, &s.Output)
 	return org, s, err

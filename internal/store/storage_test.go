@@ -100,7 +100,7 @@ func liveSomehow(t *testing.T, s *Store, r *rand.Rand, org, id string) {
 	old := n
 	n.Phase, n.Outcome = session.Killed, session.Killed
 	n.Finished = time.Now()
-	res := &session.Result{Stdout: make([]byte, r.IntN(3000)), Stderr: make([]byte, r.IntN(10)), JSON: []byte(`{}`)}
+	res := &session.Collected{Stdout: session.Text{make([]byte, r.IntN(3000))}, Stderr: session.Text{make([]byte, r.IntN(10))}, JSON: []byte(`{}`)}
 	switch r.IntN(5) {
 	case 0:
 		return

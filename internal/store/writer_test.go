@@ -158,7 +158,7 @@ func TestIOErrorBreaksTheStore(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "enclave.db")
 	s := open(t, path, Options{})
 	newSession(t, s, "s-1")
-	if _, err := s.NextNumber(t.Context()); err != nil { // and more, that are held ready
+	if _, err := s.NextNumber(t.Context(), "acme"); err != nil { // and more, that are held ready
 		t.Fatal(err)
 	}
 	info, err := os.Stat(path + "-wal")
@@ -188,7 +188,7 @@ func TestIOErrorBreaksTheStore(t *testing.T) {
 	if err := s.Record(t.Context(), "s-1", audit.EgressDenied, audit.Data{}); !errors.Is(err, ErrBroken) {
 		t.Errorf("a later record: %v", err)
 	}
-	if _, err := s.NextNumber(t.Context()); !errors.Is(err, ErrBroken) {
+	if _, err := s.NextNumber(t.Context(), "acme"); !errors.Is(err, ErrBroken) {
 		t.Errorf("a later number: %v", err)
 	}
 	ended, end := context.WithCancel(t.Context())
@@ -289,7 +289,7 @@ func TestTornWriteAheadLogLeavesABeginning(t *testing.T) {
 		}
 		sequenceOnce(t, s, signer)
 		n.Phase = session.Failed
-		if _, err := s.Commit(t.Context(), n, &session.Result{}, audit.Event{Type: audit.ResultCollected},
+		if _, err := s.Commit(t.Context(), n, &session.Collected{}, audit.Event{Type: audit.ResultCollected},
 			audit.Event{Type: audit.WorkloadExited}, audit.Event{Type: audit.UsageMetered}); err != nil {
 			t.Fatal(err)
 		}

@@ -38,10 +38,10 @@ func TestARestartDeliversWhatIsOwedOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Finished = time.Now()
-		var res *session.Result
+		var res *session.Collected
 		events := []audit.Event{{Type: audit.SessionTornDown}}
 		if p == session.Killed {
-			res = &session.Result{}
+			res = &session.Collected{}
 			events = []audit.Event{{Type: audit.ResultCollected}, {Type: audit.WorkloadExited}, {Type: audit.UsageMetered}}
 		}
 		if s, err = first.Commit(t.Context(), s, res, events...); err != nil {

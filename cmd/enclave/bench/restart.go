@@ -132,7 +132,7 @@ func populateOne(ctx context.Context, s *store.Store, i int, work session.Work) 
 		return err
 	}
 	n.Phase, n.Finished = session.Succeeded, time.Now()
-	_, err = s.Commit(ctx, n, &session.Result{Stdout: []byte("hello\n")},
+	_, err = s.Commit(ctx, n, &session.Collected{Stdout: session.Text{[]byte("hello\n")}},
 		audit.Event{Type: audit.ResultCollected}, audit.Event{Type: audit.WorkloadExited}, audit.Event{Type: audit.UsageMetered})
 	return err
 }

@@ -21,7 +21,7 @@ func conflict(t *testing.T, s Store) {
 	for _, version := range []uint64{0, old.Version, n.Version + 1, 1 << 63} {
 		late := step(t, n, session.Failed)
 		late.Version = version
-		_, err := s.Commit(t.Context(), late, &session.Result{ExitCode: &code}, ending()...)
+		_, err := s.Commit(t.Context(), late, &session.Collected{ExitCode: &code}, ending()...)
 		wantErr(t, fmt.Sprintf("a commit of version %d onto %d", version, n.Version), err, session.ErrConflict)
 	}
 	still("after conflicts")
@@ -176,7 +176,7 @@ func noStateWithoutRecord(t *testing.T, s Store) {
 	if _, err := s.Create(t.Context(), pending("acme", "s-000000-2"), session.Work{}, audit.Data{}); err == nil {
 		t.Error("created without a record")
 	}
-	if _, err := s.Commit(t.Context(), step(t, n, session.Failed), &session.Result{ExitCode: &code}, ending()...); err == nil {
+	if _, err := s.Commit(t.Context(), step(t, n, session.Failed), &session.Collected{ExitCode: &code}, ending()...); err == nil {
 		t.Error("committed without a record")
 	}
 	if err := s.Record(t.Context(), n.ID, audit.EgressDenied, audit.Data{}); err == nil {

@@ -38,7 +38,7 @@ func deliveries(t *testing.T, s Store) {
 		ended = append(ended, endAt(t, s, []string{"acme", "other"}[i%2], fmt.Sprintf("s-000000-1%d", i), at))
 	}
 	killed := create(t, s, "acme", "s-000000-3") // ended without ever having run
-	if killed, err = s.Commit(t.Context(), step(t, killed, session.Killed), &session.Result{}, ending()...); err != nil {
+	if killed, err = s.Commit(t.Context(), step(t, killed, session.Killed), &session.Collected{}, ending()...); err != nil {
 		t.Fatal(err)
 	}
 	ended = append(ended, killed)
@@ -107,7 +107,7 @@ func deliveryWithEnd(t *testing.T, s Store) {
 	for _, part := range []string{"deliveries", "usage", "record"} {
 		still := unchanged(t, s, "acme", running.ID)
 		mend := s.Break(t, part)
-		if _, err := s.Commit(t.Context(), done, &session.Result{}, ending()...); err == nil {
+		if _, err := s.Commit(t.Context(), done, &session.Collected{}, ending()...); err == nil {
 			t.Errorf("ended without %s", part)
 		}
 		mend()
@@ -118,12 +118,12 @@ func deliveryWithEnd(t *testing.T, s Store) {
 	}
 	late := done
 	late.Version--
-	_, err := s.Commit(t.Context(), late, &session.Result{}, ending()...)
+	_, err := s.Commit(t.Context(), late, &session.Collected{}, ending()...)
 	wantErr(t, "an end of an old version", err, session.ErrConflict)
 	if got := owed(t, s, forever, 10); len(got) != 0 {
 		t.Errorf("a conflict owes %+v", got)
 	}
-	if _, err := s.Commit(t.Context(), done, &session.Result{}, ending()...); err != nil {
+	if _, err := s.Commit(t.Context(), done, &session.Collected{}, ending()...); err != nil {
 		t.Fatal(err)
 	}
 	if got := owed(t, s, forever, 10); len(got) != 1 {

@@ -77,11 +77,11 @@ func results(t *testing.T, s Store) {
 	}
 	big := bytes.Repeat(append(all, "\xff\xfe\x00'\""...), 10<<20/261)
 	zero, minus := 0, -1
-	for i, want := range []session.Result{
+	for i, want := range []session.Collected{
 		{},
-		{ExitCode: &zero, Stdout: []byte("hi\n"), JSON: json.RawMessage(`{"answer":285}`), Duration: 1234567},
-		{ExitCode: &minus, Stdout: all, Stderr: []byte("\xff\xc0"), JSON: json.RawMessage("null"), Truncated: true, Duration: 1 << 50},
-		{Stdout: big, Stderr: append([]byte{0}, big...)},
+		{ExitCode: &zero, Stdout: session.Text{[]byte("hi\n")}, JSON: json.RawMessage(`{"answer":285}`), Duration: 1234567},
+		{ExitCode: &minus, Stdout: session.Text{all[:100], nil, all[100:]}, Stderr: session.Text{[]byte("\xff\xc0")}, JSON: json.RawMessage("null"), Truncated: true, Duration: 1 << 50},
+		{Stdout: session.Text{big}, Stderr: session.Text{{0}, big}},
 	} {
 		n := start(t, s, create(t, s, "acme", fmt.Sprintf("s-000000-%d", i)))
 		_, err := s.Result(t.Context(), "acme", n.ID)
@@ -100,12 +100,11 @@ func results(t *testing.T, s Store) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !bytes.Equal(got.Stdout, want.Stdout) || !bytes.Equal(got.Stderr, want.Stderr) {
-				t.Errorf("result %d %s: stdout of %d bytes, stderr of %d, want %d and %d, or they differ", i, when, len(got.Stdout), len(got.Stderr), len(want.Stdout), len(want.Stderr))
-			}
 			parts(t, s, n.ID, want)
-			small := want
-			got.Stdout, got.Stderr, small.Stdout, small.Stderr = nil, nil, nil, nil
+			small := session.Result{
+				ExitCode: want.ExitCode, JSON: want.JSON, Truncated: want.Truncated, Duration: want.Duration,
+				StdoutLength: want.Stdout.Len(), StderrLength: want.Stderr.Len(),
+			}
 			if d := cmp.Diff(small, got); d != "" {
 				t.Errorf("result %d %s: %s", i, when, d)
 			}
@@ -223,8 +222,8 @@ func restart(t *testing.T, s Store) {
 	if w, err := s.Work(t.Context(), "acme", n.ID); err != nil || w.Code != "print(1)" {
 		t.Errorf("work %+v, %v", w, err)
 	}
-	if r, err := s.Result(t.Context(), "acme", n.ID); err != nil || string(r.Stdout) != "hi\n" {
-		t.Errorf("result %+v, %v", r, err)
+	if o, err := s.Output(t.Context(), "acme", n.ID, 0, 0, 10); err != nil || string(o.Stdout) != "hi\n" {
+		t.Errorf("output %+v, %v", o, err)
 	}
 	wantErr(t, "a record after the end, after a restart", s.Record(t.Context(), n.ID, audit.EgressDenied, audit.Data{}), session.ErrConflict)
 	if err := s.Record(t.Context(), running.ID, audit.EgressDenied, audit.Data{}); err != nil {
@@ -237,7 +236,7 @@ func restart(t *testing.T, s Store) {
 }
 
 // parts reads the output of a session in parts, and beyond its end.
-func parts(t *testing.T, s Store, id string, want session.Result) {
+func parts(t *testing.T, s Store, id string, want session.Collected) {
 	t.Helper()
 	var stdout, stderr []byte
 	for {
@@ -245,8 +244,8 @@ func parts(t *testing.T, s Store, id string, want session.Result) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if o.StdoutLength != int64(len(want.Stdout)) || o.StderrLength != int64(len(want.Stderr)) {
-			t.Fatalf("output has %d and %d bytes, want %d and %d", o.StdoutLength, o.StderrLength, len(want.Stdout), len(want.Stderr))
+		if o.StdoutLength != want.Stdout.Len() || o.StderrLength != want.Stderr.Len() {
+			t.Fatalf("output has %d and %d bytes, want %d and %d", o.StdoutLength, o.StderrLength, want.Stdout.Len(), want.Stderr.Len())
 		}
 		if len(o.Stdout) > 1<<20-7 || len(o.Stderr) > 1<<20-7 {
 			t.Fatalf("a part has %d and %d bytes", len(o.Stdout), len(o.Stderr))
@@ -256,8 +255,11 @@ func parts(t *testing.T, s Store, id string, want session.Result) {
 		}
 		stdout, stderr = append(stdout, o.Stdout...), append(stderr, o.Stderr...)
 	}
-	if !bytes.Equal(stdout, want.Stdout) || !bytes.Equal(stderr, want.Stderr) {
+	if !bytes.Equal(stdout, bytes.Join(want.Stdout, nil)) || !bytes.Equal(stderr, bytes.Join(want.Stderr, nil)) {
 		t.Error("the parts of the output are not the output")
+	}
+	if o, err := s.Output(t.Context(), "acme", id, 0, 0, 0); err != nil || len(o.Stdout)+len(o.Stderr) != 0 || o.JSONLength != int64(len(want.JSON)) {
+		t.Errorf("without any part: %d bytes, JSON of %d, error %v", len(o.Stdout)+len(o.Stderr), o.JSONLength, err)
 	}
 	if o, err := s.Output(t.Context(), "acme", id, 1<<62, 1<<62, 1<<62); err != nil || len(o.Stdout)+len(o.Stderr) != 0 {
 		t.Errorf("%d bytes beyond the end, error %v", len(o.Stdout)+len(o.Stderr), err)

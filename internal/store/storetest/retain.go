@@ -16,7 +16,7 @@ func endAt(t *testing.T, s session.Store, org, id string, at time.Time) session.
 	t.Helper()
 	n := step(t, start(t, s, create(t, s, org, id)), session.Failed)
 	n.Finished = at
-	n, err := s.Commit(t.Context(), n, &session.Result{Stdout: []byte("out"), Stderr: []byte("err")}, ending()...)
+	n, err := s.Commit(t.Context(), n, &session.Collected{Stdout: session.Text{[]byte("out")}, Stderr: session.Text{[]byte("err")}}, ending()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func forget(t *testing.T, s Store) {
 			}
 		}
 		for _, id := range []string{"s-000000-3", "s-000000-4"} {
-			if r, err := s.Result(ctx, "acme", id); err != nil || string(r.Stdout) != "out" {
+			if r, err := s.Output(ctx, "acme", id, 0, 0, 10); err != nil || string(r.Stdout) != "out" {
 				t.Errorf("the result of %s: %q, %v", id, r.Stdout, err)
 			}
 		}
@@ -137,7 +137,7 @@ func forgetWhole(t *testing.T, s Store) {
 		if w, err := s.Work(t.Context(), "acme", n.ID); err != nil || w.Code != "print(1)" {
 			t.Errorf("after %s failed: work %q, %v", part, w.Code, err)
 		}
-		if r, err := s.Result(t.Context(), "acme", n.ID); err != nil || string(r.Stdout) != "out" {
+		if r, err := s.Output(t.Context(), "acme", n.ID, 0, 0, 10); err != nil || string(r.Stdout) != "out" {
 			t.Errorf("after %s failed: result %q, %v", part, r.Stdout, err)
 		}
 	}

@@ -61,7 +61,7 @@ func storage(t *testing.T, s Store) {
 	mend := s.Break(t, "results")
 	late := step(t, n, session.Failed)
 	late.Finished = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
-	res := &session.Result{Stdout: []byte("out"), Stderr: []byte("errr"), JSON: []byte(`"result"`)}
+	res := &session.Collected{Stdout: session.Text{[]byte("out")}, Stderr: session.Text{[]byte("errr")}, JSON: []byte(`"result"`)}
 	if _, err := s.Commit(t.Context(), late, res, ending()...); err == nil {
 		t.Fatal("a result was stored that can't be")
 	}

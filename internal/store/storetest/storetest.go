@@ -57,7 +57,8 @@ type check struct {
 
 func checks() []check {
 	return []check{
-		{"NumbersGrowAcrossRestarts", numbers},
+		{"NumbersGrowForEachOrganisationAcrossRestarts", numbers},
+		{"AnIDIsOneSessions", taken},
 		{"SessionRoundTrip", roundTrip},
 		{"CreateRefusesWhatIsNoNewSession", createRefuses},
 		{"CommitOfAnOldVersionIsAConflict", conflict},
@@ -151,7 +152,7 @@ func end(t *testing.T, s session.Store, n session.Session) session.Session {
 	code := 0
 	n = step(t, n, session.Succeeded)
 	n.Finished = n.Started.Add(time.Second)
-	n, err := s.Commit(t.Context(), n, &session.Result{ExitCode: &code, Stdout: []byte("hi\n")}, ending()...)
+	n, err := s.Commit(t.Context(), n, &session.Collected{ExitCode: &code, Stdout: session.Text{[]byte("hi\n")}}, ending()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,31 +211,53 @@ func wantErr(t *testing.T, what string, err, want error) {
 
 func numbers(t *testing.T, s Store) {
 	var mu sync.Mutex
-	var got []uint64
+	got := map[string][]uint64{}
 	var wg sync.WaitGroup
+	take := func(s Store, org string) {
+		n, err := s.NextNumber(t.Context(), org)
+		mu.Lock()
+		defer mu.Unlock()
+		got[org] = append(got[org], n)
+		if err != nil {
+			t.Error(err)
+		}
+	}
 	for range 20 {
-		wg.Go(func() {
-			n, err := s.NextNumber(t.Context())
-			mu.Lock()
-			defer mu.Unlock()
-			got = append(got, n)
-			if err != nil {
-				t.Error(err)
-			}
-		})
+		wg.Go(func() { take(s, "acme") })
+		wg.Go(func() { take(s, "other") })
 	}
 	wg.Wait()
 	s = s.Restart(t)
-	n, err := s.NextNumber(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	got = append(got, n)
-	slices.Sort(got[:20])
-	for i, n := range got {
-		if n != uint64(i)+1 {
-			t.Fatalf("numbers %v, want 1 to 21", got)
+	take(s, "acme")
+	take(s, "other")
+	take(s, "third")
+	for org, want := range map[string]int{"acme": 21, "other": 21, "third": 1} {
+		slices.Sort(got[org][:want-1])
+		for i, n := range got[org] {
+			if n != uint64(i)+1 {
+				t.Fatalf("numbers of %s are %v, want 1 to %d", org, got[org], want)
+			}
 		}
+	}
+}
+
+// An id is one session's, whosever that is, and nobody's before.
+func taken(t *testing.T, s Store) {
+	is := func(id string, want bool) {
+		t.Helper()
+		if got, err := s.Taken(t.Context(), id); err != nil || got != want {
+			t.Errorf("%s is taken: %t, %v", id, got, err)
+		}
+	}
+	is("s-000000-1", false)
+	n := create(t, s, "acme", "s-000000-1")
+	is("s-000000-1", true)
+	is("s-000000-2", false)
+	end(t, s, start(t, s, n))
+	is("s-000000-1", true)
+	is("", false)
+	if _, err := s.Create(t.Context(), session.Session{ID: "s-000000-1", Org: "other", Phase: session.Pending}, session.Work{Code: "1"}, audit.Data{}); err == nil {
+		t.Error("a second session has the id")
 	}
 }
 

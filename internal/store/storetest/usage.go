@@ -26,7 +26,7 @@ func endUsing(t *testing.T, s session.Store, org, id string, d audit.Data) sessi
 	t.Helper()
 	n := step(t, start(t, s, create(t, s, org, id)), session.Succeeded)
 	n.Finished = n.Started.Add(time.Second)
-	n, err := s.Commit(t.Context(), n, &session.Result{}, endingUsing(d)...)
+	n, err := s.Commit(t.Context(), n, &session.Collected{}, endingUsing(d)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func usageWithEnd(t *testing.T, s Store) {
 	for _, part := range []string{"usage", "record", "state", "results", "deliveries"} {
 		still := unchanged(t, s, "acme", running.ID)
 		mend := s.Break(t, part)
-		if _, err := s.Commit(t.Context(), done, &session.Result{}, endingUsing(used(1))...); err == nil {
+		if _, err := s.Commit(t.Context(), done, &session.Collected{}, endingUsing(used(1))...); err == nil {
 			t.Errorf("ended without %s", part)
 		}
 		mend()
@@ -126,15 +126,15 @@ func usageWithEnd(t *testing.T, s Store) {
 	}
 	late := done
 	late.Version--
-	_, err := s.Commit(t.Context(), late, &session.Result{}, endingUsing(used(1))...)
+	_, err := s.Commit(t.Context(), late, &session.Collected{}, endingUsing(used(1))...)
 	wantErr(t, "an end of an old version", err, session.ErrConflict)
 	if got := usage(t, s, "acme"); len(got) != 0 {
 		t.Errorf("a conflict used %+v", got)
 	}
-	if _, err := s.Commit(t.Context(), done, &session.Result{}, endingUsing(used(1))...); err != nil {
+	if _, err := s.Commit(t.Context(), done, &session.Collected{}, endingUsing(used(1))...); err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.Commit(t.Context(), done, &session.Result{}, endingUsing(used(1))...)
+	_, err = s.Commit(t.Context(), done, &session.Collected{}, endingUsing(used(1))...)
 	wantErr(t, "a second end", err, session.ErrConflict)
 	if got := usage(t, s, "acme"); len(got) != 1 || got[0].Sessions != 1 || got[0].BytesIn != 2 {
 		t.Errorf("used %+v", got)

@@ -154,7 +154,11 @@ func findState(path string) (*stateDir, error) {
 // writes what is named there.
 func trustedState(path string) (string, error) {
 	if info, err := os.Lstat(path); err == nil && !info.IsDir() {
-		return "", fmt.Errorf("state directory %s is a link or not a directory: choose another with --state", path)
+		what := "is not a directory"
+		if info.Mode().Type() == fs.ModeSymlink {
+			what = "is a link"
+		}
+		return "", fmt.Errorf("state directory %s %s: choose another with --state", path, what)
 	}
 	real, err := safepath.Resolve(path)
 	switch {

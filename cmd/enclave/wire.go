@@ -58,6 +58,9 @@ type node struct {
 
 // wire builds a node on a state directory, top to bottom. The caller closes it.
 func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
+	if err := writeNoCore(); err != nil {
+		return nil, err
+	}
 	n := &node{vault: &secret.Vault{}}
 	defer func() {
 		if err != nil {

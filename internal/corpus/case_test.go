@@ -73,7 +73,7 @@ type attack struct {
 	// finds broken it adds with r.find. It returns by itself.
 	during func(ctx context.Context, r *run)
 	// prepare makes ready what the attack needs of the host, in a control too. It
-	// registers what undoes it with r.after.
+	// registers what undoes it with r.afterwards.
 	prepare func(r *run) error
 	// drive is the attack itself where no code in a sandbox can be it; code and
 	// request do not count then.
@@ -102,6 +102,7 @@ var groups = map[byte][]attack{
 	'G': channelAttacks,
 	'C': fileAttacks,
 	'D': syscallAttacks,
+	'R': localAttacks,
 }
 
 // later are the groups without translations, and what stands for them until then.

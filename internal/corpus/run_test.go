@@ -53,6 +53,7 @@ type run struct {
 	mu       sync.Mutex
 	findings []finding // what prepare, during and look have seen broken
 
+	user     int               // of the host, whom prepare has made known there
 	sums     map[string]string // of programs, before
 	modules  string            // of the host, before
 	vars     []string          // what else code has, and what it stands for

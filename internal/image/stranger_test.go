@@ -21,6 +21,7 @@ func loose() []entry {
 		entry{name: "srv/list", content: "as it was", mode: 0o666},
 		entry{name: "home/agent", kind: tar.TypeDir, mode: 0o755, uid: 1000},
 		entry{name: "home/agent/own", content: "as it was", mode: 0o644, uid: 1000},
+		hardlink("srv/again", "srv/list"),
 		entry{name: "srv/become", content: "#!/bin/sh\n", mode: 0o4755},
 	)
 }
@@ -66,7 +67,7 @@ func TestNoUserOfTheHostReachesAnImage(t *testing.T) {
 		t.Fatalf("the store has %d files, %v", len(all), err)
 	}
 	for _, user := range stranger.Users {
-		stranger.As(t, user, func() {
+		err := stranger.As(user, func() {
 			if _, err := os.ReadDir(filepath.Dir(s.dir)); err != nil {
 				t.Errorf("user %d sees nothing at all: %v", user, err)
 			}
@@ -85,6 +86,9 @@ func TestNoUserOfTheHostReachesAnImage(t *testing.T) {
 				t.Errorf("user %d plants a file: %v", user, err)
 			}
 		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -151,13 +155,20 @@ func replaceByLink(dir string) error {
 
 func TestATreeThatIsNotWhatItsLayersSayIsFound(t *testing.T) {
 	for name, change := range map[string]func(rootfs string) error{
-		"a file more":   func(r string) error { return os.WriteFile(filepath.Join(r, "srv/more"), nil, 0o644) },
-		"a file less":   func(r string) error { return os.Remove(filepath.Join(r, "srv/list")) },
-		"another mode":  func(r string) error { return os.Chmod(filepath.Join(r, "srv/list"), 0o755) },
-		"another byte":  func(r string) error { return os.WriteFile(filepath.Join(r, "srv/list"), []byte("as it is!"), 0) },
+		"a file more":  func(r string) error { return os.WriteFile(filepath.Join(r, "srv/more"), nil, 0o644) },
+		"a file less":  func(r string) error { return os.Remove(filepath.Join(r, "srv/list")) },
+		"another mode": func(r string) error { return os.Chmod(filepath.Join(r, "srv/list"), 0o755) },
+		"another byte": func(r string) error { return os.WriteFile(filepath.Join(r, "srv/list"), []byte("as it is!"), 0) },
+		"a file that was another's": func(r string) error {
+			return errors.Join(os.Remove(filepath.Join(r, "srv/again")), os.WriteFile(filepath.Join(r, "srv/again"), []byte("as it was"), 0o666))
+		},
 		"a set-user-ID": func(r string) error { return os.Chmod(filepath.Join(r, "srv/become"), 0o755|os.ModeSetuid) },
 	} {
 		s, digest, rootfs := unpacked(t)
+		// Whoever links a file from elsewhere changes nothing.
+		if err := os.Link(filepath.Join(rootfs, "srv/list"), filepath.Join(s.dir, "tmp", "link")); err != nil {
+			t.Fatal(err)
+		}
 		if err := s.Verify(t.Context(), digest); err != nil {
 			t.Fatalf("before: %v", err)
 		}

@@ -86,6 +86,9 @@ func (s *Store) unpack(ctx context.Context, digest string) error {
 	if err := s.fill(ctx, digest, tmp); err != nil {
 		return fmt.Errorf("unpack %s: %w", digest, err)
 	}
+	if err := syncFS(tmp); err != nil {
+		return fmt.Errorf("unpack %s: %w", digest, err)
+	}
 	name := strings.TrimPrefix(digest, "sha256:")
 	dir := filepath.Join(s.dir, "rootfs", name)
 	if err := errors.Join(removeTree(dir+".json"), removeTree(dir), os.Rename(tmp, dir), syncDir(filepath.Dir(dir))); err != nil {
@@ -101,8 +104,7 @@ func (s *Store) unpack(ctx context.Context, digest string) error {
 	return s.writeFile(filepath.Join("rootfs", name+".json"), b)
 }
 
-// fill makes the tree of an image in the empty directory dir, and has it on disk when
-// it returns.
+// fill makes the tree of an image in the empty directory dir.
 func (s *Store) fill(ctx context.Context, digest, dir string) error {
 	m, config, err := s.manifest(digest)
 	if err != nil {
@@ -127,7 +129,16 @@ func (s *Store) fill(ctx context.Context, digest, dir string) error {
 	if err := t.normalize(); err != nil {
 		return fmt.Errorf("prepare the tree for sandboxes: %w", err)
 	}
-	return unix.Syncfs(int(t.root.Fd()))
+	return nil
+}
+
+// syncFS has all of the file system that dir is on on its disk.
+func syncFS(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
 }
 
 // applyBlob applies a layer, and checks while it reads that its bytes have the

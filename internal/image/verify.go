@@ -98,6 +98,7 @@ func (s *Store) verifyTree(ctx context.Context, digest string) error {
 // nothing is said, which is when it was unpacked.
 func describeTree(ctx context.Context, root string) (map[string]string, error) {
 	all := map[string]string{}
+	first := map[uint64]string{} // inode of a file → its first name here; others may link it too
 	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err == nil {
 			err = ctx.Err()
@@ -124,7 +125,10 @@ func describeTree(ctx context.Context, root string) (map[string]string, error) {
 			if err != nil {
 				return err
 			}
-			is += fmt.Sprintf(" at %d with %d links: %s", info.ModTime().UnixNano(), st.Nlink, sum)
+			if first[st.Ino] == "" {
+				first[st.Ino] = name
+			}
+			is += fmt.Sprintf(" at %d, as %q: %s", info.ModTime().UnixNano(), first[st.Ino], sum)
 		case fs.ModeSymlink:
 			target, err := os.Readlink(path)
 			if err != nil {

@@ -52,7 +52,7 @@ func TestNoUserOfTheHostReachesASandboxsFiles(t *testing.T) {
 			}
 			private := processFiles(t, l, id)
 			for _, u := range users {
-				stranger.As(t, u, func() {
+				err := stranger.As(u, func() {
 					if _, err := os.Stat(control); err != nil {
 						t.Errorf("user %d sees nothing at all: %v", u, err)
 						return
@@ -71,6 +71,9 @@ func TestNoUserOfTheHostReachesASandboxsFiles(t *testing.T) {
 						}
 					}
 				})
+				if err != nil {
+					t.Fatal(err)
+				}
 			}
 		})
 	}

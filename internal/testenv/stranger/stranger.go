@@ -3,6 +3,7 @@
 package stranger
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -18,8 +19,7 @@ var Users = []int{1000, 65534, 64741}
 
 // As has f run as a user of the host without any privilege, which takes root. f may
 // report failures, and not end the test.
-func As(t testing.TB, user int, f func()) {
-	t.Helper()
+func As(user int, f func()) error {
 	done := make(chan error, 1)
 	go func() {
 		// The thread ends with this goroutine, and nothing else ever runs on it.
@@ -36,8 +36,9 @@ func As(t testing.TB, user int, f func()) {
 		done <- nil
 	}()
 	if err := <-done; err != nil {
-		t.Fatalf("become user %d: %v", user, err)
+		return fmt.Errorf("become user %d: %w", user, err)
 	}
+	return nil
 }
 
 // Dir is a temporary directory that every user of the host can list and pass

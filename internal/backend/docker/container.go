@@ -32,8 +32,8 @@ const (
 	// kernel refuses more. Between the limit and the wall lies the evidence.
 	taskWall = 32
 
-	// diskWall is how many bytes beyond Limits.Disk each of /work and /tmp takes
-	// before it is full, for the same reason.
+	// diskWall is how many bytes beyond Limits.Disk /work and /tmp take together
+	// before they are full, for the same reason.
 	diskWall = 8 << 20
 
 	// runSize bounds /run/enclave: the largest code, of 10 MiB, and what the guest
@@ -53,7 +53,7 @@ func memoryAllowed(l backend.Limits, tasks int64) int64 {
 // memoryWall is where the kernel kills. It is head room: the files of /work and
 // /tmp are memory of the container's group.
 func memoryWall(l backend.Limits) int64 {
-	return memoryAllowed(l, l.Pids) + 2*(l.Disk+diskWall)
+	return memoryAllowed(l, l.Pids) + l.Disk + diskWall
 }
 
 // tasksWall is how many tasks the group has at most, the guest's included.
@@ -93,7 +93,6 @@ var guestCapabilities = []string{"NET_ADMIN", "SETUID", "SETGID", "KILL", "SETPC
 func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.ContainerCreateOptions {
 	no := false
 	pids := tasksWall(f.Limits)
-	disk := fmt.Sprintf("rw,exec,nosuid,nodev,size=%d,mode=1777", f.Limits.Disk+diskWall)
 	h := &container.HostConfig{
 		NetworkMode:    "none",
 		IpcMode:        "private",
@@ -110,7 +109,6 @@ func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.Cont
 		ReadonlyRootfs: true,
 		MaskedPaths:    hidden,
 		Tmpfs: map[string]string{
-			"/work": disk, "/tmp": disk,
 			"/run/enclave": "rw,noexec,nosuid,nodev,size=" + runSize + ",mode=0755",
 		},
 		Sysctls: map[string]string{
@@ -135,6 +133,9 @@ func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.Cont
 	// Not read-only as Docker has it: it would then give the mount flags of its
 	// own, and take those that it has.
 	h.Mounts = append(h.Mounts, bind(s.Path(sealDir), "/.enclave", false))
+	for _, n := range diskDirs {
+		h.Mounts = append(h.Mounts, bind(s.Path(diskDir, n), "/"+n, false))
+	}
 	for _, n := range etcFiles {
 		h.Mounts = append(h.Mounts, bind(s.Path(etcDir, n), "/etc/"+n, true))
 	}

@@ -16,7 +16,7 @@ import (
 func (d *driver) Kill(context.Context, *keep.Sandbox) error { return nil }
 
 // Clear removes every container with the sandbox's labels, which is one unless a
-// start was cut short, and the mount that it had. Without the daemon the
+// start was cut short, and the mounts that it had. Without the daemon the
 // container is left, and it is an error.
 func (d *driver) Clear(ctx context.Context, s *keep.Sandbox) error {
 	labels := make(client.Filters).Add("label", markLabel+"="+d.mark, sandboxLabel+"="+string(s.ID))
@@ -31,7 +31,7 @@ func (d *driver) Clear(ctx context.Context, s *keep.Sandbox) error {
 			if err := failpoint.Hit("docker.destroy.uncontained"); err != nil {
 				return err
 			}
-			return unseal(s)
+			return unmount(s)
 		}
 		for _, c := range left.Items {
 			_, err := d.api.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})

@@ -32,7 +32,7 @@ import (
 // DefaultHost is where a daemon listens unless it was told otherwise.
 const DefaultHost = "unix:///var/run/docker.sock"
 
-// Config is what a Backend needs. Every field is required.
+// Config is what a Backend needs. Every field but Late is required.
 type Config struct {
 	// Dir is the state directory, of this backend only, on a file system that
 	// the daemon sees at the same path.
@@ -51,6 +51,10 @@ type Config struct {
 
 	// Images has the images of sandboxes.
 	Images *image.Store
+
+	// Late has every look at a sandbox's counters come so much later. Only tests
+	// set it.
+	Late time.Duration
 }
 
 const (
@@ -123,7 +127,7 @@ func New(c Config) (*Backend, error) {
 		return nil, errors.Join(fmt.Errorf("keep a copy of the guest: %w", err), api.Close())
 	}
 	r, err := keep.Open(ctx, keep.Config{
-		Kind: "docker", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent,
+		Kind: "docker", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Late: c.Late,
 		Driver: &driver{dir: dir, mark: keep.Mark(c.Instance, dir), host: c.Host, guest: guest, images: c.Images, api: api},
 	})
 	if err != nil {

@@ -66,12 +66,17 @@ type box struct {
 // start starts a sandbox, which t destroys unless it is gone.
 func start(t *testing.T, b *Backend, id backend.ID) box {
 	t.Helper()
+	return startWith(t, b, id, limits())
+}
+
+func startWith(t *testing.T, b *Backend, id backend.ID, limits backend.Limits) box {
+	t.Helper()
 	_, digest := testenv.Image(t)
 	l, err := b.Listen(deadline(t), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Start(deadline(t), id, backend.Spec{Image: digest, Limits: limits()}); err != nil {
+	if err := b.Start(deadline(t), id, backend.Spec{Image: digest, Limits: limits}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -18,7 +18,12 @@ const (
 	mountDir = "mnt"  // the guest and the socket
 	sealDir  = "seal" // where mnt is mounted read-only; /.enclave in the sandbox
 	etcDir   = "etc"  // the image's own files that Docker would replace
+	diskDir  = "disk" // the file system of /work and /tmp
 )
+
+// diskDirs are the directories of the file system at diskDir, and of the sandbox's
+// root.
+var diskDirs = []string{"work", "tmp"}
 
 // Listen opens the socket /.enclave/sock of the sandbox. Only root of that
 // sandbox may connect; the directory is read-only in the sandbox, so the socket
@@ -41,14 +46,14 @@ func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, err
 }
 
 // Place makes the sandbox's directory and those in it. On the host only root
-// enters it; the sandbox sees two of them, and everyone there may pass.
+// enters it; the sandbox sees three of them, and everyone there may pass.
 func (d *driver) Place(s *keep.Sandbox) error {
 	for _, at := range []struct {
 		path string
 		mode os.FileMode
-	}{{s.Dir, 0o700}, {s.Path(mountDir), 0o755}, {s.Path(sealDir), 0o755}, {s.Path(etcDir), 0o755}} {
-		// The umask may have taken what sandboxes need; what is mounted on seal
-		// can't be changed, and need not be.
+	}{{s.Dir, 0o700}, {s.Path(mountDir), 0o755}, {s.Path(sealDir), 0o755}, {s.Path(etcDir), 0o755}, {s.Path(diskDir), 0o700}} {
+		// The umask may have taken what sandboxes need; what is mounted on them
+		// need not be changed.
 		err := os.Mkdir(at.path, at.mode)
 		if err == nil {
 			err = os.Chmod(at.path, at.mode)
@@ -83,15 +88,33 @@ func seal(s *keep.Sandbox) error {
 	return nil
 }
 
-// unseal undoes seal. What is not mounted, or not there, is unsealed.
-func unseal(s *keep.Sandbox) error {
-	for {
-		err := unix.Unmount(s.Path(sealDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		switch {
-		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
-			return nil
-		case err != nil:
-			return fmt.Errorf("unmount the socket's directory: %w", err)
+// mountDisk mounts a file system of size bytes at disk, in memory, and makes in it
+// what will be /work and /tmp of the sandbox: its size is a wall for both together.
+// Its pages are charged to the group of whoever writes them.
+func mountDisk(s *keep.Sandbox, size int64) error {
+	if err := unix.Mount("tmpfs", s.Path(diskDir), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
+		return fmt.Errorf("mount the sandbox's files: %w", err)
+	}
+	for _, name := range diskDirs {
+		if err := errors.Join(os.Mkdir(s.Path(diskDir, name), 0o700), os.Chmod(s.Path(diskDir, name), os.ModeSticky|0o777)); err != nil {
+			return fmt.Errorf("make /%s: %w", name, err)
 		}
 	}
+	return nil
+}
+
+// unmount undoes seal and mountDisk. What is not mounted, or not there, is undone.
+func unmount(s *keep.Sandbox) error {
+	for _, dir := range []string{sealDir, diskDir} {
+		for done := false; !done; {
+			err := unix.Unmount(s.Path(dir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+			switch {
+			case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+				done = true
+			case err != nil:
+				return fmt.Errorf("unmount %s of the sandbox: %w", dir, err)
+			}
+		}
+	}
+	return nil
 }

@@ -58,7 +58,7 @@ type watcher struct {
 	started started
 	inner   *cgroup.Group // the container's own
 	process *os.File      // nil if the sandbox has ended
-	files   []*os.File    // /work and /tmp
+	files   *os.File      // the file system of /work and /tmp; nil if the sandbox has ended
 	status  chan watch.Status
 	threads int64 // of the guest, when they were last counted
 
@@ -79,13 +79,13 @@ func (w *watcher) Close() {
 	if w.process != nil {
 		w.process.Close()
 	}
-	for _, f := range w.files {
-		f.Close()
+	if w.files != nil {
+		w.files.Close()
 	}
 }
 
-// openFiles opens /work and /tmp of the sandbox, to see how full they are. A
-// workload can't exchange them: it can mount nothing, and the root is read-only.
+// openFiles opens /work of the sandbox, to see how full its file system is, and
+// makes sure that /tmp is of the same: together they have one wall. A workload can't exchange them: it can mount nothing, and the root is read-only.
 // What is opened is taken only if the process is still the one it was.
 func (w *watcher) openFiles() error {
 	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", w.started.Process.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -95,25 +95,35 @@ func (w *watcher) openFiles() error {
 		return fmt.Errorf("open the sandbox's files: %w", err)
 	}
 	defer unix.Close(root)
-	for _, name := range []string{"work", "tmp"} {
+	var device [2]uint64
+	for i, name := range diskDirs {
 		fd, err := unix.Openat(root, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("open /%s of the sandbox: %w", name, err)
 		}
-		w.files = append(w.files, os.NewFile(uintptr(fd), name))
-		var st unix.Statfs_t
-		if err := unix.Fstatfs(fd, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+		f := os.NewFile(uintptr(fd), name)
+		if i == 0 {
+			w.files = f
+		} else {
+			defer f.Close()
+		}
+		var fs unix.Statfs_t
+		var st unix.Stat_t
+		if err := errors.Join(unix.Fstatfs(fd, &fs), unix.Fstat(fd, &st)); err != nil || fs.Type != unix.TMPFS_MAGIC {
 			if at, terr := watch.StartTime(w.started.Process.PID); terr != nil || at != w.started.Process.StartTime {
 				break // another process has its number now
 			}
 			return fmt.Errorf("/%s of the sandbox is not in memory: %w", name, err)
 		}
+		device[i] = st.Dev
 	}
 	if at, err := watch.StartTime(w.started.Process.PID); err != nil || at != w.started.Process.StartTime {
-		for _, f := range w.files {
-			f.Close()
-		}
+		w.files.Close()
 		w.files = nil
+		return nil
+	}
+	if device[0] != device[1] {
+		return errors.New("/work and /tmp of the sandbox are not of one file system: the daemon must see the mounts of this host")
 	}
 	return nil
 }
@@ -197,14 +207,11 @@ func (w *watcher) memory() int64 {
 
 // disk is how many bytes /work and /tmp take together.
 func (w *watcher) disk() int64 {
-	var n int64
-	for _, f := range w.files {
-		var st unix.Statfs_t
-		if unix.Fstatfs(int(f.Fd()), &st) == nil {
-			n += int64(st.Blocks-st.Bfree) * st.Bsize
-		}
+	var st unix.Statfs_t
+	if w.files == nil || unix.Fstatfs(int(w.files.Fd()), &st) != nil {
+		return 0
 	}
-	return n
+	return int64(st.Blocks-st.Bfree) * st.Bsize
 }
 
 // guestThreads is how many threads the guest has. It says so only of a process

@@ -3,6 +3,7 @@ package gvisor
 import (
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -67,6 +68,58 @@ func TestDiskIsAWallHoweverLateSomebodyLooks(t *testing.T) {
 			}
 			if wall := c.times*(l.Disk+diskWall) + ownBlocks; most > wall {
 				t.Errorf("%d bytes were there at a time, of at most %d", most, wall)
+			}
+		})
+	}
+}
+
+// charged is how far the kernel counts past a limit before it refuses: it charges
+// pages in batches.
+const charged = 64 << 12
+
+// The same of tasks and memory. A bomb may be found by either: its tasks take
+// memory.
+func TestTasksAndMemoryAreWallsHoweverLateSomebodyLooks(t *testing.T) {
+	b := open(t, t.TempDir(), late)
+	for name, c := range map[string]struct {
+		workload []string
+		causes   []backend.Cause
+	}{
+		"processes": {[]string{"fork", "3000", "stay"}, []backend.Cause{backend.PidsLimit}},
+		"threads":   {[]string{"threads", "3000"}, []backend.Cause{backend.PidsLimit}},
+		"memory":    {[]string{"alloc", "4000"}, []backend.Cause{backend.MemoryLimit}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := limits()
+			x := start(t, b, l)
+			s, err := b.Sandbox(x.id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.send(t, order{Argv: append([]string{"self"}, c.workload...)})
+			ended := make(chan backend.Exit)
+			go func() { ended <- x.wait(t) }()
+			var e backend.Exit
+			var tasks, memory int64
+			for running := true; running; {
+				select {
+				case e = <-ended:
+					running = false
+				default:
+					runtime.Gosched()
+				}
+				if n, err := s.Group.Tasks(); err == nil {
+					tasks = max(tasks, n)
+				}
+				if n, err := s.Group.PeakMemory(); err == nil {
+					memory = max(memory, n)
+				}
+			}
+			if !slices.Contains(c.causes, e.Cause) {
+				t.Errorf("the sandbox ended with %+v", e)
+			}
+			if tasks == 0 || tasks > hostTasks(l) || memory == 0 || memory > memoryWall(l)+charged {
+				t.Errorf("%d tasks of at most %d, %d bytes of at most %d", tasks, hostTasks(l), memory, memoryWall(l))
 			}
 		})
 	}

@@ -56,6 +56,10 @@ func (p *Plane) needOf(l session.Limits, request int64) need {
 	if p.sizer != nil {
 		f = p.sizer.Footprint(sandboxLimits(l))
 	}
+	return newNeed(f, l, request)
+}
+
+func newNeed(f backend.Footprint, l session.Limits, request int64) need {
 	return need{
 		request: request,
 		end:     l.OutputBytes + wire.MaxResult + recordBytes,
@@ -207,6 +211,21 @@ func (c *Capacity) lacks(l load, k *ticket, r Room) Lack {
 // great one. But it holds up nobody where its own organisation's sessions are what
 // it lacks the room for: then its end is not foretold by what others do.
 const patience = 32
+
+// AtOnce returns how many sessions that name no limits run at once on a host of
+// c, where a sandbox takes what size says, and what one more would wait for. most
+// bounds the count.
+func (c Capacity) AtOnce(size func(backend.Limits) backend.Footprint, most int) (int, Lack) {
+	k := &ticket{need: newNeed(size(sandboxLimits(defaults)), defaults, 0)}
+	var l load
+	for n := range most {
+		if lack := c.lacks(l, k, c.room()); lack != "" {
+			return n, lack
+		}
+		l = l.plus(k.need.in(placed))
+	}
+	return most, LackPlace
+}
 
 // pick returns the next session to have a place, or nil if none may now. A
 // tenant whose next session does not fit is passed by those behind it. The caller

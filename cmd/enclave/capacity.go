@@ -114,9 +114,13 @@ func (h hostSize) filesForSessions() int64 {
 	return max(1, min(own/2, gateway))
 }
 
-// diskReserve is kept free of sessions: for the record of what runs, and for the
-// host. A twentieth, from 64 MiB to 1 GiB.
-func (h hostSize) diskReserve() int64 { return min(max(h.disk/20, 64<<20), 1<<30) }
+// diskReserve is kept free of sessions: for the record of what runs, for dropping
+// what is old, which goes through the store's journal (one session's request and
+// output are at most 130 MB), and for the host. It is a twentieth, at most 1 GiB;
+// of a small disk, up to a third.
+func (h hostSize) diskReserve() int64 {
+	return min(max(h.disk/20, min(192<<20, h.disk/3)), 1<<30)
+}
 
 // capacityOf returns what the host has for sessions, and the storage of an
 // organisation for which the operator names none: a quarter of the file system as

@@ -98,7 +98,7 @@ func (p *Plane) fits(l session.Limits) error {
 		say  func(int64) string
 	}{
 		{"memory", c.Memory, func(n need) int64 { return n.memory }, mebibytes},
-		{"disk", c.DiskMost, func(n need) int64 { return n.disk + 2*n.end }, mebibytes},
+		{"disk", sandboxDisk(c.DiskMost), func(n need) int64 { return n.disk + 2*n.end }, mebibytes},
 		{"processes", c.Tasks, func(n need) int64 { return n.tasks }, func(v int64) string { return fmt.Sprint(v) }},
 	} {
 		if r.most == 0 || r.part(whole) <= r.most {
@@ -189,6 +189,10 @@ func (r Room) carries(l load) bool {
 	return max(0, l.stored-r.Reusable)+l.journal+l.disk <= r.Free
 }
 
+// sandboxDisk is how much of a disk sandboxes may have reserved. A quarter is left
+// for what is created meanwhile: their reservations have it wait, not be refused.
+func sandboxDisk(free int64) int64 { return free / 4 * 3 }
+
 // lacks returns what a host that carries l already lacks to give k, of l, a
 // place, or "".
 func (c *Capacity) lacks(l load, k *ticket, r Room) Lack {
@@ -200,7 +204,7 @@ func (c *Capacity) lacks(l load, k *ticket, r Room) Lack {
 		return LackTasks
 	case c.Files > 0 && l.files > c.Files:
 		return LackDescriptors
-	case !r.carries(l):
+	case l.disk > sandboxDisk(r.Free) || !r.carries(l):
 		return LackDisk
 	}
 	return ""

@@ -1,15 +1,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/docker"
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/store"
@@ -107,9 +114,13 @@ func (h hostSize) filesForSessions() int64 {
 	return max(1, min(own/2, gateway))
 }
 
-// diskReserve is kept free of sessions: for the record of what runs, and for the
-// host. A twentieth, from 64 MiB to 1 GiB.
-func (h hostSize) diskReserve() int64 { return min(max(h.disk/20, 64<<20), 1<<30) }
+// diskReserve is kept free of sessions: for the record of what runs, for dropping
+// what is old, which goes through the store's journal (one session's request and
+// output are at most 130 MB), and for the host. It is a twentieth, at most 1 GiB;
+// of a small disk, up to a third.
+func (h hostSize) diskReserve() int64 {
+	return min(max(h.disk/20, min(192<<20, h.disk/3)), 1<<30)
+}
 
 // capacityOf returns what the host has for sessions, and the storage of an
 // organisation for which the operator names none: a quarter of the file system as
@@ -122,15 +133,48 @@ func capacityOf(ctx context.Context, state string, overcommit float64, s *store.
 	if share, err = s.Share(ctx, max(1, h.disk/4)); err != nil {
 		return c, 0, err
 	}
+	return h.capacity(state, overcommit, s.Reusable), share, nil
+}
+
+// capacity returns what h has for sessions. reusable is how much the store has
+// within its file.
+func (h hostSize) capacity(state string, overcommit float64, reusable func() int64) control.Capacity {
 	reserve := h.diskReserve()
 	return control.Capacity{
 		Memory: h.memoryForSessions(overcommit), Tasks: h.tasksForSessions(), Files: h.filesForSessions(),
 		DiskMost: max(1, h.disk-reserve),
 		Disk: func() (control.Room, error) {
 			free, err := diskFree(state)
-			return control.Room{Free: free - reserve, Reusable: s.Reusable()}, err
+			return control.Room{Free: free - reserve, Reusable: reusable()}, err
 		},
-	}, share, nil
+	}
+}
+
+// sessionsAtOnce returns how many sessions with default limits run at once on this
+// host if nothing else does, and what one more would wait for.
+func (p *program) sessionsAtOnce(name, state string) (int, string, error) {
+	size := map[string]func(backend.Limits) backend.Footprint{
+		gvisorBackend: gvisor.Footprint, dockerBackend: docker.Footprint,
+		qemuBackend: microvm.FootprintQEMU, firecrackerBackend: microvm.FootprintFirecracker,
+	}[name]
+	if size == nil {
+		size = simulator.New().Footprint
+	}
+	a, err := p.opts.Serve.Admission.parse()
+	if err != nil {
+		return 0, "", err
+	}
+	for state = filepath.Clean(state); ; state = filepath.Dir(state) { // it need not exist yet
+		if _, err := os.Stat(state); err == nil {
+			break
+		}
+	}
+	h, err := measureHost(state)
+	if err != nil {
+		return 0, "", err
+	}
+	n, lack := h.capacity(state, cmp.Or(a.overcommit, 1), func() int64 { return 0 }).AtOnce(size, cmp.Or(a.running, control.UsualRunning))
+	return n, string(lack), nil
 }
 
 // diskFree returns how many bytes can be written to the file system of path.

@@ -88,6 +88,7 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 			return held, h.PID, h.Mode, h.Listen, err
 		},
 		Dial:   func(ctx context.Context) (net.Conn, error) { return dialSocket(ctx, state.socket()) },
+		AtOnce: func(b string) (int, string, error) { return p.sessionsAtOnce(b, state.path) },
 		Images: func() (*image.Store, error) { return openImages(state) },
 	}, show.tell)
 	if code := in.status(); code != 0 {

@@ -92,12 +92,21 @@ func (p *program) sayTurn(ctx context.Context, cl *enclave.Client, id string) (s
 	return func() { cancel(); <-done }
 }
 
+// lacking has words for what a session waits for where that is not just its turn.
+var lacking = map[string]string{
+	"concurrent_quota": " for others of your organisation",
+	"memory":           " for memory of the server's machine",
+	"disk":             " for disk space of the server's machine",
+	"processes":        " for processes of the server's machine",
+	"descriptors":      " for open files of the server's machine",
+}
+
 // turnOf says where the session called id is in q, or nothing if it does not
 // wait.
 func turnOf(q enclave.Queue, id string) string {
 	for _, i := range q.Yours.Items {
 		if i.ID == id {
-			return fmt.Sprintf("waiting: position %d of %d (%d of %d run)", i.Position, q.Yours.Waiting, q.Running, q.MaxRunning)
+			return fmt.Sprintf("waiting%s: position %d of %d (%d of %d run)", lacking[i.WaitsFor], i.Position, q.Yours.Waiting, q.Running, q.MaxRunning)
 		}
 	}
 	if n := len(q.Yours.Items); q.Yours.Waiting > n {

@@ -19,6 +19,8 @@ func TestASessionThatWaitsIsToldItsTurn(t *testing.T) {
 		}
 		return q
 	}
+	poor := items("me")
+	poor.Items[0].WaitsFor = "disk"
 	far := items("a", "b")
 	far.Waiting = 200
 	for name, tc := range map[string]struct {
@@ -28,6 +30,7 @@ func TestASessionThatWaitsIsToldItsTurn(t *testing.T) {
 		"it is second":                 {items("a", "me"), "waiting: position 2 of 2 (3 of 4 run)"},
 		"it is next":                   {items("me", "a"), "waiting: position 1 of 2 (3 of 4 run)"},
 		"it is behind those named":     {far, "waiting: behind more than 2 (3 of 4 run)"},
+		"the machine has no room":      {poor, "waiting for disk space of the server's machine: position 1 of 1 (3 of 4 run)"},
 		"it waits no more":             {items("a", "b"), ""},
 		"nobody of its organisation":   {items(), ""},
 		"its name is another's ending": {items("some"), ""},

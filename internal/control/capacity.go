@@ -57,6 +57,10 @@ func (p *Plane) needOf(l session.Limits, request int64) need {
 	if p.sizer != nil {
 		f = p.sizer.Footprint(sandboxLimits(l))
 	}
+	return newNeed(f, l, request)
+}
+
+func newNeed(f backend.Footprint, l session.Limits, request int64) need {
 	return need{
 		request: request,
 		end:     l.OutputBytes + wire.MaxResult + recordBytes,
@@ -95,7 +99,7 @@ func (p *Plane) fits(l session.Limits) error {
 		say  func(int64) string
 	}{
 		{"memory", c.Memory, func(n need) int64 { return n.memory }, mebibytes},
-		{"disk", c.DiskMost, func(n need) int64 { return n.disk + 2*n.end }, mebibytes},
+		{"disk", sandboxDisk(c.DiskMost), func(n need) int64 { return n.disk + 2*n.end }, mebibytes},
 		{"processes", c.Tasks, func(n need) int64 { return n.tasks }, func(v int64) string { return fmt.Sprint(v) }},
 	} {
 		if r.most == 0 || r.part(whole) <= r.most {
@@ -186,6 +190,10 @@ func (r Room) carries(l load) bool {
 	return max(0, l.stored-r.Reusable)+l.journal+l.disk <= r.Free
 }
 
+// sandboxDisk is how much of a disk sandboxes may have reserved. A quarter is left
+// for what is created meanwhile: their reservations have it wait, not be refused.
+func sandboxDisk(free int64) int64 { return free / 4 * 3 }
+
 // lacks returns what a host that carries l already lacks to give k, of l, a
 // place, or "".
 func (c *Capacity) lacks(l load, k *ticket, r Room) Lack {
@@ -197,7 +205,7 @@ func (c *Capacity) lacks(l load, k *ticket, r Room) Lack {
 		return LackTasks
 	case c.Files > 0 && l.files > c.Files:
 		return LackDescriptors
-	case !r.carries(l):
+	case l.disk > sandboxDisk(r.Free) || !r.carries(l):
 		return LackDisk
 	}
 	return ""
@@ -208,6 +216,21 @@ func (c *Capacity) lacks(l load, k *ticket, r Room) Lack {
 // great one. But it holds up nobody where its own organisation's sessions are what
 // it lacks the room for: then its end is not foretold by what others do.
 const patience = 32
+
+// AtOnce returns how many sessions that name no limits run at once on a host of
+// c, where a sandbox takes what size says, and what one more would wait for. most
+// bounds the count.
+func (c Capacity) AtOnce(size func(backend.Limits) backend.Footprint, most int) (int, Lack) {
+	k := &ticket{need: newNeed(size(sandboxLimits(defaults)), defaults, 0)}
+	var l load
+	for n := range most {
+		if lack := c.lacks(l, k, c.room()); lack != "" {
+			return n, lack
+		}
+		l = l.plus(k.need.in(placed))
+	}
+	return most, LackPlace
+}
 
 // pick returns the next session to have a place, or nil if none may now. A
 // tenant whose next session does not fit is passed by those behind it. The caller

@@ -45,7 +45,7 @@ func TestASessionWaitsUntilTheHostHasRoomForAllThatItMayTake(t *testing.T) {
 		LackMemory:      {Capacity{Memory: 10}, need{memory: 6}},
 		LackTasks:       {Capacity{Tasks: 10}, need{tasks: 6}},
 		LackDescriptors: {Capacity{Files: 10}, need{files: 6}},
-		LackDisk:        {Capacity{Disk: func() (Room, error) { return Room{Free: 10}, nil }}, need{disk: 6}},
+		LackDisk:        {Capacity{Disk: func() (Room, error) { return Room{Free: 12}, nil }}, need{disk: 6}},
 	} {
 		t.Run(string(lack), func(t *testing.T) {
 			l := newLine(t, 100, Quotas{})
@@ -83,6 +83,19 @@ func TestTheDiskIsKeptForTheEndsOfAllThatWereAdmitted(t *testing.T) {
 	l.q.capacity.Disk = func() (Room, error) { return Room{Free: 1 << 40}, errors.New("no such disk") }
 	_, err = l.q.reserve("a", need{request: 1})
 	wantBusy(t, "one on a disk that can't be asked", err, StorageFull)
+}
+
+// What sandboxes have reserved of the disk makes sessions wait: none is refused
+// for it.
+func TestSandboxesLeaveRoomOnTheDiskForWhatIsCreatedMeanwhile(t *testing.T) {
+	l := newLine(t, 100, Quotas{})
+	l.q.capacity.Disk = func() (Room, error) { return Room{Free: 100}, nil }
+	for i := range 20 {
+		l.enterNeeding("a", fmt.Sprint(i), need{disk: 25, end: 1})
+	}
+	if got := len(l.placed); got != 3 {
+		t.Errorf("%d run, want 3: three quarters of the disk are theirs", got)
+	}
 }
 
 // A stream of small sessions passes a great one for a while, and then lets it
@@ -221,7 +234,7 @@ func TestLimitsThatNeverFitAreRefusedAndSayWhichToLower(t *testing.T) {
 	for field, l := range map[string]request.Limits{
 		"limits.memoryMb":  {MemoryMB: n(1000)},
 		"limits.pidsLimit": {Pids: n(501)},
-		"limits.diskMb":    {DiskMB: n(1024)},
+		"limits.diskMb":    {DiskMB: n(800)},
 	} {
 		_, err := p.Create(t.Context(), caller, request.Request{Code: "1", Limits: l})
 		var v *request.FieldError
@@ -261,7 +274,7 @@ func TestASessionThatWaitsForTheDiskRunsOnceThereIsRoom(t *testing.T) {
 	if err != nil || len(q.Yours.Items) != 1 || q.Yours.Items[0].For != LackDisk {
 		t.Fatalf("the queue is %+v, %v", q, err)
 	}
-	free.Store(1 << 30)
+	free.Store(2 << 30)
 	p.lead(p.queue.poll())
 	await(t, p, s.ID, func(_ session.Session, u Update) bool { return u.End })
 }

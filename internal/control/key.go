@@ -22,6 +22,10 @@ type KeyStore interface {
 	RevokeKey(ctx context.Context, org, id string) error      // again changes nothing
 }
 
+// maxKeys bounds the keys of an organisation, which are kept for ever. Some that
+// are made at once may pass it.
+const maxKeys = 10_000
+
 // KeyRequest is a wish for an API key.
 type KeyRequest struct {
 	Org  string // "" is the caller's; only the operator may name another
@@ -56,6 +60,13 @@ func (p *Plane) CreateKey(ctx context.Context, c auth.Caller, r KeyRequest) (aut
 		return auth.Key{}, "", request.Refuse("orgId", "can't name an organisation: up to 64 letters, digits, dots, dashes and underscores")
 	case !c.Covers(r.Role):
 		return auth.Key{}, "", ErrRole
+	}
+	have, err := p.keys.Keys(ctx, org)
+	if err != nil {
+		return auth.Key{}, "", fmt.Errorf("create key: %w", err)
+	}
+	if len(have) >= maxKeys {
+		return auth.Key{}, "", busy(QuotaExceeded, storageRetry, "this organisation has made %d keys, the revoked ones among them, which is as many as it may", len(have))
 	}
 	k, plaintext, err := auth.Generate(p.now().UTC(), org, r.User, r.Role)
 	if err != nil {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
@@ -121,4 +122,26 @@ func TestKeyThatWouldOpenNothingIsRefused(t *testing.T) {
 	if want := []string{"user", "user", "role", "role", "orgId"}; !slices.Equal(fields, want) {
 		t.Errorf("refused for %q, want %q", fields, want)
 	}
+}
+
+// crowded is a store of keys where every organisation has so many.
+type crowded struct {
+	KeyStore
+	have int
+}
+
+func (c crowded) Keys(context.Context, string) ([]auth.Key, error) {
+	return make([]auth.Key, c.have), nil
+}
+
+// Keys are kept for ever, so an organisation's are bounded like all that it stores.
+func TestAnOrganisationHasSoManyKeysAndNoMore(t *testing.T) {
+	p, l := newPlane(t)
+	p.keys = crowded{l.store, maxKeys - 1}
+	if _, _, err := p.CreateKey(t.Context(), as(auth.Owner), KeyRequest{User: "eve", Role: auth.Viewer}); err != nil {
+		t.Errorf("the last key: %v", err)
+	}
+	p.keys = crowded{l.store, maxKeys}
+	_, _, err := p.CreateKey(t.Context(), as(auth.Owner), KeyRequest{User: "eve", Role: auth.Viewer})
+	wantBusy(t, "one more", err, QuotaExceeded)
 }

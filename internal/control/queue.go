@@ -124,7 +124,7 @@ func (q *queue) reserve(org string, n need) (*ticket, error) {
 		return nil, busy(QueueFull, queueRetry, "%d sessions wait for a place in this control plane already", q.waiting)
 	}
 	if !q.capacity.room().carries(q.load.plus(n.in(promised))) {
-		return nil, busy(StorageFull, queueRetry, "the disk of this host has no room for what another session may store")
+		return nil, busy(StorageFull, storageRetry, "the disk of this host has no room for what another session may store")
 	}
 	if r := t.bucket.Reserve(); !r.OK() || r.Delay() > 0 {
 		after := r.Delay()

@@ -110,7 +110,7 @@ func (p *Plane) expire(ctx context.Context, at time.Time) error {
 			return err
 		}
 		forgotten += n
-		more = n == forgetBatch
+		more = n > 0
 	}
 	return nil
 }

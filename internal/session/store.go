@@ -86,7 +86,8 @@ type Store interface {
 	Expired(ctx context.Context, before time.Time, limit int) ([]Session, error)
 	// Forget drops the work and the result of up to limit sessions, of all
 	// organisations, that are torn down and ended before a time, oldest first, and
-	// returns of how many. The sessions and their records stay. Nothing of what it
+	// returns of how many: fewer where they are large, none only where there are none.
+	// The sessions and their records stay. Nothing of what it
 	// dropped can be read from the storage once its transaction is folded into it.
 	Forget(ctx context.Context, before time.Time, limit int) (int, error)
 

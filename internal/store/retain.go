@@ -17,12 +17,16 @@ func (s *Store) Expired(ctx context.Context, before time.Time, limit int) ([]ses
 		ORDER BY finished, n LIMIT ?`, ceilMicro(before), limit)
 }
 
+// forgetBytes bounds what one call of Forget drops, unless it is one session's:
+// what is overwritten goes through the journal, which takes as much of the disk.
+const forgetBytes = 32 << 20
+
 // Forget drops work and results.
 func (s *Store) Forget(ctx context.Context, before time.Time, limit int) (int, error) {
 	if limit <= 0 {
 		return 0, nil
 	}
-	forgotten := 0
+	forgotten, dropped := 0, int64(0)
 	err := s.do(ctx, func(ctx context.Context, t *tx) error {
 		rows, err := t.rows(ctx, `SELECT n FROM sessions WHERE phase = 'torn_down' AND forgotten = 0 AND finished < ?
 			ORDER BY finished, n LIMIT ?`, ceilMicro(before), limit)
@@ -34,6 +38,10 @@ func (s *Store) Forget(ctx context.Context, before time.Time, limit int) (int, e
 			if err != nil {
 				return err
 			}
+			if dropped += back.Used(); dropped > forgetBytes && forgotten > 0 {
+				break
+			}
+			forgotten++
 			t.charge(org, session.Storage{}.Minus(back))
 			for _, q := range []string{
 				"UPDATE sessions SET forgotten = 1 WHERE n = ?",
@@ -46,7 +54,6 @@ func (s *Store) Forget(ctx context.Context, before time.Time, limit int) (int, e
 				}
 			}
 		}
-		forgotten = len(rows)
 		return nil
 	})
 	if err != nil {

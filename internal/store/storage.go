@@ -11,11 +11,12 @@ import (
 
 // rowCost is what a session's row costs: the texts that its creator chose the
 // length of, and more than enough for the rest of it and its indexes. eventBytes
-// is the same for an event beside its data, with its hashes in the tree.
+// is the same for an event beside its data, with its hashes in the tree and the
+// checkpoint that may be signed for it alone.
 const (
-	rowCost = "512 + octet_length(created_by) + octet_length(egress) + octet_length(labels) + octet_length(idempotency) + octet_length(webhook_url)"
+	rowCost = "768 + octet_length(created_by) + octet_length(egress) + octet_length(labels) + octet_length(idempotency) + octet_length(webhook_url)"
 
-	eventBytes = 512
+	eventBytes = 640
 )
 
 // versionStorage keeps how many bytes there are of each organisation, and the

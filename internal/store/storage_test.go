@@ -169,3 +169,30 @@ func TestForgettingMakesRoomInTheFile(t *testing.T) {
 		t.Errorf("%d bytes of the file hold nothing after 1.3 MiB were dropped", got)
 	}
 }
+
+// What is dropped is overwritten through the journal: one call drops what a full
+// disk has room for, and always something.
+func TestForgettingTakesLittleOfTheDiskAtOnce(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "enclave.db"), Options{Every: never})
+	const each, sessions = 20 << 20, 3
+	for i := range sessions {
+		n, err := s.Create(t.Context(), session.Session{ID: fmt.Sprint("s-", i), Org: "acme", Phase: session.Pending}, session.Work{}, audit.Data{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Phase, n.Finished = session.Killed, time.Now()
+		if n, err = s.Commit(t.Context(), n, &session.Result{Stdout: make([]byte, each)}, audit.Event{Type: audit.WorkloadExited}); err != nil {
+			t.Fatal(err)
+		}
+		n.Phase = session.TornDown
+		if _, err = s.Commit(t.Context(), n, nil, audit.Event{Type: audit.SessionTornDown}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range sessions {
+		if n, err := s.Forget(t.Context(), time.Now().Add(time.Hour), 20); err != nil || n != 1 {
+			t.Errorf("call %d dropped %d sessions of %d MiB, %v", i, n, each>>20, err)
+		}
+	}
+	wantTotals(t, s, "after all was dropped")
+}

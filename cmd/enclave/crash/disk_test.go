@@ -2,6 +2,7 @@ package crash
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,25 +53,26 @@ func (v *server) ends(words ...string) {
 func TestAFullDiskLosesNothingThatWasAcknowledged(t *testing.T) {
 	t.Parallel()
 	s, j := newSite(t, "simulator"), newJournal()
-	s.mountState("size=3m")
-	v, d, _ := s.running(j)
-	// Sessions fill the disk until one is refused.
-	big := request(quick, "")
-	big.Code += "# " + strings.Repeat("x", 200<<10) + "\n"
-	for {
-		h, err := v.client.Run(t.Context(), big)
-		if err == nil {
-			j.session(h.Session(), "")
-			d.look(h.ID())
-			continue
-		}
-		// Another write may have been the first that failed: then the server is gone.
-		var refused *enclave.Error
-		if errors.As(err, &refused) && !errors.Is(err, enclave.ErrStorage) && !errors.Is(err, enclave.ErrUnavailable) {
-			t.Errorf("on a full disk the client is told %q (%d)", refused.Code, refused.Status)
-		}
-		break
+	s.mountState("size=128m")
+	v, _, id := s.running(j)
+	// Another process takes all that is left, against which nothing was reserved.
+	filler, err := os.Create(filepath.Join(filepath.Dir(s.state), "filler"))
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer filler.Close()
+	for piece := make([]byte, 4096); err == nil; {
+		_, err = filler.Write(piece)
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	// A new session is refused, which writes nothing; the end of one can't be kept.
+	var refused *enclave.Error
+	if _, err := v.client.Run(t.Context(), request(quick, "")); !errors.As(err, &refused) || refused.Code != "storage_full" {
+		t.Errorf("on a full disk the client is told %v", err)
+	}
+	_, _ = v.client.Teardown(t.Context(), id)
 	v.ends("enclave: the control plane can't go on", "did not take a write", "start the server again")
 	// A start on the full disk does what it can, or says what is wrong.
 	if again := s.start(""); again.serves() {
@@ -78,7 +80,7 @@ func TestAFullDiskLosesNothingThatWasAcknowledged(t *testing.T) {
 	} else if !strings.Contains("\n"+again.words(), "\nenclave: ") {
 		t.Errorf("on a full disk a start says %s", again.words())
 	}
-	if err := unix.Mount("", filepath.Dir(s.state), "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
+	if err := unix.Mount("", filepath.Dir(s.state), "tmpfs", unix.MS_REMOUNT, "size=256m"); err != nil {
 		t.Fatal(err)
 	}
 	s.recovers(j)
@@ -128,4 +130,55 @@ func TestASecondServerIsRefusedAndDisturbsNothing(t *testing.T) {
 	v.stop()
 	s.wantGone()
 	s.verify(j)
+}
+
+// One organisation, then many together, ask for more than the disk has: each is
+// refused before the store could fail, and the server serves the others.
+func TestNoOrganisationFillsTheDisk(t *testing.T) {
+	t.Parallel()
+	s, j := newSite(t, "simulator"), newJournal()
+	s.mountState("size=200m")
+	v, d, _ := s.running(j)
+	big := request(quick, "")
+	big.Code += "# " + strings.Repeat("x", 10<<20-len(big.Code)-10) + "\n"
+	// fill asks for n sessions as org, which has been refused the last of them.
+	fill := func(org string, n int) (made int) {
+		t.Helper()
+		key, err := v.client.CreateKey(t.Context(), enclave.KeyRequest{OrgID: org, User: "eve", Role: "developer"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := &enclave.Client{Socket: v.client.Socket, APIKey: key.Plaintext}
+		last := error(nil)
+		for range n {
+			var h *enclave.Handle
+			if h, last = own.Run(t.Context(), big); last == nil {
+				made++
+				if _, err := h.Result(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var refused *enclave.Error
+		if !errors.As(last, &refused) || refused.Code != "quota_exceeded" && refused.Code != "storage_full" {
+			t.Errorf("%s is told %v", org, last)
+		}
+		return made
+	}
+	if n := fill("greedy", 15); n == 0 || n > 3 {
+		t.Errorf("%d requests of 13 MiB were taken, of a storage of 50 MiB", n)
+	}
+	d.follow(d.run(quick, ""), toEnd)
+	for i := range 8 {
+		fill(fmt.Sprint("greedy", i), 4)
+	}
+	if len(j.refused) > 0 {
+		t.Errorf("the first organisation is refused: %q", j.refused)
+	}
+	select {
+	case <-v.ended:
+		t.Fatalf("the server has ended: %s", v.words())
+	default:
+	}
+	v.stop()
 }

@@ -16,7 +16,7 @@ func healthy() *host {
 		backend: gvisorBackend, gatewayUser: 64741, arch: "amd64", euid: 0,
 		kernel: known("6.1.0-13-amd64"), caps: known[uint64](1<<41 - 1), seccomp: known[[]string](nil),
 		namespaces: known(struct{}{}), ptrace: known(1), overcommit: known(0),
-		memory: known(memory{8 * gib, 4 * gib}), nofile: known[uint64](1 << 20), files: known(count{1000, 1 << 62}),
+		memory: known(memory{8 * gib, 4 * gib}), atOnce: known(atOnce{4, "memory"}), nofile: known[uint64](1 << 20), files: known(count{1000, 1 << 62}),
 		tasks: known(count{500, 1 << 22}), clock: known(clock{now, time.Millisecond, true}), entropy: known(true),
 		flaws:     known[[]string](nil),
 		groups:    known(groups{version: "2"}),
@@ -69,6 +69,10 @@ var brokenHosts = map[string]map[string]struct {
 		"none":        {Failed, func(h *host) { h.memory = known(memory{gib, 100 * mib}) }},
 		"little":      {Warned, func(h *host) { h.memory = known(memory{gib, 400 * mib}) }},
 		"not to know": {Failed, func(h *host) { h.memory = learn(memory{}, errBroken) }},
+	},
+	"sessions at once": {
+		"none":        {Warned, func(h *host) { h.atOnce = known(atOnce{0, "memory"}) }},
+		"not to know": {Failed, func(h *host) { h.atOnce = learn(atOnce{}, errBroken) }},
 	},
 	"open files": {
 		"few":              {Failed, func(h *host) { h.nofile = known[uint64](256) }},

@@ -62,6 +62,10 @@ type Config struct {
 	// Dial connects to the server's socket in the state directory.
 	Dial func(context.Context) (net.Conn, error)
 
+	// AtOnce says how many sessions with default limits run at once on a backend,
+	// and which resource one more would wait for.
+	AtOnce func(backend string) (n int, lack string, err error)
+
 	// Images opens the images of a state directory that exists.
 	Images func() (*image.Store, error)
 }
@@ -80,7 +84,7 @@ func (c Config) validate() error {
 		"state directory": c.State == "", "backend": len(c.Backends) == 0, "clock": c.Now == nil,
 		"programs": c.Programs == nil, "scratch directory": c.Scratch == nil, "gateway": c.Gateway == nil,
 		"table": c.Table == nil, "holder": c.Holder == nil, "dialer": c.Dial == nil, "images": c.Images == nil, "machine": c.Machine == nil,
-		"gateway user": c.GatewayUser == 0,
+		"gateway user": c.GatewayUser == 0, "count of sessions": c.AtOnce == nil,
 	} {
 		if missing {
 			return errors.New("doctor: no " + name)

@@ -88,6 +88,7 @@ func config(t *testing.T, state string) Config {
 			return r, func(context.Context) error { rooms--; return os.RemoveAll(r.Sandboxes) }, nil
 		},
 		Gateway: func(context.Context) error { return nil },
+		AtOnce:  func(string) (int, string, error) { return 7, "memory", nil },
 		Table: func() (*egress.Table, error) {
 			table, err := egress.Standard()
 			return &table, err
@@ -141,7 +142,7 @@ func TestAConfigWithoutAPartIsRefused(t *testing.T) {
 		"state": func(c *Config) { c.State = "" }, "backends": func(c *Config) { c.Backends = nil },
 		"unknown backend": func(c *Config) { c.Backends = []string{"wasm"} }, "clock": func(c *Config) { c.Now = nil },
 		"programs": func(c *Config) { c.Programs = nil }, "scratch": func(c *Config) { c.Scratch = nil },
-		"gateway": func(c *Config) { c.Gateway = nil }, "user": func(c *Config) { c.GatewayUser = 0 },
+		"gateway": func(c *Config) { c.Gateway = nil }, "count of sessions": func(c *Config) { c.AtOnce = nil }, "user": func(c *Config) { c.GatewayUser = 0 },
 		"table": func(c *Config) { c.Table = nil }, "holder": func(c *Config) { c.Holder = nil },
 		"dial": func(c *Config) { c.Dial = nil }, "images": func(c *Config) { c.Images = nil }, "machine": func(c *Config) { c.Machine = nil },
 	} {

@@ -22,6 +22,7 @@ type host struct {
 	ptrace     fact[int]      // Yama's ptrace_scope; 0 without Yama
 	overcommit fact[int]      // vm.overcommit_memory
 	memory     fact[memory]
+	atOnce     fact[atOnce]
 	nofile     fact[uint64] // our limit of open files
 	files      fact[count]  // open files of the whole host
 	tasks      fact[count]  // processes and threads of the whole host
@@ -59,8 +60,12 @@ type host struct {
 
 type (
 	memory struct{ total, available int64 }
-	count  struct{ used, most int64 }
-	clock  struct {
+	atOnce struct {
+		sessions int
+		lack     string
+	}
+	count struct{ used, most int64 }
+	clock struct {
 		now          time.Time
 		drift        time.Duration // of the wall clock against the monotonic one while we looked
 		synchronized bool
@@ -154,7 +159,7 @@ var hostChecks = []check{
 		if err != nil {
 			return unknown(err)
 		}
-		detail := fmt.Sprintf("%s available of %s: %d sandboxes at their default limit", size(m.available), size(m.total), m.available/sandboxMemory)
+		detail := fmt.Sprintf("%s available of %s", size(m.available), size(m.total))
 		switch {
 		case m.available < 256*mib:
 			return fail("free memory, or use a larger machine", "%s", detail)
@@ -162,6 +167,17 @@ var hostChecks = []check{
 			return warn("free memory, or set lower limits: a sandbox may take 576 MiB by default", "%s", detail)
 		}
 		return pass("%s", detail)
+	}},
+	{"host", "sessions at once", "Sessions that may take more than the host has wait; those with default limits have room.", func(h *host) verdict {
+		a, err := h.atOnce.get()
+		if err != nil {
+			return unknown(err)
+		}
+		const do = "use a larger machine, lower the limits of sessions, or, for memory alone, have more than there is promised with --memory-overcommit"
+		if a.sessions == 0 {
+			return warn(do, "none: on %s one takes more %s than there is", h.backend, a.lack)
+		}
+		return pass("%d on %s; one more waits for %s", a.sessions, h.backend, a.lack)
 	}},
 	{"host", "open files", "There are descriptors for sandboxes and connections.", func(h *host) verdict {
 		own, err := h.nofile.get()

@@ -32,6 +32,8 @@ func look(ctx context.Context, c Config) *host {
 	h.ptrace = learn(setting("/proc/sys/kernel/yama/ptrace_scope", 0))
 	h.overcommit = learn(setting("/proc/sys/vm/overcommit_memory", 0))
 	h.memory = learn(memoryLeft())
+	n, lack, err := c.AtOnce(h.backend)
+	h.atOnce = learn(atOnce{n, lack}, err)
 	h.nofile = learn(openLimit())
 	h.files = learn(openFiles())
 	h.tasks = learn(tasks())

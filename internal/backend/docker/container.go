@@ -59,8 +59,8 @@ func memoryWall(l backend.Limits) int64 {
 // tasksWall is how many tasks the group has at most, the guest's included.
 func tasksWall(l backend.Limits) int64 { return l.Pids + taskWall + guestTasks }
 
-// footprint is what a sandbox takes at most. Nothing of it is the host's disk.
-func footprint(l backend.Limits) backend.Footprint {
+// Footprint is what a container takes of the host at most. Nothing of it is disk.
+func Footprint(l backend.Limits) backend.Footprint {
 	return backend.Footprint{Memory: memoryWall(l), Tasks: tasksWall(l)}
 }
 

@@ -231,7 +231,7 @@ func (b *Backend) Info() backend.Info {
 }
 
 // Footprint says what a container takes of the host at most.
-func (b *Backend) Footprint(l backend.Limits) backend.Footprint { return footprint(l) }
+func (b *Backend) Footprint(l backend.Limits) backend.Footprint { return Footprint(l) }
 
 // Find returns the sandboxes that have a container. Without the daemon's answer
 // nothing is known.

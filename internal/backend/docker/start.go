@@ -52,7 +52,7 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err := failpoint.Hit("docker.start.sealed"); err != nil {
 		return err
 	}
-	most := footprint(f.Limits)
+	most := Footprint(f.Limits)
 	if err := s.Group.Make(cgroup.Limits{Memory: most.Memory, Pids: most.Tasks}); err != nil {
 		return err
 	}

@@ -57,9 +57,9 @@ func memoryAllowed(l backend.Limits, tasks int64) int64 {
 	return l.Memory + sentryMemory + tasks*taskMemory
 }
 
-// footprint is what a sandbox takes at most. /work and /tmp are one file of the
-// host, up to its wall.
-func footprint(l backend.Limits) backend.Footprint {
+// Footprint is what a sandbox takes of the host at most. /work and /tmp are one
+// file of the host, up to its wall.
+func Footprint(l backend.Limits) backend.Footprint {
 	return backend.Footprint{Memory: memoryWall(l), Disk: l.Disk + diskWall, Tasks: hostTasks(l)}
 }
 

@@ -145,7 +145,7 @@ func (b *Backend) Info() backend.Info {
 }
 
 // Footprint says what a sandbox takes of the host at most.
-func (b *Backend) Footprint(l backend.Limits) backend.Footprint { return footprint(l) }
+func (b *Backend) Footprint(l backend.Limits) backend.Footprint { return Footprint(l) }
 
 // Find finds nothing: all that a sandbox has is its directory and its group.
 func (d *driver) Find(context.Context) ([]backend.ID, error) { return nil, nil }

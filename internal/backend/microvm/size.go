@@ -68,3 +68,11 @@ func hostMemory(l backend.Limits, c cost) int64 { return guestMiB(l)*mib + c.mem
 func footprint(l backend.Limits, c cost) backend.Footprint {
 	return backend.Footprint{Memory: hostMemory(l, c), Tasks: c.tasks}
 }
+
+// FootprintQEMU is what a machine under QEMU takes of the host at most.
+func FootprintQEMU(l backend.Limits) backend.Footprint { return footprint(l, byQEMU{}.cost()) }
+
+// FootprintFirecracker is the same under Firecracker.
+func FootprintFirecracker(l backend.Limits) backend.Footprint {
+	return footprint(l, byJailer{}.cost())
+}

@@ -104,8 +104,7 @@ func (s *serving) segment(ctx context.Context, p packet) error {
 	syn := p.flags&control == header.TCPFlagSyn
 	f, isn, known := s.look(t)
 	if f != nil && (!syn || f.isn == p.seq) {
-		s.deliver(p)
-		return nil
+		return s.feed(ctx, f, p)
 	}
 	if f == nil && known && (!syn || isn == p.seq) {
 		s.refuse(p)
@@ -124,7 +123,7 @@ func (s *serving) segment(ctx context.Context, p packet) error {
 	case f != nil && !s.replace(f):
 		e.reason = egress.OverBudget
 	default:
-		e.reason = s.admit(p, &flow{tuple: t, isn: p.seq, host: host, decision: d, dns: dns})
+		e.reason = s.admit(p, &flow{tuple: t, isn: p.seq, host: host, decision: d, dns: dns, out: s.outbox(p)})
 	}
 	if e.reason == egress.Allowed {
 		return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"strconv"
@@ -19,6 +20,7 @@ type admissionOptions struct {
 	MaxWaiting string   // --max-waiting, ENCLAVE_MAX_WAITING
 	Quotas     []string // --quota, ENCLAVE_QUOTA (separated by spaces)
 	Drain      string   // --drain, ENCLAVE_DRAIN
+	Gateway    string   // --gateway-memory, ENCLAVE_GATEWAY_MEMORY
 }
 
 // An admission is admissionOptions, understood.
@@ -27,7 +29,11 @@ type admission struct {
 	usual            control.Quotas
 	special          map[string]control.Quotas
 	drain            time.Duration
+	gatewayMemory    int64 // bytes; 0 is what its sessions need, if this host has it
 }
+
+// places is how many sessions run at once.
+func (a admission) places() int { return cmp.Or(a.running, control.DefaultMaxRunning) }
 
 // usualQuota names the quotas of every organisation that has none of its own.
 const usualQuota = "default"
@@ -36,6 +42,7 @@ func admissionDefaults(env func(string) string) admissionOptions {
 	return admissionOptions{
 		MaxRunning: env("ENCLAVE_MAX_RUNNING"), MaxWaiting: env("ENCLAVE_MAX_WAITING"),
 		Quotas: strings.Fields(env("ENCLAVE_QUOTA")), Drain: env("ENCLAVE_DRAIN"),
+		Gateway: env("ENCLAVE_GATEWAY_MEMORY"),
 	}
 }
 
@@ -46,6 +53,7 @@ func (o *admissionOptions) flags(c *cobra.Command) {
 	f.StringArrayVar(&o.Quotas, "quota", o.Quotas, "`QUOTA` of an organisation, ORG:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100, or of all others, default:...; "+
 		"perMinute=unlimited is no bound; repeatable (ENCLAVE_QUOTA, separated by spaces)")
 	f.StringVar(&o.Drain, "drain", o.Drain, "when told to end, let sessions run on for this `DURATION` (ENCLAVE_DRAIN; default 30s)")
+	f.StringVar(&o.Gateway, "gateway-memory", o.Gateway, "memory limit of the gateway process in `MIB`; what each session may take of it follows from --max-running (ENCLAVE_GATEWAY_MEMORY; default what they need at most, within three quarters of this host's)")
 }
 
 func (o *admissionOptions) validate() error {
@@ -75,6 +83,19 @@ func (o *admissionOptions) parse() (admission, error) {
 			return admission{}, fmt.Errorf("--drain %q is not a duration from 0s to 24h, such as 30s or 2m", o.Drain)
 		}
 		a.drain = d
+	}
+	if o.Gateway != "" {
+		v, err := positive(o.Gateway)
+		if err != nil {
+			return admission{}, fmt.Errorf("--gateway-memory %q %w", o.Gateway, err)
+		}
+		if v > 1<<30 {
+			return admission{}, fmt.Errorf("--gateway-memory %d is more MiB than any host has", v)
+		}
+		a.gatewayMemory = int64(v) << 20
+		if err := enoughMemory(a.places(), a.gatewayMemory); err != nil {
+			return admission{}, err
+		}
 	}
 	seen := map[string]bool{}
 	for _, text := range o.Quotas {

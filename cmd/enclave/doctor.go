@@ -71,7 +71,7 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		},
 		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
 		Gateway: func(ctx context.Context) error {
-			g, err := startGateway(ctx, slog.New(slog.DiscardHandler)) // it logs only what comes later
+			g, err := startGateway(ctx, slog.New(slog.DiscardHandler), gatewayNeeds{sessions: 1}) // it logs only what comes later
 			if err != nil {
 				return err
 			}

@@ -48,6 +48,7 @@ var errNoState = errors.New("is not a state directory of Enclave")
 var subdirs = map[string]fs.FileMode{
 	"run":        0o700,
 	"db":         0o700,
+	"meters":     0o700,
 	"sandboxes":  0o711,
 	"containers": 0o711,
 	"machines":   0o711,

@@ -241,7 +241,7 @@ func (s *serving) hello(ctx context.Context, guest *guest, host string) ([]byte,
 		if err != nil {
 			return nil, egress.BadProtocol
 		}
-		if !s.count(&s.out, n) {
+		if !s.count(s.out, n) {
 			return nil, egress.OverBudget
 		}
 		got = append(got, piece[:n]...)

@@ -68,6 +68,7 @@ type Gateway struct {
 	now      func() time.Time
 	bounds   Bounds
 	chunks   *buffers
+	places   chan struct{} // of a process: one for each session that it serves
 }
 
 // New returns a Gateway, or an error if c lacks what is required.
@@ -104,6 +105,11 @@ func New(c Config) (*Gateway, error) {
 // even if Serve returns an error, which it does if an event could not be recorded
 // or the sandbox broke the framing.
 func (gw *Gateway) Serve(ctx context.Context, packets net.Conn, session string, g egress.Grant, rec audit.Recorder) (egress.Traffic, error) {
+	return gw.serve(ctx, packets, session, g, rec, newMeter())
+}
+
+// serve is Serve, and counts on m.
+func (gw *Gateway) serve(ctx context.Context, packets net.Conn, session string, g egress.Grant, rec audit.Recorder, m *meter) (egress.Traffic, error) {
 	defer packets.Close()
 	if rec == nil {
 		return egress.Traffic{}, errors.New("gateway: no recorder")
@@ -124,6 +130,7 @@ func (gw *Gateway) Serve(ctx context.Context, packets net.Conn, session string, 
 		attempts: bucket{rate: attemptRate, size: attemptBurst},
 		pool:     &pool{left: poolOf(gw.bounds.Memory)},
 		caught:   make(chan struct{}, 1),
+		in:       m.in, out: m.out,
 	}
 	s.link = newLink(packets, gw.chunks)
 	if err := s.open(ctx); err != nil {
@@ -147,7 +154,7 @@ type serving struct {
 	stack  *stack.Stack
 	taker  *tcp.Forwarder
 
-	in, out atomic.Int64
+	in, out *atomic.Int64
 	spent   atomic.Bool
 
 	// These belong to the goroutine that reads packets.

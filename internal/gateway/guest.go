@@ -241,7 +241,7 @@ func (s *serving) up(ctx context.Context, f *flow, first []byte) error {
 		n, err := guest.read(ctx, *buf)
 		if err == nil {
 			s.moved(f, n)
-			if s.count(&s.out, n) {
+			if s.count(s.out, n) {
 				_, err = upstream.Write((*buf)[:n])
 			} else {
 				err = errSpent
@@ -302,7 +302,7 @@ func (s *serving) down(ctx context.Context, f *flow) error {
 			guest.out.settle(room, 0)
 			continue
 		}
-		if !s.count(&s.in, n) {
+		if !s.count(s.in, n) {
 			err = errSpent
 		} else {
 			err = guest.put(ctx, (*buf)[:n], room)

@@ -118,7 +118,9 @@ func (s *serving) segment(ctx context.Context, p packet) error {
 	case !dns && synthetic.Contains(p.dst) && host == p.dst.String():
 		e.reason = egress.ReservedAddress // nobody was given this address
 	case !dns && d.Reason != egress.Allowed:
-	case !syn, p.src != sandbox4 && p.src != sandbox6:
+	case !syn, p.length > 0, p.src != sandbox4 && p.src != sandbox6:
+		// The stack would hold what comes with a SYN until it is decided. A kernel
+		// sends nothing with one that it has no cookie for (RFC 7413).
 		e.reason = egress.BadProtocol
 	case f != nil && !s.replace(f):
 		e.reason = egress.OverBudget

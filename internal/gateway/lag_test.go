@@ -98,3 +98,18 @@ func TestAcknowledgementsThatAreNotHandledAreBounded(t *testing.T) {
 	}
 	b.ping()
 }
+
+func TestNothingIsHeldThatComesWithASYN(t *testing.T) {
+	w := &world{names: map[string][]netip.Addr{"api.example.com": {public}}, sinks: map[string]string{"93.184.216.34:80": echo(t)}}
+	c := serve(t, w, "api.example.com")
+	to := netip.AddrPortFrom(c.address("api.example.com"), 80)
+	c.send(lengthen(segment(to, 40_000, 1, header.TCPFlagSyn), 1000))
+	c.lookup("api.example.com", 1) // it is answered after the segment was judged
+	if c.world.count() != 0 {
+		t.Error("it was dialled")
+	}
+	want := []string{`egress_denied api.example.com:80 tcp protocol rule="" ×1`}
+	if got := c.end(); len(got) != 1 || got[0] != want[0] {
+		t.Errorf("the record is %v", got)
+	}
+}

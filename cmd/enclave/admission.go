@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"strconv"
@@ -20,6 +21,7 @@ type admissionOptions struct {
 	Quotas     []string // --quota, ENCLAVE_QUOTA (separated by spaces)
 	Drain      string   // --drain, ENCLAVE_DRAIN
 	Overcommit string   // --memory-overcommit, ENCLAVE_MEMORY_OVERCOMMIT
+	Gateway    string   // --gateway-memory, ENCLAVE_GATEWAY_MEMORY
 }
 
 // An admission is admissionOptions, understood.
@@ -29,7 +31,11 @@ type admission struct {
 	special          map[string]control.Quotas
 	drain            time.Duration
 	overcommit       float64 // 0 is 1
+	gatewayMemory    int64   // bytes; 0 is what its sessions need, if this host has it
 }
+
+// places is how many sessions run at once.
+func (a admission) places() int { return cmp.Or(a.running, control.DefaultMaxRunning) }
 
 // usualQuota names the quotas of every organisation that has none of its own.
 const usualQuota = "default"
@@ -39,6 +45,7 @@ func admissionDefaults(env func(string) string) admissionOptions {
 		MaxRunning: env("ENCLAVE_MAX_RUNNING"), MaxWaiting: env("ENCLAVE_MAX_WAITING"),
 		Quotas: strings.Fields(env("ENCLAVE_QUOTA")), Drain: env("ENCLAVE_DRAIN"),
 		Overcommit: env("ENCLAVE_MEMORY_OVERCOMMIT"),
+		Gateway:    env("ENCLAVE_GATEWAY_MEMORY"),
 	}
 }
 
@@ -50,6 +57,7 @@ func (o *admissionOptions) flags(c *cobra.Command) {
 		"perMinute=unlimited is no bound; repeatable (ENCLAVE_QUOTA, separated by spaces)")
 	f.StringVar(&o.Overcommit, "memory-overcommit", o.Overcommit, "let sessions that run be able to take so many `TIMES` the memory that the host has for them, from 0.1 to 100 (ENCLAVE_MEMORY_OVERCOMMIT; default 1)")
 	f.StringVar(&o.Drain, "drain", o.Drain, "when told to end, let sessions run on for this `DURATION` (ENCLAVE_DRAIN; default 30s)")
+	f.StringVar(&o.Gateway, "gateway-memory", o.Gateway, "memory limit of the gateway process in `MIB`; what each session may take of it follows from --max-running (ENCLAVE_GATEWAY_MEMORY; default what they need at most, within three quarters of this host's)")
 }
 
 func (o *admissionOptions) validate() error {
@@ -86,6 +94,19 @@ func (o *admissionOptions) parse() (admission, error) {
 			return admission{}, fmt.Errorf("--memory-overcommit %q is not a number from 0.1 to 100", o.Overcommit)
 		}
 		a.overcommit = times
+	}
+	if o.Gateway != "" {
+		v, err := positive(o.Gateway)
+		if err != nil {
+			return admission{}, fmt.Errorf("--gateway-memory %q %w", o.Gateway, err)
+		}
+		if v > 1<<30 {
+			return admission{}, fmt.Errorf("--gateway-memory %d is more MiB than any host has", v)
+		}
+		a.gatewayMemory = int64(v) << 20
+		if err := enoughMemory(a.places(), a.gatewayMemory); err != nil {
+			return admission{}, err
+		}
 	}
 	seen := map[string]bool{}
 	for _, text := range o.Quotas {

@@ -111,3 +111,21 @@ func FuzzQuotas(f *testing.F) {
 		}
 	})
 }
+
+func TestAGatewayOfTooLittleMemoryIsRefusedWithWhatToDo(t *testing.T) {
+	for memory, running := range map[string]string{"1024": "", "500": "128", "255": "1"} {
+		_, err := (&admissionOptions{MaxRunning: running, Gateway: memory}).parse()
+		if err == nil || !strings.Contains(err.Error(), "--gateway-memory") || !strings.Contains(err.Error(), "--max-running") {
+			t.Errorf("%s MiB for %q sessions: %v", memory, running, err)
+		}
+	}
+	for _, memory := range []string{"0", "-1", "many", "1e3", "1073741825"} {
+		if _, err := (&admissionOptions{Gateway: memory}).parse(); err == nil {
+			t.Errorf("%s is taken", memory)
+		}
+	}
+	got, err := (&admissionOptions{Gateway: "4096", MaxRunning: "100"}).parse()
+	if err != nil || got.gatewayMemory != 4<<30 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}

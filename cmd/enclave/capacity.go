@@ -173,7 +173,7 @@ func (p *program) sessionsAtOnce(name, state string) (int, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	n, lack := h.capacity(state, cmp.Or(a.overcommit, 1), func() int64 { return 0 }).AtOnce(size, cmp.Or(a.running, control.UsualRunning))
+	n, lack := h.capacity(state, cmp.Or(a.overcommit, 1), func() int64 { return 0 }).AtOnce(size, a.places())
 	return n, string(lack), nil
 }
 

@@ -76,7 +76,7 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		},
 		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
 		Gateway: func(ctx context.Context) error {
-			g, err := startGateway(ctx, slog.New(slog.DiscardHandler), p.err) // it logs only what comes later
+			g, err := startGateway(ctx, slog.New(slog.DiscardHandler), gatewayNeeds{sessions: 1}, p.err) // it logs only what comes later
 			if err != nil {
 				return err
 			}

@@ -21,9 +21,8 @@ import (
 )
 
 const (
-	gatewayUser   = 64741   // of nobody else: above what Debian gives to users and services
-	gatewayMemory = 1 << 30 // bytes
-	gatewayFiles  = 65536
+	gatewayUser  = 64741 // of nobody else: above what Debian gives to users and services
+	gatewayFiles = 65536
 )
 
 // gatewayCommand is the gateway process, which only a control plane starts.
@@ -43,11 +42,39 @@ type gate interface {
 	close(context.Context) error
 }
 
+// gatewayMemory is the memory of a gateway process for so many sessions: what
+// they may take of it at most, or three quarters of this host's if that is less.
+// Then each session may take less.
+func gatewayMemory(sessions int) (int64, error) {
+	var host unix.Sysinfo_t
+	if err := unix.Sysinfo(&host); err != nil {
+		return 0, fmt.Errorf("ask for this host's memory: %w", err)
+	}
+	memory := min(gateway.MemoryFor(sessions, gateway.SessionMemory), int64(host.Totalram)*int64(host.Unit)/4*3)
+	return memory, enoughMemory(sessions, memory)
+}
+
+// enoughMemory returns an error if so many sessions may take more than memory
+// of a gateway process.
+func enoughMemory(sessions int, memory int64) error {
+	if least := gateway.LeastMemory(sessions); memory < least {
+		return fmt.Errorf("the gateway of %d sessions needs %d MiB of memory, and has %d: give it more with --gateway-memory, or run fewer sessions with --max-running", sessions, least>>20, memory>>20)
+	}
+	return nil
+}
+
+// gatewayNeeds are what a gateway process is for.
+type gatewayNeeds struct {
+	sessions int    // at once
+	memory   int64  // bytes; 0 is gatewayMemory's
+	meters   string // the directory of their byte counts; "" keeps them in memory
+}
+
 // startGateway starts the gateway process. Who is not root can give it no user
 // of its own; there the gateway runs in this process, which is enough for the
 // simulator, the only backend that does without root: its packets are our own.
 // What the process says when it crashes goes to crash.
-func startGateway(ctx context.Context, logger *slog.Logger, crash io.Writer) (gate, error) {
+func startGateway(ctx context.Context, logger *slog.Logger, needs gatewayNeeds, crash io.Writer) (gate, error) {
 	denied, err := hostAddrs()
 	if err != nil {
 		return nil, err
@@ -64,12 +91,28 @@ func startGateway(ctx context.Context, logger *slog.Logger, crash io.Writer) (ga
 	g := &gateways{logger: logger, config: gateway.SpawnConfig{
 		Argv: []string{"/proc/self/exe", "gateway"},
 		UID:  gatewayUser, GID: gatewayUser,
-		Memory: gatewayMemory, Files: gatewayFiles,
+		Sessions: needs.sessions, Memory: needs.memory, Files: gatewayFiles, Meters: needs.meters,
 		Denied: denied, Stderr: crash,
 	}}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Max < g.config.Files {
 		g.config.Files = limit.Max // only down: the process may not raise it
+	}
+	if needs.memory == 0 {
+		if g.config.Memory, err = gatewayMemory(needs.sessions); err != nil {
+			return nil, err
+		}
+	} else if err := enoughMemory(needs.sessions, needs.memory); err != nil {
+		return nil, err
+	}
+	if needs.meters != "" {
+		// The sessions that these are of have ended, or are ended at this start.
+		if err := gateway.ClearMeters(needs.meters); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := gateway.BoundsFor(g.config.Memory, g.config.Files, needs.sessions); err != nil {
+		return nil, fmt.Errorf("%w: raise the limit of open files (LimitNOFILE= of its unit, or ulimit -n), or run fewer sessions with --max-running", err)
 	}
 	_, err = g.process(ctx)
 	return g, err

@@ -49,7 +49,7 @@ var errNoState = errors.New("is not a state directory of Enclave")
 // subdirs are the parts of a state directory. Like that itself, each is closed to
 // everybody but its owner: a sandbox's processes get what they need of it in their
 // own mounts.
-var subdirs = []string{"run", "db", "sandboxes", "containers", "machines", "kernels", "images", "bin", "tmp"}
+var subdirs = []string{"run", "db", "meters", "sandboxes", "containers", "machines", "kernels", "images", "bin", "tmp"}
 
 // checkStatePath refuses the paths that must never be a state directory, since
 // uninstall removes it with all that is in it.

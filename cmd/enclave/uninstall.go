@@ -108,7 +108,8 @@ func (s *stateDir) contents() []string {
 	names := map[string]string{
 		"db": "sessions, audit records and keys", "images": "images", "sandboxes": "sandboxes", "containers": "sandboxes that are containers",
 		"machines": "sandboxes that are virtual machines", "kernels": "kernels of virtual machines",
-		"bin": "programs", "run": "the control socket and log", "tmp": "temporary files",
+		"meters": "counts of bytes of sessions that run",
+		"bin":    "programs", "run": "the control socket and log", "tmp": "temporary files",
 	}
 	var lines []string
 	entries, err := os.ReadDir(s.path)

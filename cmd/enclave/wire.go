@@ -137,7 +137,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 	out := c.gateway
 	if out == nil {
-		g, err := startGateway(life, c.logger, p.err)
+		g, err := startGateway(life, c.logger, gatewayNeeds{sessions: c.admission.places(), memory: c.admission.gatewayMemory, meters: c.state.file("meters")}, p.err)
 		if err != nil {
 			return nil, err
 		}

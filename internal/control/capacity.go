@@ -221,7 +221,8 @@ const patience = 32
 // c, where a sandbox takes what size says, and what one more would wait for. most
 // bounds the count.
 func (c Capacity) AtOnce(size func(backend.Limits) backend.Footprint, most int) (int, Lack) {
-	k := &ticket{need: newNeed(size(sandboxLimits(defaults)), defaults, 0)}
+	usual := request.DefaultLimits()
+	k := &ticket{need: newNeed(size(sandboxLimits(usual)), usual, 0)}
 	var l load
 	for n := range most {
 		if lack := c.lacks(l, k, c.room()); lack != "" {

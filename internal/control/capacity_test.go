@@ -355,7 +355,7 @@ func TestReservationsAreMadeAgainAtARestart(t *testing.T) {
 	l.plane.queue.mu.Lock()
 	reserved := l.plane.queue.load.stored
 	l.plane.queue.mu.Unlock()
-	if want := 2 * l.plane.needOf(defaultLimits(), 0).end; reserved < want {
+	if want := 2 * l.plane.needOf(request.DefaultLimits(), 0).end; reserved < want {
 		t.Errorf("%d bytes are reserved, want at least %d", reserved, want)
 	}
 	_, err := l.plane.Create(t.Context(), caller, request.Request{Code: "1"})

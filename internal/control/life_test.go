@@ -268,7 +268,7 @@ func TestRestartEndsWhatRanAndRunsWhatWaited(t *testing.T) {
 	// what was durable at that moment.
 	copied := copyStore(t, l)
 	waiting := session.Session{
-		ID: "s-abcdef-9", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python", Limits: defaultLimits(),
+		ID: "s-abcdef-9", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python", Limits: request.DefaultLimits(),
 		Egress: session.Egress{Mode: "deny_all", Allow: []string{}}, Backend: "simulator", Isolation: "none", Sandbox: "waitingaaaaaaaaaaaaa",
 	}
 	second := &lab{t: t, path: copied, backend: l.backend, gateway: l.gateway}

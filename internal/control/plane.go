@@ -26,6 +26,9 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
+// DefaultMaxRunning is Config.MaxRunning if that is 0.
+const DefaultMaxRunning = 128
+
 // Config is what a Plane is made of. What comes before Ceilings is required, but
 // for Webhook.
 type Config struct {
@@ -47,7 +50,7 @@ type Config struct {
 	Webhook func(raw string) (string, error)
 
 	Ceilings   session.Limits // zero fields are those of DefaultCeilings
-	MaxRunning int            // sandboxes at once; 0 is UsualRunning. More sessions wait as pending
+	MaxRunning int            // sandboxes at once; 0 is DefaultMaxRunning. More sessions wait as pending
 	MaxWaiting int            // sessions that wait, of all organisations; 0 is 10,000
 	Quotas     Quotas         // of an organisation that QuotasOf does not name
 	QuotasOf   map[string]Quotas
@@ -55,9 +58,6 @@ type Config struct {
 	Retention  Retention        // zero keeps everything for ever
 	Now        func() time.Time // the time of day; how long something took is never computed from it
 }
-
-// UsualRunning is how many sandboxes there are at once where nothing else is said.
-const UsualRunning = 128
 
 // A Plane runs sessions on one backend.
 //
@@ -120,7 +120,7 @@ func New(c Config) (*Plane, error) {
 		return nil, err
 	}
 	if c.MaxRunning == 0 {
-		c.MaxRunning = UsualRunning
+		c.MaxRunning = DefaultMaxRunning
 	}
 	if c.Now == nil {
 		c.Now = time.Now

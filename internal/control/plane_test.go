@@ -221,12 +221,3 @@ func openStore(t *testing.T, path string) *store.Store {
 	}
 	return s
 }
-
-// defaultLimits are those of a session that names none.
-func defaultLimits() session.Limits {
-	l, err := request.Limits{}.Fill(request.DefaultCeilings())
-	if err != nil {
-		panic(err)
-	}
-	return l
-}

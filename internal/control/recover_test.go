@@ -72,7 +72,7 @@ func TestAPendingSessionThatNobodyLeadsIsRunByTheReconciler(t *testing.T) {
 	// As Create does, up to where its process lost track of it.
 	s, err := l.store.Create(t.Context(), session.Session{
 		ID: "s-00aa11-1", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python",
-		Limits: defaultLimits(), Egress: session.Egress{Mode: "deny_all"}, Backend: info.Name, Isolation: info.Isolation.String(),
+		Limits: request.DefaultLimits(), Egress: session.Egress{Mode: "deny_all"}, Backend: info.Name, Isolation: info.Isolation.String(),
 		Created: p.now(), Sandbox: random(10),
 	}, session.Work{Code: "enclave.result(7)"}, audit.Data{})
 	if err != nil {
@@ -257,7 +257,7 @@ func TestABreachWhileNobodyWasThereEndsWithItsOwnReason(t *testing.T) {
 			w.gone.Store(false) // its start destroyed a stranger
 			s, err := l.store.Create(t.Context(), session.Session{
 				ID: "s-00aa11-1", Org: caller.Org, CreatedBy: caller.User, Phase: session.Pending, Language: "python",
-				Limits: defaultLimits(), Egress: session.Egress{Mode: "deny_all"}, Backend: "simulator", Isolation: "none",
+				Limits: request.DefaultLimits(), Egress: session.Egress{Mode: "deny_all"}, Backend: "simulator", Isolation: "none",
 				Created: p.now(), Sandbox: "aaaaaaaaaaaaaaaaaaaa",
 			}, session.Work{Code: "1"}, audit.Data{})
 			if err != nil {

@@ -70,7 +70,7 @@ func TestAnAllowanceIsOneOrganisations(t *testing.T) {
 	if err != nil || got.Stored.Requests == 0 || got.Stored.Requests != stored.Requests {
 		t.Errorf("%+v, want %+v (%v)", got.Stored, stored, err)
 	}
-	if want := p.needOf(defaultLimits(), 0).end; got.Reserved != want || got.Quotas.Storage != 1<<30 || got.Quotas.Waiting != 7 || got.Quotas.Concurrent != 128 {
+	if want := p.needOf(request.DefaultLimits(), 0).end; got.Reserved != want || got.Quotas.Storage != 1<<30 || got.Quotas.Waiting != 7 || got.Quotas.Concurrent != 128 {
 		t.Errorf("%+v, want %d reserved", got, want)
 	}
 	other := auth.Caller{User: "bob", Org: "other", Scopes: caller.Scopes, Key: "k2"}

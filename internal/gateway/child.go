@@ -57,14 +57,23 @@ func runChild(ctx context.Context, config func(egress.Table) Config) error {
 	defer running.Wait()
 	defer cancel() // before the wait
 	for {
-		packets, stream, err := receiveSession(control)
+		session, err := receiveSession(control)
 		if errors.Is(err, io.EOF) || ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("gateway process: %w", err)
 		}
-		running.Go(func() { serveChild(ctx, gw, packets, &mailbox{conn: stream}) })
+		running.Go(func() {
+			defer session.close()
+			select {
+			case gw.places <- struct{}{}: // at once, but for one whose end is reported and not yet over
+				defer func() { <-gw.places }()
+			case <-ctx.Done():
+				return
+			}
+			serveChild(ctx, gw, session)
+		})
 	}
 }
 
@@ -83,27 +92,46 @@ func prepare(control *net.UnixConn, config func(egress.Table) Config) (*Gateway,
 	if err != nil {
 		return nil, fmt.Errorf("private ranges: %w", err)
 	}
-	gw, err := New(config(table.Denying(c.Denied...)))
+	use := config(table.Denying(c.Denied...))
+	use.Bounds = c.Bounds
+	gw, err := New(use)
 	if err != nil {
 		return nil, err
 	}
+	if c.Sessions < 1 {
+		return nil, errors.New("no session to serve")
+	}
+	gw.places = make(chan struct{}, c.Sessions)
 	if err := confine(c.Memory, c.Files); err != nil {
 		return nil, fmt.Errorf("confine: %w", err)
 	}
 	return gw, nil
 }
 
-// receiveSession takes the next session's two descriptors. What comes with any
+// handed is what a gateway process is handed of a session.
+type handed struct {
+	packets net.Conn
+	stream  *net.UnixConn
+	meter   *meter
+}
+
+func (h handed) close() {
+	h.packets.Close()
+	h.stream.Close()
+	h.meter.close()
+}
+
+// receiveSession takes the next session's three descriptors. What comes with any
 // other number of them is an error, and they are closed.
-func receiveSession(control *net.UnixConn) (packets net.Conn, stream *net.UnixConn, err error) {
+func receiveSession(control *net.UnixConn) (h handed, err error) {
 	var b [1]byte
 	oob := make([]byte, unix.CmsgSpace(4*4))
 	n, oobn, flags, _, err := control.ReadMsgUnix(b[:], oob)
 	if err != nil {
-		return nil, nil, err
+		return handed{}, err
 	}
 	if n == 0 {
-		return nil, nil, io.EOF
+		return handed{}, io.EOF
 	}
 	var fds []int
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
@@ -113,31 +141,37 @@ func receiveSession(control *net.UnixConn) (packets net.Conn, stream *net.UnixCo
 			fds = append(fds, got...)
 		}
 	}
-	if err != nil || len(fds) != 2 || flags&unix.MSG_CTRUNC != 0 {
+	if err != nil || len(fds) != 3 || flags&unix.MSG_CTRUNC != 0 {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
-		return nil, nil, fmt.Errorf("a session with %d descriptors", len(fds))
+		return handed{}, fmt.Errorf("a session with %d descriptors", len(fds))
 	}
+	defer unix.Close(fds[2])
 	f := os.NewFile(uintptr(fds[0]), "packets")
-	packets, err = net.FileConn(f)
+	h.packets, err = net.FileConn(f)
 	f.Close()
 	if err != nil {
 		unix.Close(fds[1])
-		return nil, nil, fmt.Errorf("use the packets: %w", err)
+		return handed{}, fmt.Errorf("use the packets: %w", err)
 	}
-	stream, err = connOf(fds[1])
+	h.stream, err = connOf(fds[1])
 	if err != nil {
-		packets.Close()
-		return nil, nil, err
+		h.packets.Close()
+		return handed{}, err
 	}
-	return packets, stream, nil
+	h.meter, err = mapMeter(fds[2])
+	if err != nil {
+		h.packets.Close()
+		h.stream.Close()
+		return handed{}, err
+	}
+	return h, nil
 }
 
 // serveChild serves one session and reports how it ended.
-func serveChild(ctx context.Context, gw *Gateway, packets net.Conn, box *mailbox) {
-	defer packets.Close()
-	defer box.conn.Close()
+func serveChild(ctx context.Context, gw *Gateway, session handed) {
+	box := &mailbox{conn: session.stream}
 	var first order
 	if err := box.receive(&first, maxOrder); err != nil || first.Start == nil {
 		return
@@ -162,7 +196,7 @@ func serveChild(ctx context.Context, gw *Gateway, packets net.Conn, box *mailbox
 			}
 		}
 	})
-	t, err := gw.Serve(ctx, packets, first.Start.Session, first.Start.Grant, asker)
+	t, err := gw.serve(ctx, session.packets, first.Start.Session, first.Start.Grant, asker, session.meter)
 	d := done{Traffic: t}
 	if err != nil {
 		d.Error = err.Error()

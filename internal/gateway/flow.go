@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -48,12 +50,25 @@ type flow struct {
 	host     string
 	decision egress.Decision
 	dns      bool // it leads to the gateway's own resolver
+	out      *outbox
 
 	mu    sync.Mutex
-	ep    tcpip.Endpoint // the sandbox's end, once accepted
+	ep    *tcp.Endpoint // the sandbox's end, once accepted
 	ended bool
 	half  bool // counted as half open; guarded by serving.mu
-	wide  bool // counted among the flows with a wide buffer; guarded by serving.mu
+
+	// Of segments that the sandbox sent: the first two belong to the goroutine
+	// that reads packets.
+	early, fed int64
+	done       atomic.Int64 // handled by the stack, or more
+	ahead      atomic.Int64 // bytes that the stack holds until what precedes them comes
+
+	// Of one that is connected at both ends.
+	guest    *guest
+	upstream net.Conn
+	wide     atomic.Bool  // changed with serving.mu held
+	active   atomic.Int64 // when it last moved bytes, in nanoseconds
+	since    atomic.Int64 // bytes that it moved since it last asked to be wide
 }
 
 // undecided reports whether the sandbox has had no answer to its SYN yet.
@@ -85,7 +100,7 @@ func (s *serving) remember(t tuple, isn uint32) {
 func (s *serving) reserve(f *flow) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.flows) >= maxFlows || s.half >= maxHalf {
+	if len(s.flows) >= s.gw.bounds.Flows || s.half >= maxHalf {
 		return false
 	}
 	s.flows[f.tuple] = f
@@ -113,10 +128,7 @@ func (s *serving) forget(f *flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.whole(f)
-	if f.wide {
-		f.wide = false
-		s.wide--
-	}
+	s.wide = slices.DeleteFunc(s.wide, func(w *flow) bool { return w == f })
 	if s.flows[f.tuple] == f {
 		delete(s.flows, f.tuple)
 		s.recent.add(f.tuple, f.isn)
@@ -189,7 +201,7 @@ func (s *serving) run(ctx context.Context, r *tcp.ForwarderRequest) {
 		defer upstream.Close()
 		if guest, err := s.accept(ctx, f, r); err == nil {
 			s.connected(f)
-			s.proxy(ctx, guest, upstream, nil)
+			s.proxy(ctx, f, guest, upstream, nil)
 		}
 	}
 }
@@ -215,7 +227,7 @@ func (s *serving) serveTLS(ctx context.Context, f *flow, r *tcp.ForwarderRequest
 	}
 	defer upstream.Close()
 	s.connected(f)
-	s.proxy(ctx, guest, upstream, hello)
+	s.proxy(ctx, f, guest, upstream, hello)
 }
 
 // hello reads the ClientHello and says whether it may go to host.
@@ -229,7 +241,7 @@ func (s *serving) hello(ctx context.Context, guest *guest, host string) ([]byte,
 		if err != nil {
 			return nil, egress.BadProtocol
 		}
-		if !s.count(&s.out, n) {
+		if !s.count(s.out, n) {
 			return nil, egress.OverBudget
 		}
 		got = append(got, piece[:n]...)
@@ -251,32 +263,20 @@ func (s *serving) accept(ctx context.Context, f *flow, r *tcp.ForwarderRequest) 
 		return nil, err
 	}
 	queue := &waiter.Queue{}
-	ep, terr := r.CreateEndpoint(queue)
+	made, terr := r.CreateEndpoint(queue)
 	if terr != nil {
 		f.end()
 		r.Complete(true)
 		return nil, fmt.Errorf("accept: %s", terr)
 	}
-	if s.widen(f) {
-		ep.SocketOptions().SetSendBufferSize(wideBuffer, true)
-	}
+	ep := made.(*tcp.Endpoint)
+	ep.SocketOptions().SetReceiveBufferSize(narrowBuffer, true) // and is tuned no more
+	guest := newGuest(ep, queue, f.out)
 	f.mu.Lock()
 	f.ep = ep
 	f.mu.Unlock()
 	r.Complete(false)
-	return newGuest(ep, queue), nil
-}
-
-// widen reports whether f may have a wide buffer: what is on its way to the
-// sandbox then covers the round trip through a sandbox's kernel.
-func (s *serving) widen(f *flow) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.wide < wideFlows && !f.wide {
-		f.wide = true
-		s.wide++
-	}
-	return f.wide
+	return guest, nil
 }
 
 func (f *flow) end() {

@@ -51,12 +51,13 @@ type Dialer interface {
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Config is what a Gateway needs. All but Now is required.
+// Config is what a Gateway needs. All but Now and Bounds is required.
 type Config struct {
 	Resolver Resolver
 	Dialer   Dialer
 	Table    egress.Table // which addresses are public; the zero Table lets nobody out
 	Now      func() time.Time
+	Bounds   Bounds // of each session
 }
 
 // A Gateway serves sessions in its own process. It is safe for concurrent use.
@@ -65,8 +66,9 @@ type Gateway struct {
 	dialer   Dialer
 	table    egress.Table
 	now      func() time.Time
-	batches  *buffers // for the packets of a sandbox
-	chunks   *buffers // for the bytes of a connection
+	bounds   Bounds
+	chunks   *buffers
+	places   chan struct{} // of a process: one for each session that it serves
 }
 
 // New returns a Gateway, or an error if c lacks what is required.
@@ -80,9 +82,15 @@ func New(c Config) (*Gateway, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Bounds == (Bounds{}) {
+		c.Bounds = Bounds{Memory: SessionMemory, Flows: maxFlows}
+	}
+	if c.Bounds.Memory < minSession || c.Bounds.Flows < minFlows || c.Bounds.Flows > flowsIn(c.Bounds.Memory) {
+		return nil, fmt.Errorf("gateway: %d bytes for %d connections of a session are out of bounds", c.Bounds.Memory, c.Bounds.Flows)
+	}
 	return &Gateway{
 		resolver: c.Resolver, dialer: c.Dialer, table: c.Table, now: c.Now,
-		batches: newBuffers(readBatch), chunks: newBuffers(chunkSize),
+		bounds: c.Bounds, chunks: &buffers{},
 	}, nil
 }
 
@@ -97,6 +105,11 @@ func New(c Config) (*Gateway, error) {
 // even if Serve returns an error, which it does if an event could not be recorded
 // or the sandbox broke the framing.
 func (gw *Gateway) Serve(ctx context.Context, packets net.Conn, session string, g egress.Grant, rec audit.Recorder) (egress.Traffic, error) {
+	return gw.serve(ctx, packets, session, g, rec, newMeter())
+}
+
+// serve is Serve, and counts on m.
+func (gw *Gateway) serve(ctx context.Context, packets net.Conn, session string, g egress.Grant, rec audit.Recorder, m *meter) (egress.Traffic, error) {
 	defer packets.Close()
 	if rec == nil {
 		return egress.Traffic{}, errors.New("gateway: no recorder")
@@ -115,8 +128,11 @@ func (gw *Gateway) Serve(ctx context.Context, packets net.Conn, session string, 
 		recent:   newRecent(maxRecent),
 		pace:     bucket{rate: packetRate, size: packetBurst},
 		attempts: bucket{rate: attemptRate, size: attemptBurst},
+		pool:     &pool{left: poolOf(gw.bounds.Memory)},
+		caught:   make(chan struct{}, 1),
+		in:       m.in, out: m.out,
 	}
-	s.link = newLink(packets, gw.batches)
+	s.link = newLink(packets, gw.chunks)
 	if err := s.open(ctx); err != nil {
 		return egress.Traffic{}, fmt.Errorf("open the stack of session %s: %w", session, err)
 	}
@@ -138,7 +154,7 @@ type serving struct {
 	stack  *stack.Stack
 	taker  *tcp.Forwarder
 
-	in, out atomic.Int64
+	in, out *atomic.Int64
 	spent   atomic.Bool
 
 	// These belong to the goroutine that reads packets.
@@ -150,8 +166,13 @@ type serving struct {
 	mu      sync.Mutex
 	flows   map[tuple]*flow
 	recent  *recent
-	half    int // flows that are not connected at both ends
-	wide    int // flows with a wide buffer
+	half    int     // flows that are not connected at both ends
+	wide    []*flow // those with wide buffers
+
+	widening sync.Mutex // before mu, and before an endpoint's own
+
+	pool   *pool
+	caught chan struct{} // receives when the stack has handled a segment
 }
 
 // end cuts what is open, closes the record and says why the call ended.

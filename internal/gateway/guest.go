@@ -14,7 +14,11 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-const chunkSize = 64 << 10 // how much of a connection is carried at once
+const (
+	chunkSize  = 64 << 10     // how much of a connection is carried at once
+	pieceSize  = 8 << 10      // and how much of one that is narrow, to its upstream
+	sendBuffer = 2 * sendMost // the stack's own bound, which is not met
+)
 
 // errReset is how a connection ends that was not closed in order.
 var errReset = errors.New("the sandbox reset the connection")
@@ -22,16 +26,19 @@ var errReset = errors.New("the sandbox reset the connection")
 // A guest is the sandbox's end of a connection. Reading and writing may go on
 // at the same time, each in one goroutine.
 type guest struct {
-	ep       tcpip.Endpoint
+	ep       *tcp.Endpoint
 	queue    *waiter.Queue
+	out      *outbox
 	readable chan struct{}
 	writable chan struct{}
 	over     chan struct{}
 	entries  [3]waiter.Entry
 }
 
-func newGuest(ep tcpip.Endpoint, queue *waiter.Queue) *guest {
-	g := &guest{ep: ep, queue: queue}
+func newGuest(ep *tcp.Endpoint, queue *waiter.Queue, out *outbox) *guest {
+	// A size that was set is not tuned by the stack.
+	ep.SocketOptions().SetSendBufferSize(sendBuffer, true)
+	g := &guest{ep: ep, queue: queue, out: out}
 	for i, w := range []struct {
 		ch   *chan struct{}
 		mask waiter.EventMask
@@ -80,9 +87,48 @@ func (g *guest) read(ctx context.Context, b []byte) (int, error) {
 	}
 }
 
-// write writes all of b.
+// write writes all of b, when there is room.
 func (g *guest) write(ctx context.Context, b []byte) error {
+	for len(b) > 0 {
+		n, err := g.reserve(ctx)
+		if err != nil {
+			return err
+		}
+		m := min(n, len(b))
+		if err := g.put(ctx, b[:m], n); err != nil {
+			return err
+		}
+		b = b[m:]
+	}
+	return nil
+}
+
+// reserve is like outbox.reserve, but waits until it is not 0.
+func (g *guest) reserve(ctx context.Context) (int, error) {
+	for {
+		if n := g.out.reserve(); n > 0 {
+			return n, nil
+		}
+		g.look() // the last acknowledgement may have come before its write was settled
+		if n := g.out.reserve(); n > 0 {
+			return n, nil
+		}
+		select {
+		case <-g.out.room:
+		case <-g.over:
+			if closed(g.ep) {
+				return 0, errReset
+			}
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// put writes all of b, for which n bytes were reserved.
+func (g *guest) put(ctx context.Context, b []byte, n int) error {
 	r := bytes.NewReader(b)
+	defer func() { g.out.settle(n, len(b)-r.Len()) }()
 	for r.Len() > 0 {
 		_, err := g.ep.Write(r, tcpip.WriteOptions{})
 		switch err.(type) {
@@ -98,6 +144,19 @@ func (g *guest) write(ctx context.Context, b []byte) error {
 		}
 	}
 	return nil
+}
+
+// look notices if the stack has nothing queued. It is for the goroutine that writes.
+func (g *guest) look() {
+	// The stack does not tell how much it has, but whether it has less than it may.
+	g.ep.LockUser()
+	g.ep.SocketOptions().SetSendBufferSize(1, false)
+	empty := g.ep.Readiness(waiter.WritableEvents) != 0
+	g.ep.SocketOptions().SetSendBufferSize(sendBuffer, false)
+	g.ep.UnlockUser()
+	if empty {
+		g.out.queued(0)
+	}
 }
 
 // abort resets the connection.
@@ -129,11 +188,15 @@ func (g *guest) release() {
 		g.queue.EventUnregister(&g.entries[i])
 	}
 	g.ep.Close()
+	g.out.drop()
 }
 
 // proxy carries bytes both ways until both ends have said all, one of them
 // fails, or ctx ends. first is what the sandbox has said already, and is counted.
-func (s *serving) proxy(ctx context.Context, guest *guest, upstream net.Conn, first []byte) {
+func (s *serving) proxy(ctx context.Context, f *flow, guest *guest, upstream net.Conn, first []byte) {
+	f.guest, f.upstream = guest, upstream
+	resize(upstream, narrowSocket)
+	s.widen(f)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// Whoever ends ctx ends the reads and writes of both ends.
@@ -141,13 +204,13 @@ func (s *serving) proxy(ctx context.Context, guest *guest, upstream net.Conn, fi
 	defer stop()
 	down := make(chan error, 1)
 	go func() {
-		err := s.down(ctx, guest, upstream)
+		err := s.down(ctx, f)
 		if err != nil {
 			cancel()
 		}
 		down <- err
 	}()
-	up := s.up(ctx, guest, upstream, first)
+	up := s.up(ctx, f, first)
 	if up != nil {
 		cancel()
 	}
@@ -159,7 +222,8 @@ func (s *serving) proxy(ctx context.Context, guest *guest, upstream net.Conn, fi
 }
 
 // up carries what the sandbox sends.
-func (s *serving) up(ctx context.Context, guest *guest, upstream net.Conn, first []byte) error {
+func (s *serving) up(ctx context.Context, f *flow, first []byte) error {
+	guest, upstream := f.guest, f.upstream
 	if len(first) > 0 {
 		if _, err := upstream.Write(first); err != nil {
 			return err
@@ -169,10 +233,15 @@ func (s *serving) up(ctx context.Context, guest *guest, upstream net.Conn, first
 		if err := guest.wait(ctx); err != nil {
 			return err
 		}
-		buf := s.gw.chunks.get()
+		size := pieceSize
+		if f.wide.Load() {
+			size = chunkSize
+		}
+		buf := s.gw.chunks.get(size)
 		n, err := guest.read(ctx, *buf)
 		if err == nil {
-			if s.count(&s.out, n) {
+			s.moved(f, n)
+			if s.count(s.out, n) {
 				_, err = upstream.Write((*buf)[:n])
 			} else {
 				err = errSpent
@@ -191,12 +260,32 @@ func (s *serving) up(ctx context.Context, guest *guest, upstream net.Conn, first
 	}
 }
 
-// down carries what the upstream sends.
-func (s *serving) down(ctx context.Context, guest *guest, upstream net.Conn) error {
-	fill, release := filler(upstream, s.gw.chunks)
-	defer release()
+// down carries what the upstream sends. It reads no more than it may write: what
+// the sandbox does not take stays with the upstream, and no buffer waits with it.
+func (s *serving) down(ctx context.Context, f *flow) error {
+	guest := f.guest
+	from, err := newSource(f.upstream)
+	if err != nil {
+		return err
+	}
+	var buf *[]byte
+	var room int
+	back := func() {
+		s.gw.chunks.put(buf)
+		guest.out.settle(room, 0)
+		if guest.out.beyond() {
+			guest.look() // who is silent holds nothing of the pool
+		}
+	}
+	lend := func() []byte {
+		if room = guest.out.reserve(); room == 0 {
+			return nil
+		}
+		buf = s.gw.chunks.get(room)
+		return *buf
+	}
 	for {
-		buf, n, err := fill(0)
+		n, err := from.read(lend, back)
 		if err == io.EOF {
 			if terr := guest.ep.Shutdown(tcpip.ShutdownWrite); terr != nil {
 				return fmt.Errorf("%w: %s", errReset, terr)
@@ -206,12 +295,23 @@ func (s *serving) down(ctx context.Context, guest *guest, upstream net.Conn) err
 		if err != nil {
 			return err
 		}
-		if !s.count(&s.in, n) {
-			return errSpent
+		if room == 0 { // the upstream has something, and must wait
+			if room, err = guest.reserve(ctx); err != nil {
+				return err
+			}
+			guest.out.settle(room, 0)
+			continue
 		}
-		if err := guest.write(ctx, buf[:n]); err != nil {
+		if !s.count(s.in, n) {
+			err = errSpent
+		} else {
+			err = guest.put(ctx, (*buf)[:n], room)
+		}
+		s.gw.chunks.put(buf)
+		if err != nil {
 			return err
 		}
+		s.moved(f, n)
 	}
 }
 

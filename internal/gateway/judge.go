@@ -104,8 +104,7 @@ func (s *serving) segment(ctx context.Context, p packet) error {
 	syn := p.flags&control == header.TCPFlagSyn
 	f, isn, known := s.look(t)
 	if f != nil && (!syn || f.isn == p.seq) {
-		s.deliver(p)
-		return nil
+		return s.feed(ctx, f, p)
 	}
 	if f == nil && known && (!syn || isn == p.seq) {
 		s.refuse(p)
@@ -119,12 +118,14 @@ func (s *serving) segment(ctx context.Context, p packet) error {
 	case !dns && synthetic.Contains(p.dst) && host == p.dst.String():
 		e.reason = egress.ReservedAddress // nobody was given this address
 	case !dns && d.Reason != egress.Allowed:
-	case !syn, p.src != sandbox4 && p.src != sandbox6:
+	case !syn, p.length > 0, p.src != sandbox4 && p.src != sandbox6:
+		// The stack would hold what comes with a SYN until it is decided. A kernel
+		// sends nothing with one that it has no cookie for (RFC 7413).
 		e.reason = egress.BadProtocol
 	case f != nil && !s.replace(f):
 		e.reason = egress.OverBudget
 	default:
-		e.reason = s.admit(p, &flow{tuple: t, isn: p.seq, host: host, decision: d, dns: dns})
+		e.reason = s.admit(p, &flow{tuple: t, isn: p.seq, host: host, decision: d, dns: dns, out: s.outbox(p)})
 	}
 	if e.reason == egress.Allowed {
 		return nil

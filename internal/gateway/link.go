@@ -16,7 +16,7 @@ import (
 
 const (
 	readBatch = 256 << 10 // what one read may take: four of the largest packets
-	maxQueued = 1 << 20   // bytes waiting for the sandbox to read; more makes the writer wait
+	maxQueued = 1 << 20   // bytes of memory waiting for the sandbox to read; more makes the writer wait
 )
 
 // errMark is how read says that the sandbox sent its mark: nothing more comes.
@@ -36,7 +36,7 @@ type link struct {
 	moved   sync.Cond // queued shrank, or err was set
 	queue   []outbound
 	spare   []outbound
-	queued  int
+	queued  int // what is in queue or being written, by its cost
 	writing bool
 	err     error
 
@@ -62,7 +62,7 @@ func newLink(conn net.Conn, buffers *buffers) *link {
 // read hands each packet to handle until the stream ends, the sandbox sends
 // its mark, or handle returns an error. The packet is valid during the call only.
 func (l *link) read(handle func(packet []byte) error) error {
-	fill, release := filler(l.conn, l.buffers)
+	fill, release := filler(l.conn, l.buffers, readBatch)
 	defer release()
 	have := 0
 	for {
@@ -107,7 +107,7 @@ func (l *link) send(packet []byte) {
 	l.wait()
 	if l.err == nil {
 		l.queue = append(l.queue, outbound{raw: packet})
-		l.queued += len(packet)
+		l.queued += segmentCost + len(packet)
 	}
 	l.flush()
 }
@@ -122,7 +122,7 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	}
 	for _, pkt := range pkts.AsSlice() {
 		l.queue = append(l.queue, outbound{pkt: pkt.IncRef()})
-		l.queued += pkt.Size()
+		l.queued += segmentCost + pkt.Size()
 	}
 	l.flush()
 	return pkts.Len(), nil
@@ -143,10 +143,9 @@ func (l *link) flush() {
 	}
 	l.writing = true
 	for len(l.queue) > 0 {
-		batch := l.queue
-		l.queue, l.queued = l.spare[:0], 0
+		batch, cost := l.queue, l.queued
+		l.queue = l.spare[:0]
 		dead := l.err != nil
-		l.moved.Broadcast()
 		l.mu.Unlock()
 		var err error
 		if !dead {
@@ -160,10 +159,11 @@ func (l *link) flush() {
 		}
 		l.mu.Lock()
 		l.spare = batch
+		l.queued -= cost
 		if err != nil && l.err == nil {
 			l.err = err
-			l.moved.Broadcast()
 		}
+		l.moved.Broadcast()
 	}
 	l.writing = false
 }

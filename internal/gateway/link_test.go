@@ -14,7 +14,7 @@ func TestQueueOfALinkIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
 		defer near.Close()
-		l := newLink(near, newBuffers(readBatch))
+		l := newLink(near, &buffers{})
 		const size, packets = 10_000, 1000
 		var sent atomic.Int64
 		for range packets {

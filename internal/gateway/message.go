@@ -20,8 +20,8 @@ import (
 )
 
 // What crosses between the control plane and the gateway process: on one
-// sequenced-packet socket the setup, and then for each session a byte with two
-// descriptors, its packets and a stream of its own. On that stream messages follow
+// sequenced-packet socket the setup, and then for each session a byte with three
+// descriptors, its packets, a stream of its own and its meter. On that stream messages follow
 // one another, each a length of four bytes and JSON. As each session has its own
 // stream, a message names no session, and none can speak for another.
 const (
@@ -32,10 +32,12 @@ const (
 
 // setup is the first thing the process is told.
 type setup struct {
-	Memory  int64          `json:"memory"`
-	Files   uint64         `json:"files"`
-	Private []netip.Prefix `json:"private,omitempty"`
-	Denied  []netip.Prefix `json:"denied,omitempty"`
+	Memory   int64          `json:"memory"`
+	Files    uint64         `json:"files"`
+	Sessions int            `json:"sessions"`
+	Bounds   Bounds         `json:"bounds"`
+	Private  []netip.Prefix `json:"private,omitempty"`
+	Denied   []netip.Prefix `json:"denied,omitempty"`
 }
 
 // An order goes to the gateway process. It is exactly one of these.

@@ -34,8 +34,10 @@ const (
 type SpawnConfig struct {
 	Argv     []string // a program that calls RunChild
 	UID, GID uint32   // its own, and not root's
+	Sessions int      // that it serves at a time; their bounds must fit: see BoundsFor
 	Memory   int64    // bytes; at least 256 MiB. Above it the process dies
 	Files    uint64   // descriptors; a session takes two and each of its connections one
+	Meters   string   // a directory of its own for the counts of sessions' bytes, root's alone; "" keeps them in memory
 	Private  []netip.Prefix
 	Denied   []netip.Prefix // addresses that no session may reach, such as the host's own
 	Stderr   io.Writer      // nil discards what it says when it crashes
@@ -47,6 +49,7 @@ type SpawnConfig struct {
 type Process struct {
 	cmd     *exec.Cmd
 	control *net.UnixConn
+	meters  string
 	step    time.Duration // stepTime: one that does not take its next step in it is killed
 	done    chan struct{}
 	err     error // why it ended; readable once done is closed
@@ -68,12 +71,16 @@ func Spawn(ctx context.Context, c SpawnConfig) (*Process, error) {
 	case c.Files < 64:
 		return nil, fmt.Errorf("gateway process: %d descriptors are too few", c.Files)
 	}
+	bounds, err := BoundsFor(c.Memory, c.Files, c.Sessions)
+	if err != nil {
+		return nil, fmt.Errorf("gateway process: %w", err)
+	}
 	control, theirs, err := pair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return nil, fmt.Errorf("gateway process: %w", err)
 	}
 	defer theirs.Close()
-	p := &Process{control: control, step: stepTime, done: make(chan struct{})}
+	p := &Process{control: control, meters: c.Meters, step: stepTime, done: make(chan struct{})}
 	p.cmd = exec.Command(c.Argv[0], c.Argv[1:]...)
 	p.cmd.Dir = "/"
 	p.cmd.Env = []string{}
@@ -100,7 +107,7 @@ func Spawn(ctx context.Context, c SpawnConfig) (*Process, error) {
 		return nil, fmt.Errorf("start the gateway process: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { control.SetDeadline(time.Unix(1, 0)) })
-	err = p.introduce(setup{Memory: c.Memory, Files: c.Files, Private: c.Private, Denied: c.Denied})
+	err = p.introduce(setup{Memory: c.Memory, Files: c.Files, Sessions: c.Sessions, Bounds: bounds, Private: c.Private, Denied: c.Denied})
 	if !stop() {
 		return nil, fmt.Errorf("start the gateway process: %w", context.Cause(ctx))
 	}
@@ -235,7 +242,12 @@ func (p *Process) Serve(ctx context.Context, packets net.Conn, session string, g
 	if rec == nil {
 		return egress.Traffic{}, errors.New("gateway process: no recorder")
 	}
-	box, err := p.handOver(packets, start{Session: session, Grant: g})
+	bytes, err := createMeter(p.meters, session)
+	if err != nil {
+		return egress.Traffic{}, fmt.Errorf("session %s: %w", session, err)
+	}
+	defer bytes.remove()
+	box, err := p.handOver(packets, bytes, start{Session: session, Grant: g})
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			p.kill(fmt.Errorf("it did not take session %s", session))
@@ -253,6 +265,7 @@ func (p *Process) Serve(ctx context.Context, packets net.Conn, session string, g
 	})
 	defer stop()
 	t, err := p.attend(ctx, box, session, g, rec)
+	t = bytes.traffic(g.Budget, t) // what moved is on it though the process died
 	if err != nil {
 		return t, fmt.Errorf("session %s in the gateway process: %w", session, err)
 	}
@@ -262,7 +275,7 @@ func (p *Process) Serve(ctx context.Context, packets net.Conn, session string, g
 // handOver gives the process a session's packets and tells it what to serve. It
 // takes no longer than two steps: a process that does not read must not hold up
 // the end of a session.
-func (p *Process) handOver(packets net.Conn, first start) (*mailbox, error) {
+func (p *Process) handOver(packets net.Conn, bytes meterFile, first start) (*mailbox, error) {
 	sc, ok := packets.(syscall.Conn)
 	if !ok {
 		return nil, errors.New("the packets are not a connection of the kernel's")
@@ -280,7 +293,7 @@ func (p *Process) handOver(packets net.Conn, first start) (*mailbox, error) {
 	var serr error
 	err = raw.Control(func(fd uintptr) {
 		err := rawOf(theirs, func(stream uintptr) {
-			_, _, serr = p.control.WriteMsgUnix([]byte{1}, unix.UnixRights(int(fd), int(stream)), nil)
+			_, _, serr = p.control.WriteMsgUnix([]byte{1}, unix.UnixRights(int(fd), int(stream), int(bytes.f.Fd())), nil)
 		})
 		if err != nil {
 			serr = err

@@ -60,7 +60,7 @@ func spawn(t testing.TB, args ...string) *Process {
 	needProcess(t)
 	p, err := Spawn(t.Context(), SpawnConfig{
 		Argv: append([]string{"/proc/self/exe", "gateway-process"}, args...),
-		UID:  64741, GID: 64741, Memory: minMemory, Files: 1024, Stderr: os.Stderr,
+		UID:  64741, GID: 64741, Sessions: 4, Memory: minMemory, Files: 1024, Stderr: os.Stderr,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -194,7 +194,7 @@ func rogue(what string) error {
 			time.Sleep(time.Hour)
 		}
 	case "hungry":
-		if _, _, err := receiveSession(control); err != nil {
+		if _, err := receiveSession(control); err != nil {
 			return err
 		}
 		os.Stderr.Close() // the runtime's last words are long
@@ -208,11 +208,11 @@ func rogue(what string) error {
 		_, err := control.Read(make([]byte, 1)) // it was not stopped
 		return err
 	}
-	_, stream, err := receiveSession(control)
+	session, err := receiveSession(control)
 	if err != nil {
 		return err
 	}
-	box := &mailbox{conn: stream}
+	box := &mailbox{conn: session.stream}
 	var o order
 	box.receive(&o, maxOrder)
 	good := attempt{Type: audit.EgressDenied, Host: "a", Protocol: "tcp", Reason: egress.NotAllowed, Count: 1}
@@ -306,7 +306,7 @@ func TestUnconfinedProcessIsNotUsed(t *testing.T) {
 	needProcess(t)
 	_, err := Spawn(t.Context(), SpawnConfig{
 		Argv: []string{"/proc/self/exe", "gateway-process", "unconfined"},
-		UID:  64741, GID: 64741, Memory: minMemory, Files: 1024,
+		UID:  64741, GID: 64741, Sessions: 4, Memory: minMemory, Files: 1024,
 	})
 	if err == nil || !strings.Contains(err.Error(), "not confined") {
 		t.Errorf("err = %v", err)
@@ -316,10 +316,11 @@ func TestUnconfinedProcessIsNotUsed(t *testing.T) {
 func TestSpawnRefusesRoot(t *testing.T) {
 	for _, c := range []SpawnConfig{
 		{},
-		{Argv: []string{"/bin/true"}, GID: 1, Memory: minMemory, Files: 1024},
-		{Argv: []string{"/bin/true"}, UID: 1, Memory: minMemory, Files: 1024},
-		{Argv: []string{"/bin/true"}, UID: 1, GID: 1, Files: 1024},
-		{Argv: []string{"/bin/true"}, UID: 1, GID: 1, Memory: minMemory},
+		{Argv: []string{"/bin/true"}, GID: 1, Sessions: 4, Memory: minMemory, Files: 1024},
+		{Argv: []string{"/bin/true"}, UID: 1, Sessions: 4, Memory: minMemory, Files: 1024},
+		{Argv: []string{"/bin/true"}, UID: 1, GID: 1, Sessions: 4, Files: 1024},
+		{Argv: []string{"/bin/true"}, UID: 1, GID: 1, Sessions: 4, Memory: minMemory},
+		{Argv: []string{"/bin/true"}, UID: 1, GID: 1, Memory: minMemory, Files: 1024},
 	} {
 		if p, err := Spawn(t.Context(), c); err == nil {
 			p.Close()
@@ -332,7 +333,7 @@ func TestSpawnThatNeverAnswersIsGivenUp(t *testing.T) {
 	needProcess(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	_, err := Spawn(ctx, SpawnConfig{Argv: []string{"/bin/sleep", "60"}, UID: 64741, GID: 64741, Memory: minMemory, Files: 1024})
+	_, err := Spawn(ctx, SpawnConfig{Argv: []string{"/bin/sleep", "60"}, UID: 64741, GID: 64741, Sessions: 4, Memory: minMemory, Files: 1024})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("err = %v", err)
 	}

@@ -71,6 +71,10 @@ var defaults = session.Limits{
 	WallSeconds: 300, DiskMB: 512, OutputBytes: 10_000_000, EgressBytes: 100_000_000,
 }
 
+// DefaultLimits returns the limits of a session that names none, where no ceiling
+// lowers them.
+func DefaultLimits() session.Limits { return defaults }
+
 // DefaultCeilings returns what a session may ask for at most where the operator
 // says nothing.
 func DefaultCeilings() session.Limits {

@@ -181,7 +181,7 @@ func TestForgettingTakesLittleOfTheDiskAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.Phase, n.Finished = session.Killed, time.Now()
-		if n, err = s.Commit(t.Context(), n, &session.Result{Stdout: make([]byte, each)}, audit.Event{Type: audit.WorkloadExited}); err != nil {
+		if n, err = s.Commit(t.Context(), n, &session.Collected{Stdout: session.Text{make([]byte, each)}}, audit.Event{Type: audit.WorkloadExited}); err != nil {
 			t.Fatal(err)
 		}
 		n.Phase = session.TornDown

@@ -58,9 +58,10 @@ func memoryAllowed(l backend.Limits, tasks int64) int64 {
 }
 
 // Footprint is what a sandbox takes of the host at most. /work and /tmp are one
-// file of the host, up to its wall.
+// file of the host, up to its wall; the sandbox's kernel gives back what was removed
+// from it a moment later, so that for that moment there may be twice as much.
 func Footprint(l backend.Limits) backend.Footprint {
-	return backend.Footprint{Memory: memoryWall(l), Disk: l.Disk + diskWall, Tasks: hostTasks(l)}
+	return backend.Footprint{Memory: memoryWall(l), Disk: 2 * (l.Disk + diskWall), Tasks: hostTasks(l)}
 }
 
 // An OCI runtime configuration: of the specification only what is used here.

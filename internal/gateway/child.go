@@ -209,15 +209,7 @@ func (a *asker) Record(ctx context.Context, _ string, t audit.Type, d audit.Data
 // System returns the resolver and the dialer of a gateway that leads to the
 // network of this host.
 func System() (Resolver, Dialer) {
-	return systemResolver{&net.Resolver{PreferGo: true}}, systemDialer{}
-}
-
-type systemResolver struct{ r *net.Resolver }
-
-// LookupNetIP makes host absolute, so that no search list of the host's can
-// lead it to another name than the one that was judged.
-func (r systemResolver) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	return r.r.LookupNetIP(ctx, network, host+".")
+	return ResolverOver((&net.Dialer{}).DialContext), systemDialer{}
 }
 
 type systemDialer struct{}

@@ -20,10 +20,10 @@ func TestMain(m *testing.M) {
 			err = RunChild(context.Background())
 		case "loopback": // the same, with a resolver at args[3] and loopback opened
 			err = runChild(context.Background(), func(t egress.Table) Config {
-				r, d := System()
-				r.(systemResolver).r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+				_, d := System()
+				r := ResolverOver(func(ctx context.Context, network, _ string) (net.Conn, error) {
 					return (&net.Dialer{}).DialContext(ctx, network, os.Args[3])
-				}
+				})
 				return Config{Resolver: r, Dialer: d, Table: t.Opened(netip.MustParsePrefix("127.0.0.0/8"))}
 			})
 		default:

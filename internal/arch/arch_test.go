@@ -38,8 +38,10 @@ var table = map[string][]string{
 	"internal/session":   {"internal/audit"},
 	"internal/control":   {"internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
 	// The filter of system calls of our programs that read what is hostile.
-	"internal/filter":            {},
-	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter"},
+	"internal/filter": {},
+	// Asks the kernel whether an address is this host's own, for those who dial.
+	"internal/route":             {},
+	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter", "internal/route"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
 	"internal/httpapi":           {".", "api", "internal/control", "internal/session", "internal/egress", "internal/audit", "internal/auth"},

@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 
@@ -46,49 +44,30 @@ type gate interface {
 // of its own; there the gateway runs in this process, which is enough for the
 // simulator, the only backend that does without root: its packets are our own.
 func startGateway(ctx context.Context, logger *slog.Logger) (gate, error) {
-	denied, err := hostAddrs()
-	if err != nil {
-		return nil, err
-	}
 	if os.Geteuid() != 0 {
 		t, err := egress.Standard()
 		if err != nil {
 			return nil, err
 		}
-		r, d := gateway.System()
-		g, err := gateway.New(gateway.Config{Resolver: r, Dialer: d, Table: t.Denying(denied...)})
+		c, err := gateway.System(t)
+		if err != nil {
+			return nil, err
+		}
+		g, err := gateway.New(c)
 		return inProcess{g}, err
 	}
 	g := &gateways{logger: logger, config: gateway.SpawnConfig{
 		Argv: []string{"/proc/self/exe", "gateway"},
 		UID:  gatewayUser, GID: gatewayUser,
 		Memory: gatewayMemory, Files: gatewayFiles,
-		Denied: denied, Stderr: os.Stderr,
+		Stderr: os.Stderr,
 	}}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Max < g.config.Files {
 		g.config.Files = limit.Max // only down: the process may not raise it
 	}
-	_, err = g.process(ctx)
+	_, err := g.process(ctx)
 	return g, err
-}
-
-// hostAddrs returns this host's own addresses.
-func hostAddrs() ([]netip.Prefix, error) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("list this host's addresses: %w", err)
-	}
-	var all []netip.Prefix
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok {
-				ip = ip.Unmap()
-				all = append(all, netip.PrefixFrom(ip, ip.BitLen()))
-			}
-		}
-	}
-	return all, nil
 }
 
 type inProcess struct{ *gateway.Gateway }

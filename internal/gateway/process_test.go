@@ -187,10 +187,7 @@ func rogue(what string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := prepare(control, func(t egress.Table) Config {
-		r, d := System()
-		return Config{Resolver: r, Dialer: d, Table: t}
-	}); err != nil {
+	if _, err := prepare(control, System); err != nil {
 		return err
 	}
 	control.Write([]byte(ready))

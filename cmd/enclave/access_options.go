@@ -116,7 +116,7 @@ func (o *accessOptions) issuers() ([]auth.Issuer, error) {
 }
 
 // oidcReach is where issuers may be: as webhooks, but with ranges of their own.
-func (o *accessOptions) oidcReach(own []netip.Prefix) (webhook.Reach, error) {
+func (o *accessOptions) oidcReach(own func(netip.Addr) bool) (webhook.Reach, error) {
 	return reachOf("--oidc-allow", o.OIDCAllow, own)
 }
 
@@ -125,7 +125,7 @@ const oidcTimeout = 5 * time.Second
 
 // verifier returns the judge of tokens on a host with these addresses. The
 // caller holds the lock of s.
-func (o *accessOptions) verifier(s *stateDir, own []netip.Prefix, now func() time.Time) (*auth.Verifier, error) {
+func (o *accessOptions) verifier(s *stateDir, own func(netip.Addr) bool, now func() time.Time) (*auth.Verifier, error) {
 	secret, err := loadTokenSecret(s)
 	if err != nil {
 		return nil, err

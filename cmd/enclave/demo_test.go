@@ -194,7 +194,7 @@ func (f forgetful) Record(ctx context.Context, session string, t audit.Type, d a
 // elsewhere leads every connection to one server.
 type elsewhere struct{ addr string }
 
-func (elsewhere) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
+func (elsewhere) LookupNetIP(context.Context, string, string, func(sent, received int) error) ([]netip.Addr, error) {
 	return []netip.Addr{netip.MustParseAddr("192.0.2.9")}, nil
 }
 

@@ -16,7 +16,9 @@ import (
 
 	"github.com/enclave-run/enclave/cmd/enclave/doctor"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/route"
 	"github.com/enclave-run/enclave/internal/terminal"
 )
 
@@ -82,7 +84,13 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 			}
 			return g.close(ctx)
 		},
-		Table: publicTable,
+		Table: func() (*egress.Table, error) {
+			kernel, err := route.Open() // until this program ends, which is soon
+			if err != nil {
+				return nil, err
+			}
+			return publicTable(kernel.Own)
+		},
 		Holder: func() (bool, int, string, string, error) {
 			h, held, err := state.held()
 			return held, h.PID, h.Mode, h.Listen, err

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 
@@ -75,29 +74,29 @@ type gatewayNeeds struct {
 // simulator, the only backend that does without root: its packets are our own.
 // What the process says when it crashes goes to crash.
 func startGateway(ctx context.Context, logger *slog.Logger, needs gatewayNeeds, crash io.Writer) (gate, error) {
-	denied, err := hostAddrs()
-	if err != nil {
-		return nil, err
-	}
 	if os.Geteuid() != 0 {
 		t, err := egress.Standard()
 		if err != nil {
 			return nil, err
 		}
-		r, d := gateway.System()
-		g, err := gateway.New(gateway.Config{Resolver: r, Dialer: d, Table: t.Denying(denied...)})
+		c, err := gateway.System(t)
+		if err != nil {
+			return nil, err
+		}
+		g, err := gateway.New(c)
 		return inProcess{g}, err
 	}
 	g := &gateways{logger: logger, config: gateway.SpawnConfig{
 		Argv: []string{"/proc/self/exe", "gateway"},
 		UID:  gatewayUser, GID: gatewayUser,
 		Sessions: needs.sessions, Memory: needs.memory, Files: gatewayFiles, Meters: needs.meters,
-		Denied: denied, Stderr: crash,
+		Stderr: crash,
 	}}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Max < g.config.Files {
 		g.config.Files = limit.Max // only down: the process may not raise it
 	}
+	var err error
 	if needs.memory == 0 {
 		if g.config.Memory, err = gatewayMemory(needs.sessions); err != nil {
 			return nil, err
@@ -116,24 +115,6 @@ func startGateway(ctx context.Context, logger *slog.Logger, needs gatewayNeeds, 
 	}
 	_, err = g.process(ctx)
 	return g, err
-}
-
-// hostAddrs returns this host's own addresses.
-func hostAddrs() ([]netip.Prefix, error) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("list this host's addresses: %w", err)
-	}
-	var all []netip.Prefix
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok {
-				ip = ip.Unmap()
-				all = append(all, netip.PrefixFrom(ip, ip.BitLen()))
-			}
-		}
-	}
-	return all, nil
 }
 
 type inProcess struct{ *gateway.Gateway }

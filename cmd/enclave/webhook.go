@@ -40,18 +40,19 @@ func (o *webhookOptions) flags(c *cobra.Command) {
 }
 
 func (o *webhookOptions) validate() error {
-	_, err := o.reach(nil)
+	_, err := o.reach(func(netip.Addr) bool { return true }) // nothing is reached by it
 	return err
 }
 
-// reach returns where webhooks may go from a host with these addresses.
-func (o *webhookOptions) reach(own []netip.Prefix) (webhook.Reach, error) {
+// reach returns where webhooks may go from a host that says which addresses are
+// its own.
+func (o *webhookOptions) reach(own func(netip.Addr) bool) (webhook.Reach, error) {
 	return reachOf("--webhook-allow", o.Allow, own)
 }
 
 // reachOf returns where the control plane's own fetches may go when a flag lists
 // ranges besides the public internet.
-func reachOf(flag string, ranges []string, own []netip.Prefix) (webhook.Reach, error) {
+func reachOf(flag string, ranges []string, own func(netip.Addr) bool) (webhook.Reach, error) {
 	var allow []netip.Prefix
 	for _, text := range ranges {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text))

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/enclave-run/enclave/internal/httpapi"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/observe"
+	"github.com/enclave-run/enclave/internal/route"
 	"github.com/enclave-run/enclave/internal/secret"
 	"github.com/enclave-run/enclave/internal/store"
 )
@@ -107,11 +109,12 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	n.background(life, failed, c.state.watch)
 
 	// Who is told of ends.
-	own, err := hostAddrs()
+	kernel, err := route.Open()
 	if err != nil {
 		return nil, err
 	}
-	reach, err := c.serve.Webhook.reach(own)
+	n.onClose(func(context.Context) error { return kernel.Close() })
+	reach, err := c.serve.Webhook.reach(kernel.Own)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +134,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	// The only way out.
 	table := c.table
 	if table == nil {
-		if table, err = publicTable(); err != nil {
+		if table, err = publicTable(kernel.Own); err != nil {
 			return nil, err
 		}
 	}
@@ -172,7 +175,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err := n.askForGauges(metrics, p); err != nil {
 		return nil, err
 	}
-	tokens, err := c.serve.Access.verifier(c.state.stateDir, own, p.now)
+	tokens, err := c.serve.Access.verifier(c.state.stateDir, kernel.Own, p.now)
 	if err != nil {
 		return nil, err
 	}
@@ -285,18 +288,14 @@ func defaultImage(images *image.Store, backend string) func(context.Context) (st
 const imageHelp = "`enclave image build` makes it, `enclave image pull REF` and `enclave image import FILE` bring one"
 
 // publicTable is the table of addresses by which rules are validated and
-// connections are judged: the public internet, without this host's own
-// addresses.
-func publicTable() (*egress.Table, error) {
+// connections are judged: the public internet, without what is this host's own at
+// that moment.
+func publicTable(own func(netip.Addr) bool) (*egress.Table, error) {
 	t, err := egress.Standard()
 	if err != nil {
 		return nil, err
 	}
-	own, err := hostAddrs()
-	if err != nil {
-		return nil, err
-	}
-	t = t.Denying(own...)
+	t = t.Hosted(own)
 	return &t, nil
 }
 

@@ -49,8 +49,10 @@ var table = map[string][]string{
 	// The filter of system calls of our programs that read what is hostile.
 	"internal/filter": {},
 	// What a terminal is shown of the bytes that others chose.
-	"internal/terminal":          {},
-	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter"},
+	"internal/terminal": {},
+	// Asks the kernel whether an address is this host's own, for those who dial.
+	"internal/route":             {},
+	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter", "internal/route"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
 	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/control", "internal/request", "internal/session", "internal/egress", "internal/audit", "internal/auth"},

@@ -14,7 +14,7 @@ func TestTheWallsOfAllSandboxesFitTheHost(t *testing.T) {
 		t.Run(on.name, func(t *testing.T) {
 			p, _ := onKernel(t, on)
 			one := p.needOf(request.DefaultLimits(), 0)
-			if least := request.DefaultLimits().MemoryMB << 20; one.memory < least || one.memory+one.disk < least+defaults.DiskMB<<20 || one.tasks == 0 {
+			if least := request.DefaultLimits().MemoryMB << 20; one.memory < least || one.memory+one.disk < least+request.DefaultLimits().DiskMB<<20 || one.tasks == 0 {
 				t.Fatalf("a session is counted with %+v, less than its limits", one)
 			}
 			p.queue.mu.Lock()

@@ -60,7 +60,7 @@ func newTap(t *testing.T) tap {
 	return tap{l.Addr().String()}
 }
 
-func (tap) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+func (tap) LookupNetIP(_ context.Context, network, host string, _ func(sent, received int) error) ([]netip.Addr, error) {
 	if strings.TrimSuffix(host, ".") != source || network == "ip6" {
 		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 	}

@@ -32,7 +32,7 @@ var caller = auth.Caller{User: "ada", Org: "acme", Scopes: []string{auth.ReadSes
 // nowhere resolves and dials nothing: no test of this package needs the network.
 type nowhere struct{}
 
-func (nowhere) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+func (nowhere) LookupNetIP(_ context.Context, _, host string, _ func(sent, received int) error) ([]netip.Addr, error) {
 	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 }
 

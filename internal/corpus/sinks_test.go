@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/enclave-run/enclave/internal/gateway"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -207,10 +208,10 @@ func (s *sinks) Opened() []netip.Prefix {
 }
 
 // LookupNetIP resolves as the gateway process does, but asks the lab's name server.
-func (s *sinks) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	s.hit("question", strings.TrimSuffix(host, "."))
+func (s *sinks) LookupNetIP(ctx context.Context, network, host string, meter func(sent, received int) error) ([]netip.Addr, error) {
+	s.hit("question", host)
 	s.tell("a question to a name server", []byte(host))
-	return s.zone.resolver().LookupNetIP(ctx, network, strings.TrimSuffix(host, ".")+".")
+	return gateway.ResolverOver(s.zone.dial).LookupNetIP(ctx, network, host, meter)
 }
 
 // DialContext dials in the namespace.

@@ -125,11 +125,10 @@ func (z *zone) serve(pc net.PacketConn) {
 	<-started
 }
 
-func (z *zone) resolver() *net.Resolver {
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "udp", z.addr)
-	}}
+// dial leads a resolver of the host's configuration to z.
+func (z *zone) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "udp", z.addr)
 }
 
 // ServeDNS answers from answers. Each name below cdn of the allowed host exists.

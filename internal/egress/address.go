@@ -7,13 +7,15 @@ import (
 )
 
 // A Table says which addresses a session may be led to. The zero Table has
-// none. Tables are immutable: each method that adds returns another.
+// none. Tables are immutable: each method that adds returns another. What changes
+// is the host's own addresses, which are asked for each time.
 //
 // Of the ranges that contain an address these win, the first over the rest:
-// opened in process, denied, cloud metadata, the operator's private ranges,
-// special-purpose ranges.
+// opened in process, denied and the host's own, cloud metadata, the operator's
+// private ranges, special-purpose ranges.
 type Table struct {
 	standard bool
+	own      func(netip.Addr) bool
 	opened   []netip.Prefix
 	denied   []netip.Prefix
 	private  []netip.Prefix
@@ -59,9 +61,19 @@ func (t Table) Opened(prefixes ...netip.Prefix) Table {
 	return t
 }
 
+// Hosted returns a Table of a host of which own says, at any moment, whether an
+// address is its own: that is not public, unless it is opened. A nil own says it of
+// every address.
+func (t Table) Hosted(own func(netip.Addr) bool) Table {
+	if own == nil {
+		own = func(netip.Addr) bool { return true }
+	}
+	t.own = own
+	return t
+}
+
 // Denying returns a Table in which prefixes are not public, unless they are
-// opened: the addresses of the host's own interfaces, and what an operator
-// forbids. A prefix that is not valid denies everything, since nobody can say
+// opened: what an operator forbids. A prefix that is not valid denies everything, since nobody can say
 // what it was meant to deny.
 func (t Table) Denying(prefixes ...netip.Prefix) Table {
 	t.denied = slices.Clone(t.denied)
@@ -84,7 +96,7 @@ func (t Table) Public(a netip.Addr) bool {
 	if in(t.opened, a) {
 		return true
 	}
-	if !t.standard || in(t.denied, a) || inSpecial(metadata, a) {
+	if !t.standard || in(t.denied, a) || inSpecial(metadata, a) || t.hosts(a) {
 		return false
 	}
 	if in(t.private, a) {
@@ -99,9 +111,21 @@ func (t Table) Public(a netip.Addr) bool {
 	return true
 }
 
+// hosts reports whether a is the host's own now.
+func (t Table) hosts(a netip.Addr) bool { return t.own != nil && t.own(a) }
+
 // anyPublic reports whether p, without host bits, has an address that is
 // public, but for those that are refused for an IPv4 address inside.
 func (t Table) anyPublic(p netip.Prefix) bool {
+	if p.IsSingleIP() {
+		return t.standing(p) && (in(t.opened, p.Addr()) || !t.hosts(p.Addr()))
+	}
+	return t.standing(p)
+}
+
+// standing is anyPublic but for the host's own addresses. Of a range of several
+// addresses that are all its own, it is said when they are dialled.
+func (t Table) standing(p netip.Prefix) bool {
 	// The first layer that speaks of the whole of p decides, unless an earlier
 	// one speaks of a part: then each half of p is asked. That ends, since what
 	// overlaps a single address covers it.
@@ -120,7 +144,7 @@ func (t Table) anyPublic(p netip.Prefix) bool {
 		return t.standard
 	}
 	low, high := halves(p)
-	return t.anyPublic(low) || t.anyPublic(high)
+	return t.standing(low) || t.standing(high)
 }
 
 type layer struct {

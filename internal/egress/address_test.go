@@ -366,3 +366,39 @@ func FuzzPinNeverYieldsASpecialAddress(f *testing.F) {
 		}
 	})
 }
+
+// The host's own addresses are asked for at each decision, and win over all but
+// what is opened.
+func TestHostsOwnAddressesAreAsOfTheDecision(t *testing.T) {
+	mine := map[netip.Addr]bool{}
+	table, err := Standard(netip.MustParsePrefix("10.0.0.0/8"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	table = table.Hosted(func(a netip.Addr) bool { return mine[a] })
+	for _, s := range []string{"93.184.216.34", "2606:4700::1", "10.1.2.3"} {
+		a := netip.MustParseAddr(s)
+		policy, err := Parse("allowlist", []string{"api.example.com", s}, table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, own := range []bool{false, true, false} {
+			mine[a] = own
+			if table.Public(a) == own || table.Opened(netip.PrefixFrom(a, a.BitLen())).Public(a) == false {
+				t.Errorf("%s, own %t: public %t", a, own, table.Public(a))
+			}
+			for _, host := range []string{"api.example.com", s} {
+				d := policy.Decide(Target{Host: host, Port: 80}).Pin([]netip.Addr{netip.MustParseAddr("93.184.216.99"), a}, table)
+				if _, ok := d.Addr(); ok == own || own && d.Reason != ReservedAddress {
+					t.Errorf("%s at %s, own %t: %s", host, a, own, d.Reason)
+				}
+			}
+			if _, err := Parse("allowlist", []string{s}, table); (err != nil) != own {
+				t.Errorf("a rule for %s, own %t: %v", a, own, err)
+			}
+		}
+	}
+	if table.Hosted(nil).Public(netip.MustParseAddr("93.184.216.34")) {
+		t.Error("a host that says nothing lets out")
+	}
+}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/route"
 )
 
 // controlFD is the descriptor on which a gateway process is told its sessions.
@@ -29,13 +30,10 @@ const ready = "ready"
 // control plane closes the socket or ctx ends. It resolves with the system's
 // configuration and dials what it is told, and nothing can make it do otherwise.
 func RunChild(ctx context.Context) error {
-	return runChild(ctx, func(t egress.Table) Config {
-		r, d := System()
-		return Config{Resolver: r, Dialer: d, Table: t}
-	})
+	return runChild(ctx, System)
 }
 
-func runChild(ctx context.Context, config func(egress.Table) Config) error {
+func runChild(ctx context.Context, config func(egress.Table) (Config, error)) error {
 	control, err := connOf(controlFD)
 	if err != nil {
 		return fmt.Errorf("gateway process: %w", err)
@@ -78,7 +76,7 @@ func runChild(ctx context.Context, config func(egress.Table) Config) error {
 }
 
 // prepare reads the setup and confines the process.
-func prepare(control *net.UnixConn, config func(egress.Table) Config) (*Gateway, error) {
+func prepare(control *net.UnixConn, config func(egress.Table) (Config, error)) (*Gateway, error) {
 	b := make([]byte, maxSetup)
 	n, err := control.Read(b)
 	if err != nil {
@@ -92,7 +90,10 @@ func prepare(control *net.UnixConn, config func(egress.Table) Config) (*Gateway,
 	if err != nil {
 		return nil, fmt.Errorf("private ranges: %w", err)
 	}
-	use := config(table.Denying(c.Denied...))
+	use, err := config(table.Denying(c.Denied...))
+	if err != nil {
+		return nil, err
+	}
 	use.Bounds = c.Bounds
 	gw, err := New(use)
 	if err != nil {
@@ -240,34 +241,41 @@ func (a *asker) Record(ctx context.Context, _ string, t audit.Type, d audit.Data
 	}
 }
 
-// System returns the resolver and the dialer of a gateway that leads to the
-// network of this host.
-func System() (Resolver, Dialer) {
-	return systemResolver{&net.Resolver{PreferGo: true}}, systemDialer{}
+// System returns the configuration of a gateway that leads to the network of this
+// host: what t has for public, but never the host's own addresses as of each dial.
+// It opens the socket on which the kernel is asked for them, since a process that
+// is confined cannot.
+func System(t egress.Table) (Config, error) {
+	kernel, err := route.Open()
+	if err != nil {
+		return Config{}, err
+	}
+	return Config{
+		Resolver: ResolverOver((&net.Dialer{}).DialContext),
+		Dialer:   systemDialer{kernel.Own},
+		Table:    t.Hosted(kernel.Own),
+	}, nil
 }
 
-type systemResolver struct{ r *net.Resolver }
-
-// LookupNetIP makes host absolute, so that no search list of the host's can
-// lead it to another name than the one that was judged.
-func (r systemResolver) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	return r.r.LookupNetIP(ctx, network, host+".")
-}
-
-type systemDialer struct{}
+// systemDialer dials what is not the host's own.
+type systemDialer struct{ own func(netip.Addr) bool }
 
 // DialContext refuses what is not an address, and checks before the connection
-// is made that the address is still the one that was judged.
-func (systemDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+// is made that the address is still the one that was judged, and that it has not
+// come to this host since: recording takes time.
+func (d systemDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	want, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("dial what is not an address: %w", err)
 	}
-	d := net.Dialer{Control: func(_, real string, _ syscall.RawConn) error {
+	dialer := net.Dialer{Control: func(_, real string, _ syscall.RawConn) error {
 		if got, err := netip.ParseAddrPort(real); err != nil || got != want {
 			return fmt.Errorf("dial %s instead of %s", real, want)
 		}
+		if d.own(want.Addr()) {
+			return fmt.Errorf("dial %s, which is this host's own", want)
+		}
 		return nil
 	}}
-	return d.DialContext(ctx, network, want.String())
+	return dialer.DialContext(ctx, network, want.String())
 }

@@ -244,7 +244,7 @@ func (c tapped) Write(b []byte) (int, error) {
 	return c.TCPConn.Write(b)
 }
 
-func (w *world) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+func (w *world) LookupNetIP(ctx context.Context, network, host string, _ func(sent, received int) error) ([]netip.Addr, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.asked = append(w.asked, host)
@@ -304,6 +304,7 @@ type call struct {
 	done   chan struct{}
 	result egress.Traffic
 	err    error
+	asked  egress.Traffic // what ask's questions and their answers cost
 }
 
 type servant interface {

@@ -28,14 +28,15 @@ func (s *serving) question(ctx context.Context, p packet) error {
 	if err != nil {
 		return err
 	}
-	if answer != nil {
+	if s.pay(s.out, len(p.body)) && answer != nil && s.pay(s.in, len(answer)) {
 		s.link.send(datagram(netip.AddrPortFrom(p.dst, p.dport), netip.AddrPortFrom(p.src, p.sport), answer))
 	}
 	return nil
 }
 
 // questions answers what comes on a connection to the resolver, RFC 1035,
-// section 4.2.2, until the sandbox says no more or takes too long.
+// section 4.2.2, until the sandbox says no more or takes too long. One that asks
+// faster than a session may waits.
 func (s *serving) questions(ctx context.Context, guest *guest) {
 	var size [2]byte
 	message := make([]byte, maxQuestion)
@@ -45,14 +46,18 @@ func (s *serving) questions(ctx context.Context, guest *guest) {
 		}
 		n := int(binary.BigEndian.Uint16(size[:]))
 		if n > maxQuestion {
+			s.pay(s.out, 0) // none of it is read
 			s.ledger.deny(ctx, badQuestion())
 			return
 		}
 		if !s.readFull(ctx, guest, message[:n]) {
 			return
 		}
+		if s.asking.Wait(ctx) != nil {
+			return
+		}
 		answer, err := s.answer(ctx, message[:n])
-		if err != nil || answer == nil {
+		if err != nil || !s.pay(s.out, n) || answer == nil || !s.pay(s.in, len(answer)) {
 			return
 		}
 		answer = append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)

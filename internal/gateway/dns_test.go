@@ -1,11 +1,15 @@
 package gateway
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -193,6 +197,73 @@ func TestResolverAnswersOverTCP(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{`egress_denied evil.example.com:0 dns not_allowed rule="" ×1`}, c.end()); d != "" {
 		t.Error(d)
+	}
+}
+
+// Nothing that is asked without end is free: names that are allowed or not, and what
+// is no question at all.
+func TestQuestionsWithoutEndSpendTheBudget(t *testing.T) {
+	question := func(name string) []byte {
+		q := new(dns.Msg)
+		q.SetQuestion(name, dns.TypeA)
+		b, _ := q.Pack()
+		return b
+	}
+	for what, b := range map[string][]byte{
+		"an allowed name": question("api.example.com."), "a refused name": question("evil.example.com."), "nothing": {},
+	} {
+		t.Run(what+" over UDP", func(t *testing.T) {
+			g := grant("api.example.com")
+			g.Budget = 20_000
+			c := serveWith(t, &world{}, g, newRecord())
+			for range g.Budget / questionHeaders {
+				c.send(udpTo("198.18.0.1", 53, string(b)))
+			}
+			c.send(udpTo("198.18.0.1", 53, string(b)))
+			<-c.done
+			if !c.result.Spent || c.err != nil {
+				t.Errorf("traffic %+v, %v", c.result, c.err)
+			}
+		})
+		if len(b) == 0 {
+			continue // ends its connection
+		}
+		t.Run(what+" over TCP", func(t *testing.T) {
+			g := grant("api.example.com")
+			g.Budget = 20_000
+			c := serveWith(t, &world{}, g, newRecord())
+			conn, err := c.dial("198.18.0.1:53")
+			if err != nil {
+				t.Fatal(err)
+			}
+			framed := append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
+			go io.Copy(io.Discard, conn)
+			for range g.Budget / questionHeaders {
+				if _, err := conn.Write(framed); err != nil {
+					break
+				}
+			}
+			<-c.done
+			if !c.result.Spent || c.err != nil || c.result.Out < g.Budget/3 {
+				t.Errorf("traffic %+v, %v", c.result, c.err)
+			}
+		})
+	}
+}
+
+// What the budget has no room for is not asked of a name server.
+func TestQuestionBeyondTheBudgetIsNotSent(t *testing.T) {
+	var asked, answered atomic.Int64
+	server := countedNameServer(t, nil, &asked, &answered)
+	r := ResolverOver(func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, server)
+	})
+	refused := errors.New("spent")
+	if _, err := r.LookupNetIP(t.Context(), "ip", "api.example.com", func(sent, received int) error { return refused }); err == nil {
+		t.Error("resolved")
+	}
+	if asked.Load() != 0 {
+		t.Errorf("%d bytes were asked", asked.Load())
 	}
 }
 

@@ -327,7 +327,7 @@ func (s *serving) resolve(ctx context.Context, host string) ([]netip.Addr, error
 	}
 	ctx, cancel := context.WithTimeout(ctx, resolveTime)
 	defer cancel()
-	addrs, err := s.gw.resolver.LookupNetIP(ctx, "ip", host)
+	addrs, err := s.gw.resolver.LookupNetIP(ctx, "ip", host, s.meter)
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", host, err)
 	}

@@ -13,6 +13,11 @@
 // "bad_host". Attempts above the rate of a session are dropped, and counted in
 // the row of what has no row.
 //
+// A question pays: its bytes and its answer's are traffic, over UDP and TCP alike,
+// each with the headers of a datagram, so that not even an empty one is free. What
+// is refused otherwise is not traffic, for none of it crosses: it is bounded in
+// rate, and counted in the record.
+//
 // On port 443 the TLS ClientHello must name the host that was looked up, and
 // nothing may be hidden in it. Plain HTTP is judged by the name that was looked up
 // only: the Host of its requests is not read.
@@ -31,6 +36,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/time/rate"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
@@ -41,8 +48,12 @@ import (
 // A Resolver finds the addresses of a name. The gateway asks only for allowed
 // names, in canonical form without a trailing dot, and once per connection; the
 // name is absolute, so no search list may be applied.
+//
+// What crosses for a look-up is the session's: meter is told the bytes of each
+// message before it is sent, and of each that came. After an error of meter nothing
+// more is sent.
 type Resolver interface {
-	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+	LookupNetIP(ctx context.Context, network, host string, meter func(sent, received int) error) ([]netip.Addr, error)
 }
 
 // A Dialer opens a TCP connection to exactly the address it is given, which is
@@ -101,9 +112,10 @@ func New(c Config) (*Gateway, error) {
 // more is recorded.
 //
 // The traffic counts payload of TCP connections, in and out, as it comes to the
-// gateway; what exceeds the budget is counted and does not cross. It is right
-// even if Serve returns an error, which it does if an event could not be recorded
-// or the sandbox broke the framing.
+// gateway, and questions: the sandbox's to the gateway and those that the gateway
+// asks on its behalf, with their answers. What exceeds the budget is counted and
+// does not cross. It is right even if Serve returns an error, which it does if an
+// event could not be recorded or the sandbox broke the framing.
 func (gw *Gateway) Serve(ctx context.Context, packets net.Conn, session string, g egress.Grant, rec audit.Recorder) (egress.Traffic, error) {
 	return gw.serve(ctx, packets, session, g, rec, newMeter())
 }
@@ -128,6 +140,7 @@ func (gw *Gateway) serve(ctx context.Context, packets net.Conn, session string, 
 		recent:   newRecent(maxRecent),
 		pace:     bucket{rate: packetRate, size: packetBurst},
 		attempts: bucket{rate: attemptRate, size: attemptBurst},
+		asking:   rate.NewLimiter(attemptRate, attemptBurst),
 		pool:     &pool{left: poolOf(gw.bounds.Memory)},
 		caught:   make(chan struct{}, 1),
 		in:       m.in, out: m.out,
@@ -156,6 +169,7 @@ type serving struct {
 
 	in, out *atomic.Int64
 	spent   atomic.Bool
+	asking  *rate.Limiter // questions over connections
 
 	// These belong to the goroutine that reads packets.
 	pace, attempts bucket
@@ -205,6 +219,21 @@ func (s *serving) count(way *atomic.Int64, n int) bool {
 	s.spent.Store(true)
 	s.cancel(errSpent)
 	return false
+}
+
+// questionHeaders is what each DNS message costs besides its bytes: the headers of
+// a datagram.
+const questionHeaders = header.IPv4MinimumSize + header.UDPMinimumSize
+
+// pay counts a DNS message, as count does.
+func (s *serving) pay(way *atomic.Int64, n int) bool { return s.count(way, n+questionHeaders) }
+
+// meter counts what a resolver sends or has received on the session's behalf.
+func (s *serving) meter(sent, received int) error {
+	if sent > 0 && !s.pay(s.out, sent) || received > 0 && !s.pay(s.in, received) {
+		return errSpent
+	}
+	return nil
 }
 
 var errSpent = errors.New("the budget is spent")

@@ -61,7 +61,7 @@ type slow struct {
 	answer chan struct{}
 }
 
-func (s *slow) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+func (s *slow) LookupNetIP(ctx context.Context, network, host string, _ func(sent, received int) error) ([]netip.Addr, error) {
 	s.begun <- host
 	<-s.answer
 	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}

@@ -19,12 +19,14 @@ func TestMain(m *testing.M) {
 		case "system":
 			err = RunChild(context.Background())
 		case "loopback": // the same, with a resolver at args[3] and loopback opened
-			err = runChild(context.Background(), func(t egress.Table) Config {
-				r, d := System()
-				r.(systemResolver).r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			err = runChild(context.Background(), func(t egress.Table) (Config, error) {
+				c, err := System(t)
+				c.Resolver = ResolverOver(func(ctx context.Context, network, _ string) (net.Conn, error) {
 					return (&net.Dialer{}).DialContext(ctx, network, os.Args[3])
-				}
-				return Config{Resolver: r, Dialer: d, Table: t.Opened(netip.MustParsePrefix("127.0.0.0/8"))}
+				})
+				c.Table = c.Table.Opened(netip.MustParsePrefix("127.0.0.0/8"))
+				c.Dialer = systemDialer{func(netip.Addr) bool { return false }}
+				return c, err
 			})
 		default:
 			err = rogue(os.Args[2])

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,12 @@ import (
 // nameServer serves names on loopback and returns its address.
 func nameServer(t testing.TB, names map[string]string) string {
 	t.Helper()
+	return countedNameServer(t, names, new(atomic.Int64), new(atomic.Int64))
+}
+
+// countedNameServer counts the bytes of the questions and answers too.
+func countedNameServer(t testing.TB, names map[string]string, asked, answered *atomic.Int64) string {
+	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -36,6 +43,8 @@ func nameServer(t testing.TB, names map[string]string) string {
 		} else if q.Question[0].Qtype == dns.TypeA {
 			r.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.ParseIP(a)}}
 		}
+		asked.Add(int64(q.Len() + questionHeaders))
+		answered.Add(int64(r.Len() + questionHeaders))
 		w.WriteMsg(r)
 	})}
 	go s.ActivateAndServe()
@@ -72,7 +81,8 @@ func spawn(t testing.TB, args ...string) *Process {
 func TestProcessServesLikeAGateway(t *testing.T) {
 	sink := echo(t)
 	port := netip.MustParseAddrPort(sink).Port()
-	p := spawn(t, "loopback", nameServer(t, map[string]string{"api.example.com.": "127.0.0.1"}))
+	var asked, answered atomic.Int64
+	p := spawn(t, "loopback", countedNameServer(t, map[string]string{"api.example.com.": "127.0.0.1"}, &asked, &answered))
 	rule := netip.AddrPortFrom(public, port).String() // only for the port
 	rule = "api.example.com:" + rule[strings.LastIndexByte(rule, ':')+1:]
 	c := serveOn(t, p, nil, grant(rule), newRecord())
@@ -98,8 +108,9 @@ func TestProcessServesLikeAGateway(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	if c.err != nil || c.result != (egress.Traffic{In: 5, Out: 5}) {
-		t.Errorf("traffic %+v, %v", c.result, c.err)
+	spent := egress.Traffic{In: 5 + c.asked.In + answered.Load(), Out: 5 + c.asked.Out + asked.Load()}
+	if c.err != nil || asked.Load() == 0 || c.result != spent {
+		t.Errorf("traffic %+v, %v, want %+v", c.result, c.err, spent)
 	}
 }
 
@@ -176,10 +187,7 @@ func rogue(what string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := prepare(control, func(t egress.Table) Config {
-		r, d := System()
-		return Config{Resolver: r, Dialer: d, Table: t}
-	}); err != nil {
+	if _, err := prepare(control, System); err != nil {
 		return err
 	}
 	control.Write([]byte(ready))

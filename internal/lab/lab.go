@@ -195,7 +195,7 @@ func ended() context.Context {
 // nowhere resolves and dials nothing.
 type nowhere struct{}
 
-func (nowhere) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+func (nowhere) LookupNetIP(_ context.Context, _, host string, _ func(sent, received int) error) ([]netip.Addr, error) {
 	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 }
 

@@ -36,10 +36,14 @@ type Reach struct {
 // control plane.
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
-// NewReach returns the Reach of a host whose own addresses are own. The ranges
-// in allow must be private (RFC 1918, RFC 4193) or loopback; they win over own.
-// The addresses at which clouds hand out credentials are never reached.
-func NewReach(allow, own []netip.Prefix) (Reach, error) {
+// NewReach returns the Reach of a host of which own says, at any moment, whether
+// an address is its own. The ranges in allow must be private (RFC 1918, RFC 4193)
+// or loopback; they win over own. The addresses at which clouds hand out
+// credentials are never reached.
+func NewReach(allow []netip.Prefix, own func(netip.Addr) bool) (Reach, error) {
+	if own == nil {
+		return Reach{}, errors.New("nothing says which addresses are this host's own")
+	}
 	var private, local []netip.Prefix
 	for _, p := range allow {
 		if !p.IsValid() || p != p.Masked() {
@@ -55,10 +59,9 @@ func NewReach(allow, own []netip.Prefix) (Reach, error) {
 	if err != nil {
 		return Reach{}, err
 	}
-	own = slices.DeleteFunc(slices.Clone(own), func(p netip.Prefix) bool {
-		return slices.ContainsFunc(allow, func(a netip.Prefix) bool { return covers(a, p.Masked()) })
-	})
-	return Reach{table: t.Denying(own...).Opened(local...), allow: slices.Clone(allow)}, nil
+	r := Reach{allow: slices.Clone(allow)}
+	r.table = t.Opened(local...).Hosted(func(a netip.Addr) bool { return !r.allows(a) && own(a) })
+	return r, nil
 }
 
 func covers(outer, inner netip.Prefix) bool {

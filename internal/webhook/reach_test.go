@@ -14,9 +14,13 @@ func prefixes(ps ...string) []netip.Prefix {
 	return out
 }
 
+func nobodys(netip.Addr) bool { return false }
+
 func reach(t *testing.T, allow ...string) Reach {
 	t.Helper()
-	r, err := NewReach(prefixes(allow...), prefixes("203.0.114.9/32", "10.1.2.3/32"))
+	r, err := NewReach(prefixes(allow...), func(a netip.Addr) bool {
+		return a == netip.MustParseAddr("203.0.114.9") || a == netip.MustParseAddr("10.1.2.3")
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +93,7 @@ func FuzzCheckedURLsAreTheirOwnCanonicalForm(f *testing.F) {
 	for _, s := range []string{"https://hooks.example.com/T0", "http://127.0.0.1:9000/", "https://[::1]:443/", "https://a%2eb/", "https://a/%00?#"} {
 		f.Add(s)
 	}
-	r, err := NewReach(prefixes("127.0.0.0/8"), nil)
+	r, err := NewReach(prefixes("127.0.0.0/8"), nobodys)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -116,11 +120,28 @@ func FuzzCheckedURLsAreTheirOwnCanonicalForm(f *testing.F) {
 
 func TestAnOperatorCannotOpenMoreThanPrivateRanges(t *testing.T) {
 	for _, bad := range []string{"0.0.0.0/0", "169.254.0.0/16", "8.8.8.0/24", "100.64.0.0/10", "::/0", "fe80::/10"} {
-		if _, err := NewReach(prefixes(bad), nil); err == nil {
+		if _, err := NewReach(prefixes(bad), nobodys); err == nil {
 			t.Errorf("%s was opened", bad)
 		}
 	}
-	if _, err := NewReach([]netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}, nil); err == nil {
+	if _, err := NewReach([]netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}, nobodys); err == nil {
 		t.Error("a range with host bits was opened")
+	}
+}
+
+// The host's own addresses are those that it has when it is asked.
+func TestReachFollowsTheHostsAddresses(t *testing.T) {
+	if _, err := NewReach(nil, nil); err == nil {
+		t.Error("a reach of a host that says nothing")
+	}
+	mine := false
+	r, err := NewReach(nil, func(netip.Addr) bool { return mine })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mine = range []bool{false, true, false} {
+		if _, err := r.Check("https://203.0.114.9/"); (err == nil) == mine {
+			t.Errorf("the host's own: %t, error %v", mine, err)
+		}
 	}
 }

@@ -84,7 +84,7 @@ func (s *sink) serve(conn net.Conn) {
 
 func (s *sink) port() int { return s.l.Addr().(*net.TCPAddr).Port }
 
-func (s *sink) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+func (s *sink) LookupNetIP(_ context.Context, network, host string, _ func(sent, received int) error) ([]netip.Addr, error) {
 	if strings.TrimSuffix(host, ".") != sinkHost || network == "ip6" {
 		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 	}

@@ -50,7 +50,7 @@ var (
 )
 
 // kills are all switches.
-var kills = slices.Concat(fileKills, restKills)
+var kills = slices.Concat(fileKills, restKills, gatewayKills)
 
 // fileKills are those of the groups about files and system calls.
 var fileKills = []killed{

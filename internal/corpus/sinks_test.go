@@ -63,7 +63,7 @@ const (
 )
 
 // sinkPorts are where something listens on TCP, on every address.
-var sinkPorts = []int{21, 22, 25, 53, 80, 110, 443, 853, 2375, 3306, 4444, 5353, 5432, 6379, 9200, 9999, 10250, 11211}
+var sinkPorts = []int{tricklePort, 21, 22, 25, 53, 80, 110, 443, 853, 2375, 3306, 4444, 5353, 5432, 6379, 9200, 9999, 10250, 11211}
 
 // markAddr is where the lab tells the tap how far it must have read.
 var markAddr = &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}

@@ -26,6 +26,10 @@ func (s *sinks) accept(l net.Listener) {
 		s.wait.Go(func() {
 			defer conn.Close()
 			_ = conn.SetDeadline(time.Now().Add(time.Minute)) // a run that is over keeps nobody
+			if conn.LocalAddr().(*net.TCPAddr).Port == tricklePort {
+				trickle(conn)
+				return
+			}
 			all := &stream{s: s, r: conn, at: "tcp " + conn.LocalAddr().String()}
 			in := bufio.NewReader(all)
 			for {

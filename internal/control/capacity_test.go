@@ -91,10 +91,10 @@ func TestSandboxesLeaveRoomOnTheDiskForWhatIsCreatedMeanwhile(t *testing.T) {
 	l := newLine(t, 100, Quotas{})
 	l.q.capacity.Disk = func() (Room, error) { return Room{Free: 100}, nil }
 	for i := range 20 {
-		l.enterNeeding("a", fmt.Sprint(i), need{disk: 25, end: 1})
+		l.enterNeeding("a", fmt.Sprint(i), need{disk: 10, end: 1})
 	}
-	if got := len(l.placed); got != 3 {
-		t.Errorf("%d run, want 3: three quarters of the disk are theirs", got)
+	if got := len(l.placed); got != 7 {
+		t.Errorf("%d run, want 7: three quarters of the disk are theirs", got)
 	}
 }
 

@@ -156,7 +156,7 @@ func trustedState(path string) (string, error) {
 	if info, err := os.Lstat(path); err == nil && !info.IsDir() {
 		what := "is not a directory"
 		if info.Mode().Type() == fs.ModeSymlink {
-			what = "is a link"
+			what = "is a link, not a directory"
 		}
 		return "", fmt.Errorf("state directory %s %s: choose another with --state", path, what)
 	}

@@ -171,6 +171,8 @@ func endingOf(ctx context.Context) *ending {
 type outcome struct {
 	began   time.Time // when it became running, if in this process, by the clock that nobody sets
 	json    []byte
+	// Results that were not taken, as the guest says: none, or a second one.
+	refused, repeated uint64
 	traffic egress.Traffic
 	usage   backend.Usage
 }
@@ -401,6 +403,12 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 		case wire.Result:
 			if o.json == nil {
 				o.json = ev.Data
+			}
+		case wire.Refused:
+			if ev.Data[0] == wire.SecondResult {
+				o.repeated = min(o.repeated+1, wire.MaxRefused)
+			} else {
+				o.refused = min(o.refused+1, wire.MaxRefused)
 			}
 		case wire.Exited:
 			return &ending{exited: true, code: ev.Code}

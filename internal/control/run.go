@@ -169,12 +169,12 @@ func endingOf(ctx context.Context) *ending {
 
 // An outcome is what is known of a session besides why it ended.
 type outcome struct {
-	began   time.Time // when it became running, if in this process, by the clock that nobody sets
-	json    []byte
+	began time.Time // when it became running, if in this process, by the clock that nobody sets
+	json  []byte
 	// Results that were not taken, as the guest says: none, or a second one.
 	refused, repeated uint64
-	traffic egress.Traffic
-	usage   backend.Usage
+	traffic           egress.Traffic
+	usage             backend.Usage
 }
 
 // sandboxed creates the sandbox, runs the work in it and returns once the

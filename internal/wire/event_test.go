@@ -243,9 +243,9 @@ func TestResultsAreAsStrictAsRequests(t *testing.T) {
 		`{"a":1,"a":1}`: ErrResultNotJSON, `[{"a":1,"\u0061":2}]`: ErrResultNotJSON, `{"":0,"":0}`: ErrResultNotJSON,
 		`{"a":1,}`: ErrResultNotJSON, `[1,]`: ErrResultNotJSON, `01`: ErrResultNotJSON, `+1`: ErrResultNotJSON, `1.`: ErrResultNotJSON,
 		`Infinity`: ErrResultNotJSON, `nul`: ErrResultNotJSON, `truefalse`: ErrResultNotJSON, "\xef\xbb\xbf1": ErrResultNotJSON,
-		strings.Repeat("[", 256) + strings.Repeat("]", 256): nil,
+		strings.Repeat("[", 256) + strings.Repeat("]", 256):           nil,
 		strings.Repeat(`{"a":`, 257) + "1" + strings.Repeat("}", 257): ErrResultTooDeep,
-		`"` + strings.Repeat("x", MaxResult) + `"`: ErrResultTooLarge,
+		`"` + strings.Repeat("x", MaxResult) + `"`:                    ErrResultTooLarge,
 	} {
 		if err := CheckResult([]byte(given)); !errors.Is(err, want) || (want == nil) != (err == nil) {
 			t.Errorf("%.80q: %v, want %v", given, err, want)

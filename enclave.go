@@ -221,6 +221,8 @@ type EventData struct {
 	ResultBytes *int64 `json:"resultBytes,omitempty"`
 	OutputBytes *int64 `json:"outputBytes,omitempty"`
 	Truncated   bool   `json:"truncated,omitempty"`
+	Refused     uint64 `json:"refused,omitempty"`  // results that were not valid; 1000 are as many or more
+	Repeated    uint64 `json:"repeated,omitempty"` // results after the first one; 1000 are as many or more
 
 	// workload_exited
 	Outcome    string `json:"outcome,omitempty"`

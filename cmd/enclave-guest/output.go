@@ -24,7 +24,8 @@ type output struct {
 	others  map[*follower]bool
 	first   wire.Event // Started
 	buf     []byte
-	result  bool // the first valid result has come
+	result  bool   // the first valid result has come
+	refused [3]int // how many results were not taken, by reason
 	ended   bool
 }
 
@@ -58,6 +59,9 @@ func (o *output) send(e wire.Event) {
 		if err := o.primary.write(o.buf); err != nil {
 			o.primary = nil
 		}
+	}
+	if e.Kind == wire.Refused {
+		return // it is for the record, and has no place in a follower's queue
 	}
 	for f := range o.others {
 		f.offer(e, o.buf)
@@ -172,11 +176,28 @@ func (o *output) accept(b []byte) error {
 	case o.ended:
 		return errEnded
 	case o.result:
+		o.refuseLocked(wire.SecondResult)
 		return errSecondResult
 	}
 	o.result = true
 	o.send(wire.Event{Kind: wire.Result, Data: b})
 	return nil
+}
+
+// refuse tells the one who started the process of a result that is not taken, so
+// that it is on record. After so many of one kind they are no longer told.
+func (o *output) refuse(why byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.refuseLocked(why)
+}
+
+func (o *output) refuseLocked(why byte) {
+	if o.ended || o.refused[why] >= wire.MaxRefused {
+		return
+	}
+	o.refused[why]++
+	o.send(wire.Event{Kind: wire.Refused, Data: []byte{why}})
 }
 
 // exit sends the last event.

@@ -87,6 +87,7 @@ func (r *resultListener) take(conn *net.UnixConn) error {
 	}
 	b, err := readResult(conn)
 	if err != nil {
+		p.out.refuse(wire.NoResult)
 		return err
 	}
 	return p.out.accept(b)

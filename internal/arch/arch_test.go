@@ -26,7 +26,10 @@ var table = map[string][]string{
 	"internal/secret":  {},
 	"internal/auth":    {},
 	"internal/backend": {},
-	"internal/wire":    {},
+	// What is strict of JSON, for requests and for results.
+	"internal/strictjson": {},
+	// The guest and the core hold results to what requests are held to.
+	"internal/wire": {"internal/strictjson"},
 	// Writes JSON that is inert on a terminal, for all who answer with it.
 	"internal/jsontext": {},
 	// One parser for all who read what is mounted before they trust or remove a
@@ -55,7 +58,7 @@ var table = map[string][]string{
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter", "internal/route"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
-	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/control", "internal/request", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
+	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/strictjson", "internal/control", "internal/request", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
 	"internal/backend/*":         {"internal/backend", "internal/image"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},

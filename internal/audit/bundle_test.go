@@ -322,7 +322,7 @@ func fixedSigner(t testing.TB) *Signer {
 func checkKeys(t *testing.T, data []byte) {
 	known := " version session outcome events checkpoint leaves index proof seq ts type data hash" +
 		" caller language requestHash policyDigest backend isolation image modelled host port protocol reason rule binding" +
-		" count resource limit observed evidence source resultBytes outputBytes truncated killReason exitCode cpuSeconds" +
+		" count resource limit observed evidence source resultBytes outputBytes truncated refused repeated killReason exitCode cpuSeconds" +
 		" wallSeconds peakMemoryBytes bytesIn bytesOut rotations event oldKey newKey oldSignature newSignature "
 	d := json.NewDecoder(bytes.NewReader(data))
 	var walk func()

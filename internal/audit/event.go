@@ -76,6 +76,8 @@ type Data struct {
 	ResultBytes *int64 `json:"resultBytes,omitempty"` // size of result.json; 0 is null
 	OutputBytes *int64 `json:"outputBytes,omitempty"` // also usage_metered
 	Truncated   bool   `json:"truncated,omitempty"`
+	Refused     uint64 `json:"refused,omitempty"`  // results that were none; 1000 are as many or more
+	Repeated    uint64 `json:"repeated,omitempty"` // results after the one that counts; 1000 are as many or more
 
 	// workload_exited
 	Outcome    string `json:"outcome,omitempty"`

@@ -176,7 +176,7 @@ var dataFields = []struct {
 	{"backend", textKind}, {"isolation", textKind}, {"image", textKind}, {"modelled", trueKind},
 	{"host", textKind}, {"port", uint16Kind}, {"protocol", textKind}, {"reason", textKind}, {"rule", textKind}, {"binding", textKind}, {"count", uint64Kind},
 	{"resource", textKind}, {"limit", int64Kind}, {"observed", int64Kind}, {"evidence", textKind}, {"source", textKind},
-	{"resultBytes", anyIntKind}, {"outputBytes", anyIntKind}, {"truncated", trueKind},
+	{"resultBytes", anyIntKind}, {"outputBytes", anyIntKind}, {"truncated", trueKind}, {"refused", uint64Kind}, {"repeated", uint64Kind},
 	{"outcome", textKind}, {"killReason", textKind}, {"exitCode", anyIntKind},
 	{"cpuSeconds", anyFloatKind}, {"wallSeconds", anyFloatKind}, {"peakMemoryBytes", anyIntKind}, {"bytesIn", anyIntKind}, {"bytesOut", anyIntKind},
 	{"oldKey", textKind}, {"newKey", textKind}, {"oldSignature", textKind}, {"newSignature", textKind},

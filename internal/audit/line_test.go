@@ -47,7 +47,7 @@ func full() Event {
 	return Seal(Event{}, Event{Session: "s-1", Time: clock(1), Type: SessionCreated, Data: Data{
 		Caller: "a", Language: "b", RequestHash: "c", PolicyDigest: "d", Backend: "e", Isolation: "f", Image: "g", Modelled: true,
 		Host: "h", Port: 65535, Protocol: "i", Reason: "j", Rule: "k", Binding: "l", Count: 1, Resource: "m", Limit: 2, Observed: 3,
-		Evidence: "n", Source: "o", ResultBytes: &n, OutputBytes: &n, Truncated: true, Outcome: "p", KillReason: "q", ExitCode: &i,
+		Evidence: "n", Source: "o", ResultBytes: &n, OutputBytes: &n, Truncated: true, Refused: 1, Repeated: 1, Outcome: "p", KillReason: "q", ExitCode: &i,
 		CPUSeconds: &f, WallSeconds: &g, PeakMemoryBytes: &n, BytesIn: &n, BytesOut: &n,
 	}})
 }

@@ -34,8 +34,11 @@ type Room struct {
 
 // What a session takes of the control plane and the gateway, at most.
 const (
-	recordBytes   = 512 << 10 // of its events: the gateway writes at most 401, of about a kilobyte
-	sessionMemory = 8 << 20   // beside its output, result and request
+	recordBytes = 512 << 10 // of its events: the gateway writes at most 401, of about a kilobyte
+	// sessionMemory is beside its output, result and request: 8 MiB of the control
+	// plane, and what the gateway process (gateway.SessionMemory) and the kernel's
+	// sockets (gateway.SessionSockets) hold of it.
+	sessionMemory = (8 + 36 + 55) << 20
 	// sessionFiles are its sockets and the files that count it. In the gateway
 	// it has fewer, and a socket for each of 256 flows.
 	sessionFiles = 32

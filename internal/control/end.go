@@ -65,6 +65,7 @@ func (p *Plane) commitEnd(ctx context.Context, s session.Session, res session.Co
 	events = append(events,
 		audit.Event{Type: audit.ResultCollected, Data: audit.Data{
 			ResultBytes: ptr(int64(len(res.JSON))), Truncated: res.Truncated,
+			Refused: o.refused, Repeated: o.repeated,
 		}},
 		audit.Event{Type: audit.WorkloadExited, Data: audit.Data{
 			Outcome: string(phase), KillReason: string(end.reason), ExitCode: res.ExitCode,

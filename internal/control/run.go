@@ -137,6 +137,8 @@ type outcome struct {
 	accounts
 	began time.Time // when it became running, if in this process, by the clock that nobody sets
 	json  []byte
+	// Results that were not taken, as the guest says: none, or a second one.
+	refused, repeated uint64
 }
 
 // sandboxed creates the sandbox, runs the work in it and returns once the
@@ -317,6 +319,12 @@ func (r *run) converse(ctx context.Context, s session.Session, w session.Work, b
 		case wire.Result:
 			if o.json == nil {
 				o.json = ev.Data
+			}
+		case wire.Refused:
+			if ev.Data[0] == wire.SecondResult {
+				o.repeated = min(o.repeated+1, wire.MaxRefused)
+			} else {
+				o.refused = min(o.refused+1, wire.MaxRefused)
 			}
 		case wire.Exited:
 			return accounts{workload: &ev.Code}

@@ -130,7 +130,7 @@ enclave.result(len(b))
 	},
 	{
 		id:      "E16",
-		instead: "there is no descriptor of the result; its socket is sent the same bytes. Valid JSON that parsers read differently is passed on word for word",
+		instead: "there is no descriptor of the result; its socket is sent the same bytes, and valid JSON that parsers read differently",
 		code: resultFrame + `
 print('$ARMED', flush=True)
 for b in (b'[' * 200000 + b']' * 200000, b'[' * 300 + b']' * 300, b'NaN', b'[Infinity]', b'9' * (10 << 20), b'"\xed\xa0\x80"', b'{"a":1}{', b'\xef\xbb\xbf1', b''):
@@ -139,7 +139,7 @@ print(frame(b'` + oddJSON + `'.replace(b'$', b'\\')))
 `,
 		ends:    &ends{},
 		bounds:  &bounds{rss: 64 << 20, fds: 64},
-		judge:   resultIs(strings.ReplaceAll(oddJSON, "$", `\`)),
+		judge:   collected("", 10, 0),
 		breaks:  spoof,
 		control: instead("enclave.result([])"),
 	},

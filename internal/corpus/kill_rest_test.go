@@ -47,7 +47,7 @@ var restKills = []killed{
 	{control: "the host's count of disk is a reason", kernel: "docker", cases: []string{"E05"}, patches: []patch{{watchFile, "n > w.limits.Disk", "n > 1<<60"}}},
 	{control: "shared memory has a size", kernel: "docker", cases: []string{"E04"}, patches: []patch{{dockerMake, "shmSize = 64 << 20", "shmSize = 4 << 30"}}},
 	{control: "output is cut", kernel: "gvisor", cases: []string{"E08"}, patches: []patch{{"internal/control/live.go", "room := max - ", "room := 4*max - "}}},
-	{control: "a result has a depth", kernel: "gvisor", cases: []string{"E16"}, patches: []patch{{"internal/wire/result.go", "depth(b) > MaxDepth", "depth(b) > 100*MaxDepth"}}},
+	{control: "a result has a depth", kernel: "gvisor", cases: []string{"E16"}, patches: []patch{{"internal/wire/result.go", "strictjson.Check(b, MaxDepth)", "strictjson.Check(b, 100*MaxDepth)"}}},
 	{
 		control: "no workload leaves its memory in a file", kernel: "docker", cases: []string{"E19"},
 		patches: []patch{{guestConfine, "syscall.Setrlimit(unix.RLIMIT_CORE, &syscall.Rlimit{})", "error(nil)"}, {dockerMake, `{Name: "core"}`, `{Name: "core", Soft: 1 << 30, Hard: 1 << 30}`}},
@@ -58,6 +58,6 @@ var restKills = []killed{
 		control: "the first result counts", kernel: "gvisor", cases: []string{"G04"},
 		patches: []patch{{"cmd/enclave-guest/output.go", "\tcase o.result:\n", "\tcase o.result && o.ended:\n"}, {"internal/wire/event.go", "case k == Result && r.result:", "case k == Result && r.exited:"}, {"internal/control/run.go", "if o.json == nil {", "if len(ev.Data) > 0 {"}},
 	},
-	{control: "bytes that are no text are kept", kernel: "gvisor", cases: []string{"G08"}, patches: []patch{{"internal/httpapi/session.go", "if utf8.Valid(b) {", "if len(b) > 0 {"}}},
+	{control: "bytes that are no text are kept", kernel: "gvisor", cases: []string{"G08"}, patches: []patch{{"internal/httpapi/stream.go", "if !utf8.Valid(b[:n]) {", "if n < 0 {"}}},
 	{control: "usage is what the host counts", kernel: "docker", cases: []string{"G14"}, patches: []patch{{"internal/watch/watch.go", "return backend.Usage{CPU: cpu, PeakMemory: peak}", "return backend.Usage{CPU: cpu / 100, PeakMemory: peak}"}}},
 }

@@ -50,7 +50,7 @@ var (
 )
 
 // kills are all switches.
-var kills = slices.Concat(fileKills, restKills, gatewayKills, localKills)
+var kills = slices.Concat(fileKills, restKills, gatewayKills, localKills, readKills)
 
 // fileKills are those of the groups about files and system calls.
 var fileKills = []killed{
@@ -193,7 +193,7 @@ func (k killed) run(t *testing.T) string {
 	}
 	command("cp", bin.Runsc, filepath.Join(own, "enclave-runsc"))
 	if slices.ContainsFunc(k.patches, func(p patch) bool {
-		return strings.HasPrefix(p.file, "cmd/enclave-guest/") || strings.HasPrefix(p.file, "internal/wire/")
+		return strings.HasPrefix(p.file, "cmd/enclave-guest/") || strings.HasPrefix(p.file, "internal/wire/") || strings.HasPrefix(p.file, "internal/strictjson/")
 	}) {
 		if out := command("go", "build", "-overlay", file, "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(own, "enclave-guest"), "./cmd/enclave-guest"); out != "" {
 			t.Fatal(out)

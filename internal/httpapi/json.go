@@ -11,9 +11,9 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/enclave-run/enclave/internal/jsontext"
+	"github.com/enclave-run/enclave/internal/strictjson"
 )
 
 const (
@@ -60,12 +60,16 @@ func readBody(w http.ResponseWriter, r *http.Request, v any) error {
 //
 // Depth needs no cap: what is nested deeper than its type is refused there.
 func decode(b []byte, v any) error {
-	s := scanner{data: b}
-	if err := s.value(reflect.TypeOf(v).Elem(), ""); err != nil {
-		return err
+	s := scanner{strictjson.NewScanner(b)}
+	err := s.value(reflect.TypeOf(v).Elem(), "")
+	if err == nil {
+		err = s.End()
 	}
-	if s.space(); s.pos != len(b) {
-		return s.syntax("data after the value")
+	if bad := (*strictjson.SyntaxError)(nil); errors.As(err, &bad) {
+		return refuse("invalid_json", "", "%s at byte %d of the body", bad.What, bad.At)
+	}
+	if err != nil {
+		return err
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return refuse("invalid_json", "", "the body is not what was expected: %v", err)
@@ -74,36 +78,15 @@ func decode(b []byte, v any) error {
 }
 
 // A scanner walks a JSON text beside the Go type that it is for.
-type scanner struct {
-	data []byte
-	pos  int
-}
-
-func (s *scanner) syntax(what string) error {
-	return refuse("invalid_json", "", "%s at byte %d of the body", what, s.pos)
-}
-
-func (s *scanner) space() {
-	for s.pos < len(s.data) && strings.IndexByte(" \t\r\n", s.data[s.pos]) >= 0 {
-		s.pos++
-	}
-}
-
-// peek returns the next byte that is not space, or 0 at the end.
-func (s *scanner) peek() byte {
-	if s.space(); s.pos < len(s.data) {
-		return s.data[s.pos]
-	}
-	return 0
-}
+type scanner struct{ *strictjson.Scanner }
 
 // value consumes one value, which must be of type t. path is its name.
-func (s *scanner) value(t reflect.Type, path string) error {
+func (s scanner) value(t reflect.Type, path string) error {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	kind := t.Kind()
-	switch c := s.peek(); {
+	switch c := s.Peek(); {
 	case c == '{':
 		if kind != reflect.Struct && kind != reflect.Map {
 			return mismatch(path, kind)
@@ -115,7 +98,7 @@ func (s *scanner) value(t reflect.Type, path string) error {
 		}
 		return s.array(t, path)
 	case c == '"':
-		if _, err := s.str(); err != nil {
+		if _, err := s.Text(); err != nil {
 			return err
 		}
 		if kind != reflect.String {
@@ -123,7 +106,7 @@ func (s *scanner) value(t reflect.Type, path string) error {
 		}
 		return nil
 	case c == '-' || c >= '0' && c <= '9':
-		n, err := s.number()
+		n, err := s.Number()
 		if err != nil {
 			return err
 		}
@@ -136,32 +119,28 @@ func (s *scanner) value(t reflect.Type, path string) error {
 		return nil
 	}
 	for _, word := range []string{"true", "false", "null"} {
-		if bytes.HasPrefix(s.data[s.pos:], []byte(word)) {
-			s.pos += len(word)
+		if s.Word(word) {
 			if word == "null" {
 				return refuse("invalid_request", path, "is null; leave it out for the default")
 			}
 			return mismatch(path, kind)
 		}
 	}
-	if s.pos == len(s.data) {
-		return s.syntax("the text ends early")
-	}
-	return s.syntax("no JSON value")
+	return s.None()
 }
 
-func (s *scanner) object(t reflect.Type, path string) error {
-	s.pos++ // {
+func (s scanner) object(t reflect.Type, path string) error {
+	s.Skip() // {
 	seen := make(map[string]bool)
 	for first := true; ; first = false {
-		if s.peek() == '}' && first {
-			s.pos++
+		if s.Peek() == '}' && first {
+			s.Skip()
 			return nil
 		}
-		if s.peek() != '"' {
-			return s.syntax("no field name")
+		if s.Peek() != '"' {
+			return s.Syntax("no field name")
 		}
-		key, err := s.str()
+		key, err := s.Text()
 		if err != nil {
 			return err
 		}
@@ -176,30 +155,30 @@ func (s *scanner) object(t reflect.Type, path string) error {
 		if of == nil {
 			return refuse("invalid_request", name, "is not a field")
 		}
-		if s.peek() != ':' {
-			return s.syntax("no colon")
+		if s.Peek() != ':' {
+			return s.Syntax("no colon")
 		}
-		s.pos++
+		s.Skip()
 		if err := s.value(of, name); err != nil {
 			return err
 		}
-		switch s.peek() {
+		switch s.Peek() {
 		case ',':
-			s.pos++
+			s.Skip()
 		case '}':
-			s.pos++
+			s.Skip()
 			return nil
 		default:
-			return s.syntax("no comma")
+			return s.Syntax("no comma")
 		}
 	}
 }
 
-func (s *scanner) array(t reflect.Type, path string) error {
-	s.pos++ // [
+func (s scanner) array(t reflect.Type, path string) error {
+	s.Skip() // [
 	for i := 0; ; i++ {
-		if s.peek() == ']' && i == 0 {
-			s.pos++
+		if s.Peek() == ']' && i == 0 {
+			s.Skip()
 			return nil
 		}
 		if i == maxMembers {
@@ -208,134 +187,16 @@ func (s *scanner) array(t reflect.Type, path string) error {
 		if err := s.value(t.Elem(), fmt.Sprintf("%s[%d]", path, i)); err != nil {
 			return err
 		}
-		switch s.peek() {
+		switch s.Peek() {
 		case ',':
-			s.pos++
+			s.Skip()
 		case ']':
-			s.pos++
+			s.Skip()
 			return nil
 		default:
-			return s.syntax("no comma")
+			return s.Syntax("no comma")
 		}
 	}
-}
-
-// str consumes a string and returns what it says.
-func (s *scanner) str() (string, error) {
-	s.pos++ // "
-	start := s.pos
-	var b []byte // what has been read, once there was an escape
-	for s.pos < len(s.data) {
-		switch c := s.data[s.pos]; {
-		case c == '"':
-			text := s.data[start:s.pos]
-			s.pos++
-			return string(append(b, text...)), nil
-		case c < ' ':
-			return "", s.syntax("control character in a string")
-		case c == '\\':
-			b = append(b, s.data[start:s.pos]...)
-			r, err := s.escape()
-			if err != nil {
-				return "", err
-			}
-			b = utf8.AppendRune(b, r)
-			start = s.pos
-		case c < utf8.RuneSelf:
-			s.pos++
-		default:
-			r, n := utf8.DecodeRune(s.data[s.pos:])
-			if r == utf8.RuneError && n == 1 {
-				return "", s.syntax("invalid UTF-8")
-			}
-			s.pos += n
-		}
-	}
-	return "", s.syntax("the text ends early")
-}
-
-// escape consumes a backslash and what belongs to it.
-func (s *scanner) escape() (rune, error) {
-	if s.pos+1 >= len(s.data) {
-		return 0, s.syntax("the text ends early")
-	}
-	c := s.data[s.pos+1]
-	if i := strings.IndexByte(`"\/bfnrt`, c); i >= 0 {
-		s.pos += 2
-		return rune("\"\\/\b\f\n\r\t"[i]), nil
-	}
-	u, ok := s.hex(s.pos)
-	if !ok {
-		return 0, s.syntax("unknown escape")
-	}
-	switch {
-	case u >= 0xDC00 && u < 0xE000:
-		return 0, s.syntax("half a surrogate pair")
-	case u >= 0xD800 && u < 0xDC00:
-		low, ok := s.hex(s.pos + 6)
-		if !ok || low < 0xDC00 || low >= 0xE000 {
-			return 0, s.syntax("half a surrogate pair")
-		}
-		s.pos += 12
-		return (u-0xD800)<<10 | (low - 0xDC00) + 0x10000, nil
-	}
-	s.pos += 6
-	return u, nil
-}
-
-// hex returns the code unit of the \u escape at pos, if there is one.
-func (s *scanner) hex(pos int) (rune, bool) {
-	if pos+6 > len(s.data) || s.data[pos] != '\\' || s.data[pos+1] != 'u' {
-		return 0, false
-	}
-	var r rune
-	for _, c := range s.data[pos+2 : pos+6] {
-		d := strings.IndexByte("0123456789abcdef", c|0x20)
-		if d < 0 || c < '0' {
-			return 0, false
-		}
-		r = r<<4 | rune(d)
-	}
-	return r, true
-}
-
-// number consumes a number as RFC 8259, section 6, has it.
-func (s *scanner) number() (string, error) {
-	start := s.pos
-	if s.at("-") {
-		s.pos++
-	}
-	if s.at("0") {
-		s.pos++
-	} else if !s.digits() {
-		return "", s.syntax("no digit")
-	}
-	if s.at(".") {
-		if s.pos++; !s.digits() {
-			return "", s.syntax("no digit")
-		}
-	}
-	if s.at("eE") {
-		if s.pos++; s.at("+-") {
-			s.pos++
-		}
-		if !s.digits() {
-			return "", s.syntax("no digit")
-		}
-	}
-	return string(s.data[start:s.pos]), nil
-}
-
-func (s *scanner) at(any string) bool {
-	return s.pos < len(s.data) && strings.IndexByte(any, s.data[s.pos]) >= 0
-}
-
-func (s *scanner) digits() bool {
-	start := s.pos
-	for s.at("0123456789") {
-		s.pos++
-	}
-	return s.pos > start
 }
 
 // field returns the type of the member of t that is called key, or nil.

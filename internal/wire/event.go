@@ -18,12 +18,23 @@ const (
 	Result                        // Data: what the code gave enclave.result, checked by CheckResult
 	Dropped                       // Bytes of output were not sent to this slow reader
 	Exited                        // last of every process: Code and Signal
+	Refused                       // Data: one byte that says why a result was not taken
 )
+
+// Why a result was not taken: the one byte of a Refused event.
+const (
+	NoResult     = 1 // it is none that CheckResult passes, or did not come whole
+	SecondResult = 2 // another was taken before it
+)
+
+// MaxRefused is how many results of each kind that were not taken a guest tells
+// of, and a core counts: that many are that many or more.
+const MaxRefused = 1000
 
 // An Event is one thing that a process did. All of it is the sandbox's word.
 type Event struct {
 	Kind   EventKind
-	Data   []byte // Stdout, Stderr, Terminal, Result
+	Data   []byte // Stdout, Stderr, Terminal, Result, Refused
 	ID     uint32 // Started: names the process in later calls
 	PID    uint32 // Started: in the sandbox
 	Bytes  uint64 // Dropped
@@ -44,6 +55,8 @@ func (k EventKind) payload() (least, most uint32, ok bool) {
 		return 1, MaxChunk, true
 	case Result:
 		return 1, MaxResult, true
+	case Refused:
+		return 1, 1, true
 	}
 	return 0, 0, false
 }
@@ -74,7 +87,8 @@ func AppendEvent(b []byte, e Event) []byte {
 const maxNotices = 10000
 
 // An eventReader reads the events of one process and enforces their order:
-// Started, then output and at most one Result, then Exited, then nothing.
+// Started, then output, at most one Result and those that were refused, then
+// Exited, then nothing.
 type eventReader struct {
 	r       io.Reader
 	seen    bool // Started was
@@ -123,7 +137,7 @@ func (r *eventReader) admit(k EventKind) error {
 	case k == Result && r.result:
 		return fmt.Errorf("%w: a second result", ErrProtocol)
 	}
-	if k == Started || k == Result || k == Dropped || k == Exited {
+	if k == Started || k == Result || k == Dropped || k == Exited || k == Refused {
 		if r.notices++; r.notices > maxNotices {
 			return fmt.Errorf("%w: too many events", ErrProtocol)
 		}
@@ -146,6 +160,11 @@ func (e Event) decode(b []byte) (Event, error) {
 			return Event{}, fmt.Errorf("%w: exit with code %d, signal %d", ErrProtocol, code, sig)
 		}
 		e.Code, e.Signal = int(code), int(sig)
+	case Refused:
+		if b[0] != NoResult && b[0] != SecondResult {
+			return Event{}, fmt.Errorf("%w: a result that was refused as %d", ErrProtocol, b[0])
+		}
+		e.Data = b
 	case Result:
 		if err := CheckResult(b); err != nil {
 			return Event{}, fmt.Errorf("%w: %w", ErrProtocol, err)

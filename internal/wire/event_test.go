@@ -179,14 +179,76 @@ func FuzzResult(f *testing.F) {
 			_, more := d.Token()
 			valid = more == io.EOF
 		}
-		want := ErrResultNotJSON
-		if valid {
-			if want = nil; nesting(t, b) > 256 {
-				want = ErrResultTooDeep
-			}
+		deep := valid && nesting(t, b) > 256
+		strict, unsure := valid && !deep, false
+		if strict {
+			strict, unsure = oneReading(t, b)
 		}
-		if err != want {
+		if want := strict; !unsure && (err == nil) != want || errors.Is(err, ErrResultTooDeep) && valid && !deep {
 			t.Fatalf("%q: %v, want %v", b, err, want)
 		}
 	})
+}
+
+// oneReading reports whether the valid JSON b has no member twice and no number
+// that is none of a double's. It is unsure of the character that encoding/json
+// puts for half of a surrogate pair.
+func oneReading(t *testing.T, b []byte) (one, unsure bool) {
+	t.Helper()
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	one = true
+	var walk func() any
+	walk = func() any {
+		tok, err := d.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch v := tok.(type) {
+		case json.Delim:
+			names := map[string]int{}
+			for d.More() {
+				if v == '{' {
+					name := walk().(string)
+					if names[name]++; names[name] > 1 {
+						one = false
+					}
+				}
+				walk()
+			}
+			if _, err := d.Token(); err != nil {
+				t.Fatal(err)
+			}
+		case json.Number:
+			if _, err := v.Float64(); err != nil || len(v) > 400 {
+				one = false
+			}
+		case string:
+			unsure = unsure || strings.ContainsRune(v, utf8.RuneError)
+		}
+		return tok
+	}
+	walk()
+	return one, unsure
+}
+
+// A result that two readers could read in two ways is none.
+func TestResultsAreAsStrictAsRequests(t *testing.T) {
+	for given, want := range map[string]error{
+		`{"a":{"b":1},"b":{"b":1}}`: nil, `[1e308,-0,0.5e-9999,` + strings.Repeat("9", 308) + `]`: nil,
+		`"\ud83d\ude00\u0000"`: nil, ` {"\u0061":1,"b":2} `: nil, `"\ufffd"`: nil,
+		`[` + strings.Repeat("7", 5001) + `]`: ErrResultNotJSON, `0.` + strings.Repeat("1", 400): ErrResultNotJSON,
+		`1e999`: ErrResultNotJSON, `[-1e309]`: ErrResultNotJSON,
+		`"\ud800"`: ErrResultNotJSON, `"\udc00\ud800"`: ErrResultNotJSON, `["\ud83dx"]`: ErrResultNotJSON,
+		`{"a":1,"a":1}`: ErrResultNotJSON, `[{"a":1,"\u0061":2}]`: ErrResultNotJSON, `{"":0,"":0}`: ErrResultNotJSON,
+		`{"a":1,}`: ErrResultNotJSON, `[1,]`: ErrResultNotJSON, `01`: ErrResultNotJSON, `+1`: ErrResultNotJSON, `1.`: ErrResultNotJSON,
+		`Infinity`: ErrResultNotJSON, `nul`: ErrResultNotJSON, `truefalse`: ErrResultNotJSON, "\xef\xbb\xbf1": ErrResultNotJSON,
+		strings.Repeat("[", 256) + strings.Repeat("]", 256):           nil,
+		strings.Repeat(`{"a":`, 257) + "1" + strings.Repeat("}", 257): ErrResultTooDeep,
+		`"` + strings.Repeat("x", MaxResult) + `"`:                    ErrResultTooLarge,
+	} {
+		if err := CheckResult([]byte(given)); !errors.Is(err, want) || (want == nil) != (err == nil) {
+			t.Errorf("%.80q: %v, want %v", given, err, want)
+		}
+	}
 }

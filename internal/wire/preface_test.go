@@ -38,7 +38,7 @@ func dial(t *testing.T, path string, send ...byte) net.Conn {
 	return conn
 }
 
-func greeting(k Kind) []byte { return append([]byte("encl\r\n\x01"), byte(k)) }
+func greeting(k Kind) []byte { return append([]byte("encl\r\n\x02"), byte(k)) }
 
 type accepted struct {
 	packets, control net.Conn
@@ -87,9 +87,9 @@ func TestAcceptTakesOneOfEachAndReadsNoMore(t *testing.T) {
 	slow := dial(t, path, 'e', 'n')
 	wrong := []net.Conn{
 		dial(t, path, []byte("GET / HT")...),
-		dial(t, path, []byte("encl\r\n\x02p")...),
-		dial(t, path, []byte("encl\r\n\x01x")...),
-		dial(t, path, []byte("encl\r\n\x01\x00")...),
+		dial(t, path, []byte("encl\r\n\x03p")...),
+		dial(t, path, []byte("encl\r\n\x02x")...),
+		dial(t, path, []byte("encl\r\n\x02\x00")...),
 	}
 	for _, conn := range wrong {
 		isClosed(t, conn)
@@ -187,16 +187,16 @@ func FuzzPreface(f *testing.F) {
 	f.Add(greeting(Packets))
 	f.Add(greeting(Control))
 	f.Add(append(greeting(Control), 1, 2, 3))
-	f.Add([]byte("encl\r\n\x02p"))
+	f.Add([]byte("encl\r\n\x03p"))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		k, err := parsePreface(r)
 		// Only two strings of bytes are prefaces.
 		want := Kind(0)
-		if bytes.HasPrefix(b, []byte("encl\r\n\x01p")) {
+		if bytes.HasPrefix(b, []byte("encl\r\n\x02p")) {
 			want = 'p'
-		} else if bytes.HasPrefix(b, []byte("encl\r\n\x01c")) {
+		} else if bytes.HasPrefix(b, []byte("encl\r\n\x02c")) {
 			want = 'c'
 		}
 		if k != want || (err == nil) != (want != 0) {

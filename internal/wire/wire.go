@@ -16,7 +16,7 @@ var ErrProtocol = errors.New("protocol violation")
 
 // Version is of all that crosses the stream together. Guest and core come from
 // one build, so there is no other that a core accepts.
-const Version = 1
+const Version = 2
 
 // What both ends know without asking.
 const (

@@ -80,7 +80,7 @@ func TestAGuestThatNeverReportsInEndsTheStart(t *testing.T) {
 func TestAFirstWordThatIsNoneIsRefused(t *testing.T) {
 	for name, say := range map[string]string{
 		"another version":    `{"version":99}` + "\n",
-		"an unknown field":   `{"version":1,"more":2}` + "\n",
+		"an unknown field":   `{"version":2,"more":2}` + "\n",
 		"no JSON":            "GET / HTTP/1.1\n",
 		"a line without end": strings.Repeat(" ", 70<<10),
 		"padding":            fmt.Sprintf("{\"version\":%d%s}\n", wire.Version, strings.Repeat(" ", 5<<10)),

@@ -22,10 +22,11 @@ type process struct {
 	begin chan struct{} // closed once who started it was told so
 	done  chan struct{} // closed after the last event
 
-	actions int   // what the model did that is seen from outside
-	tasks   int64 // processes that were forked and not waited for, and itself
-	memory  int64 // bytes that the code was seen to keep
-	result  bool  // one was given
+	actions int    // what the model did that is seen from outside
+	tasks   int64  // processes that were forked and not waited for, and itself
+	memory  int64  // bytes that the code was seen to keep
+	result  bool   // one was given
+	refused [3]int // how many were not taken, by reason
 
 	mu     sync.Mutex
 	signal int
@@ -275,13 +276,31 @@ func (p *process) write(kind wire.EventKind, text string) error {
 // the guest does, why one does not.
 func (p *process) give(json string) error {
 	if err := wire.CheckResult([]byte(json)); err != nil {
+		if ended := p.refuse(wire.NoResult); ended != nil {
+			return ended
+		}
 		return err
 	}
 	if p.result {
+		if err := p.refuse(wire.SecondResult); err != nil {
+			return err
+		}
 		return errors.New("the result was given already")
 	}
 	p.result = true
 	if p.emit(wire.Event{Kind: wire.Result, Data: []byte(json)}) != nil {
+		return errEnded
+	}
+	return nil
+}
+
+// refuse tells, as the guest does, of a result that is not taken.
+func (p *process) refuse(why byte) error {
+	if p.refused[why] >= wire.MaxRefused {
+		return nil
+	}
+	p.refused[why]++
+	if p.emit(wire.Event{Kind: wire.Refused, Data: []byte{why}}) != nil {
 		return errEnded
 	}
 	return nil

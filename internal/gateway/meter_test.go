@@ -48,8 +48,11 @@ func TestBytesAreCountedThoughTheProcessDies(t *testing.T) {
 	if c.err == nil {
 		t.Error("Serve succeeded")
 	}
-	if want := (egress.Traffic{In: int64(len(sent)), Out: int64(len(sent))}); c.result != want {
-		t.Errorf("traffic %+v, want %+v", c.result, want)
+	const questions = 1024 // more than one look-up and its answers cost
+	for name, n := range map[string]int64{"in": c.result.In, "out": c.result.Out} {
+		if least := int64(len(sent)); n < least || n > least+questions {
+			t.Errorf("%d bytes %s, want %d and a look-up", n, name, least)
+		}
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("%v are left, %v", left, err)

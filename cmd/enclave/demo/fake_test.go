@@ -90,6 +90,10 @@ func (f *fakePlane) session(w http.ResponseWriter, r *http.Request, reply func(h
 	case part == "stream":
 		w.Header().Set("Content-Type", "text/event-stream")
 		raw, _ := json.Marshal(s.r)
+		for kind, text := range map[string]string{"stdout": s.r.Stdout, "stderr": s.r.Stderr} {
+			out, _ := json.Marshal(map[string]string{"text": text})
+			fmt.Fprintf(w, "event: %s\nid: 0\ndata: %s\n\n", kind, out)
+		}
 		fmt.Fprintf(w, "event: result\nid: 1\ndata: %s\n\nevent: end\nid: 2\ndata: {}\n\n", raw)
 	default:
 		reply(w, 200, map[string]string{"version": "1"})

@@ -78,7 +78,7 @@ func (o *accessOptions) validate() error {
 	if err != nil {
 		return err
 	}
-	if _, err = o.oidcReach(nil); err != nil {
+	if _, err = o.oidcReach(nowhere); err != nil {
 		return err
 	}
 	// What a Verifier refuses is refused before anything is opened.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -280,7 +281,7 @@ func TestIssuerIsReachedWhereTheOperatorAllows(t *testing.T) {
 	for _, allow := range [][]string{nil, {"127.0.0.0/8"}} {
 		o := accessOptions{OIDC: []string{"issuer=" + idp.URL + ",audience=e,org=acme"}, OIDCAllow: allow}
 		s := state(t)
-		v, err := o.verifier(s, nil, time.Now)
+		v, err := o.verifier(s, func(netip.Addr) bool { return false }, time.Now)
 		if err != nil {
 			t.Fatal(err)
 		}

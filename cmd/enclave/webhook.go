@@ -40,9 +40,13 @@ func (o *webhookOptions) flags(c *cobra.Command) {
 }
 
 func (o *webhookOptions) validate() error {
-	_, err := o.reach(func(netip.Addr) bool { return true }) // nothing is reached by it
+	_, err := o.reach(nowhere)
 	return err
 }
+
+// nowhere takes every address for this host's own: for a check of options, by which
+// nothing is reached.
+func nowhere(netip.Addr) bool { return true }
 
 // reach returns where webhooks may go from a host that says which addresses are
 // its own.

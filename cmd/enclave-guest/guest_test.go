@@ -222,13 +222,13 @@ raw(b"\x00\x00\x00\x042 2 ")
 raw(b"\x00")
 raw(b"\x00\x00\x00\x02{}trailing")
 `, outcome{Result: "{}", Stdout: "the result is larger than 1048576 bytes\nthe result is larger than 1048576 bytes\n" +
-				"the result is not valid JSON\nthe result is not valid JSON\nthe result is not valid JSON\n" +
-				"read the result: unexpected EOF\nthe result is not valid JSON\nread the result's length: unexpected EOF\n\n"}},
+				"the result is not valid JSON: no JSON value at byte 0\nthe result is not valid JSON: invalid UTF-8 at byte 1\nthe result is not valid JSON: the text ends early at byte 0\n" +
+				"read the result: unexpected EOF\nthe result is not valid JSON: data after the value at byte 2\nread the result's length: unexpected EOF\n\n"}},
 		} {
 			t.Run(name, func(t *testing.T) { check(t, c.want, s.python(t, c.code)) })
 		}
 		t.Run("bash hears why", func(t *testing.T) {
-			check(t, outcome{Stdout: "1\n", Stderr: "enclave-result: the result is not valid JSON\n", Result: "[2]"},
+			check(t, outcome{Stdout: "1\n", Stderr: "enclave-result: the result is not valid JSON: no JSON value at byte 0\n", Result: "[2]"},
 				s.bash(t, "enclave-result nope; echo $?; echo '[2]' | enclave-result"))
 		})
 		t.Run("node hears why", func(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 // Why a result is refused.
 var (
 	ErrResultTooLarge = fmt.Errorf("the result is larger than %d bytes", MaxResult)
-	ErrResultNotJSON  = errors.New("the result is not JSON that everybody reads alike")
+	ErrResultNotJSON  = errors.New("the result is not valid JSON")
 	ErrResultTooDeep  = fmt.Errorf("the result is nested deeper than %d", MaxDepth)
 )
 

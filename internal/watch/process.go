@@ -53,6 +53,9 @@ func Await(process *os.File) {
 // ended, and that nobody has reaped yet, does not exist.
 func StartTime(pid int) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, unix.ESRCH) { // it ended between the opening and the reading
+		return 0, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
 	if err != nil {
 		return 0, err
 	}

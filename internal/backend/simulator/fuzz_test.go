@@ -107,7 +107,7 @@ func python(r *rand.Rand, v any) string {
 		if float64(n) != v {
 			return strconv.FormatFloat(v, "feg"[r.IntN(3)], -1, 64)
 		}
-		return []string{fmt.Sprint(n), fmt.Sprintf("(%d)", n), fmt.Sprintf("%d*1 + 0", n), fmt.Sprintf("((%d + 7) + -7)", n)}[r.IntN(4)]
+		return []string{fmt.Sprint(n), fmt.Sprintf("(%d)", n)}[r.IntN(2)]
 	case string:
 		var b strings.Builder
 		for _, c := range v {
@@ -129,9 +129,7 @@ func python(r *rand.Rand, v any) string {
 		for i, x := range v {
 			parts[i] = python(r, x)
 		}
-		if r.IntN(2) == 0 && len(v) > 1 {
-			return "(" + strings.Join(parts, comma) + last + ")"
-		} else if len(v) == 0 {
+		if len(v) == 0 {
 			last = ""
 		}
 		return "[" + strings.Join(parts, comma) + last + "]"

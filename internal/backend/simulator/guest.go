@@ -59,7 +59,8 @@ func runGuest(x *box, l *listener) backend.Exit {
 	netGone, controlGone := make(chan struct{}), g.wire.closed
 	workers.Go(func() { defer close(netGone); g.net.receive() })
 	srv := g.server()
-	conns := &single{conn: g.wire, stop: make(chan struct{})}
+	conns := &listener{conns: make(chan net.Conn, 1), closed: make(chan struct{})}
+	conns.conns <- g.wire
 	workers.Go(func() { srv.Serve(conns) })
 
 	exit := backend.Exit{Cause: backend.Exited, Evidence: Evidence + ": guest exited"}
@@ -101,33 +102,6 @@ func greet(x *box, l *listener, k wire.Kind) (net.Conn, error) {
 	}
 	return conn, nil
 }
-
-// A single is a listener of one connection.
-type single struct {
-	mu   sync.Mutex
-	conn net.Conn
-	once sync.Once
-	stop chan struct{}
-}
-
-func (s *single) Accept() (net.Conn, error) {
-	s.mu.Lock()
-	c := s.conn
-	s.conn = nil
-	s.mu.Unlock()
-	if c == nil {
-		<-s.stop
-		return nil, net.ErrClosed
-	}
-	return c, nil
-}
-
-func (s *single) Close() error {
-	s.once.Do(func() { close(s.stop) })
-	return nil
-}
-
-func (s *single) Addr() net.Addr { return &net.UnixAddr{Name: "simulator", Net: "unix"} }
 
 // A countedConn tells when it is closed, and how much was written to it.
 type countedConn struct {
@@ -341,7 +315,6 @@ func (g *guest) start(w http.ResponseWriter, r *http.Request) error {
 		argv = []string{req.Language}
 	}
 	p := newProcess(g, wire.ProcessInfo{ID: g.last, PID: 100 + g.last, Language: req.Language, Argv: argv})
-	p.env = req.Env
 	g.processes[p.info.ID] = p
 	g.calls.Add(1)
 	g.mu.Unlock()

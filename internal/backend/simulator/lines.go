@@ -9,143 +9,146 @@ import (
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
+// What a model reads is bounded, whatever the code says.
+const (
+	maxLines     = 10_000  // lines of code
+	maxActions   = 1_000   // things a model does that are seen from outside
+	maxStatement = 1 << 20 // bytes of a line that is read; a longer one states nothing
+	maxLine      = 1 << 16 // the same, of Python with what is known of its parts
+	maxRead      = 2 << 20 // bytes of Python that are gone through, repeats included
+	maxDepth     = 16      // functions of the code's own in each other
+)
+
+// errTooMuch unwinds a model that would go beyond its bounds.
+var errTooMuch = errors.New("the code is more than can be modelled")
+
 // exit unwinds a model with an exit status.
 type exit struct{ code int }
 
 func (e exit) Error() string { return "exit " + strconv.Itoa(e.code) }
 
-// runLines models code line by line. line returns an exit to end it.
-func runLines(p *process, code string, line func(*process, string) error) int {
+// A fact is a form of a line, or of a part of it, and what that says.
+type fact[T any] struct {
+	form *regexp.Regexp
+	says T
+}
+
+func of[T any](form string, says T) fact[T] { return fact[T]{regexp.MustCompile(form), says} }
+
+// act does what the facts say of a line, until one ends it.
+func act[M any](m M, line string, facts []fact[func(M, []string) error]) error {
+	for _, f := range facts {
+		for _, g := range f.form.FindAllStringSubmatch(line, 16) {
+			if err := f.says(m, g); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// runLines models code line by line.
+func runLines(p *process, code string, facts []fact[func(*process, []string) error]) int {
 	lines := 0
 	for l := range strings.Lines(code) {
 		if lines++; lines > maxLines {
 			return p.status(errTooMuch)
 		}
-		if p.running() != nil {
-			return 1
-		}
-		if len(l) > maxStatement {
-			continue
-		}
 		l = strings.TrimSpace(l)
-		if l == "" || strings.HasPrefix(l, "#") || strings.HasPrefix(l, "//") {
+		if len(l) > maxStatement || strings.HasPrefix(l, "#") || strings.HasPrefix(l, "//") {
 			continue
 		}
-		if err := line(p, l); err != nil {
+		if err := errors.Join(p.running(), act(p, l, facts)); err != nil {
 			return p.status(err)
 		}
 	}
 	return 0
 }
 
-var (
-	urlLiteral  = regexp.MustCompile(`https?://[^\s"'` + "`" + `<>|;)\\]+`)
-	echoLiteral = regexp.MustCompile(`^(?:echo|printf)\s+(-n\s+)?(?:'([^']*)'|"([^"$` + "`" + `]*)"|([\w ./:,=+-]*))\s*(>&2|1>&2)?$`)
-	exitLiteral = regexp.MustCompile(`(?:^|[;&|]\s*)exit(?:\s+(\d{1,3}))?\s*$`)
-	resultArg   = regexp.MustCompile(`enclave-result\s+(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|(\S+))`)
-	shellSleep  = regexp.MustCompile(`^sleep\s+(\d+(?:\.\d+)?|infinity)\b`)
-	shellLoop   = regexp.MustCompile(`while\s+(?:true|:)\s*;\s*do\s*(?:true|:)?\s*;?\s*done`)
-	shellBomb   = regexp.MustCompile(`(\S+)\s*\(\)\s*\{\s*(\S+)\s*\|\s*(\S+)\s*&\s*;?\s*\}\s*;`)
+func bomb(p *process, _ []string) error { return p.bomb() }
+func burn(p *process, _ []string) error { return p.burn() }
 
-	nodePrint  = regexp.MustCompile(`console\.(log|error)\(\s*(?:'([^'\\]*)'|"([^"\\]*)"|` + "`([^`$\\\\]*)`" + `)\s*\)`)
-	nodeExit   = regexp.MustCompile(`process\.exit\((\d{0,3})\)`)
-	nodeResult = regexp.MustCompile(`enclave\.result\((.*)\)\s*;?\s*$`)
-	nodeKey    = regexp.MustCompile(`([{,]\s*)([A-Za-z_$][\w$]*)\s*:`)
-	nodeFetch  = regexp.MustCompile(`(?:fetch|\.get|\.request)\(`)
-	nodeLoop   = regexp.MustCompile(`(?:while\s*\(\s*(?:true|1)\s*\)|for\s*\(\s*;\s*;\s*\))\s*(?:\{\s*\}|;)`)
-	nodeThrow  = regexp.MustCompile(`^throw\b`)
-)
+func exits(p *process, g []string) error {
+	n, _ := strconv.Atoi(g[1]) // nothing is 0
+	return exit{n & 0xff}
+}
 
-func bashLine(p *process, l string) error {
-	switch {
-	case shellBomb.MatchString(l):
-		return p.bomb()
-	case shellLoop.MatchString(l):
-		return p.burn()
-	}
-	if m := shellSleep.FindStringSubmatch(l); m != nil {
-		f, err := strconv.ParseFloat(m[1], 64)
-		if err != nil {
-			f = 1 << 30
-		}
-		return p.pause(seconds(f))
-	}
-	if m := resultArg.FindStringSubmatch(l); m != nil {
-		if err := p.give(strings.ReplaceAll(m[1]+m[2]+m[3], `\"`, `"`)); err != nil && !errors.Is(err, errEnded) && !errors.Is(err, errTooMuch) {
+const webAddress = `(https?://[^\s"'` + "`" + `<>|;)\\]+)`
+
+var bash = []fact[func(*process, []string) error]{
+	of(`\S+\s*\(\)\s*\{\s*\S+\s*\|\s*\S+\s*&\s*;?\s*\}\s*;`, bomb),
+	of(`while\s+(?:true|:)\s*;\s*do\s*(?:true|:)?\s*;?\s*done`, burn),
+	of(`^sleep\s+infinity\b`, func(p *process, _ []string) error { return p.pause(seconds(1 << 30)) }),
+	of(`^sleep\s+(\d+(?:\.\d+)?)\b`, func(p *process, g []string) error { return p.pause(seconds(float(g[1]))) }),
+	of(`enclave-result\s+(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|(\S+))`, func(p *process, g []string) error {
+		err := p.give(strings.ReplaceAll(g[1]+g[2]+g[3], `\"`, `"`))
+		if err != nil && !errors.Is(err, errEnded) {
 			return p.print(wire.Stderr, "enclave-result: "+err.Error()+"\n")
-		} else if err != nil {
-			return err
 		}
-	}
-	if strings.HasPrefix(l, "curl ") || strings.HasPrefix(l, "wget ") {
-		for _, u := range urlLiteral.FindAllString(l, 16) {
-			if err := p.fetch(u); isNetwork(err) {
-				name, _, _ := strings.Cut(l, " ")
-				if err := p.print(wire.Stderr, name+": "+err.Error()+"\n"); err != nil {
-					return err
-				}
-			} else if err != nil {
+		return err
+	}),
+	of(`^(curl|wget) (.*)$`, func(p *process, g []string) error {
+		for _, u := range webAddresses.FindAllString(g[2], 16) {
+			err := p.fetch(u)
+			if isNetwork(err) {
+				err = p.print(wire.Stderr, g[1]+": "+err.Error()+"\n")
+			}
+			if err != nil {
 				return err
 			}
 		}
-	}
-	if m := echoLiteral.FindStringSubmatch(l); m != nil {
-		text, kind := m[2]+m[3]+m[4], wire.Stdout
-		if m[1] == "" && strings.HasPrefix(l, "echo") {
+		return nil
+	}),
+	of(`^(echo|printf)\s+(-n\s+)?(?:'([^']*)'|"([^"$`+"`"+`]*)"|([\w ./:,=+-]*))\s*(>&2|1>&2)?$`, func(p *process, g []string) error {
+		text, kind := g[3]+g[4]+g[5], wire.Stdout
+		if g[1] == "echo" && g[2] == "" {
 			text += "\n"
 		}
-		if m[5] != "" {
+		if g[6] != "" {
 			kind = wire.Stderr
 		}
 		return p.print(kind, text)
-	}
-	if l == "false" {
-		return exit{1}
-	}
-	return exitOf(exitLiteral.FindStringSubmatch(l))
+	}),
+	of(`^false$`, func(*process, []string) error { return exit{1} }),
+	of(`(?:^|[;&|]\s*)exit(?:\s+(\d{1,3}))?\s*$`, exits),
 }
 
-func nodeLine(p *process, l string) error {
-	if nodeLoop.MatchString(l) {
-		return p.burn()
-	}
-	for _, m := range nodePrint.FindAllStringSubmatch(l, 16) {
+var (
+	webAddresses = regexp.MustCompile(webAddress)
+	nodeKey      = regexp.MustCompile(`([{,]\s*)([A-Za-z_$][\w$]*)\s*:`)
+)
+
+var node = []fact[func(*process, []string) error]{
+	of(`(?:while\s*\(\s*(?:true|1)\s*\)|for\s*\(\s*;\s*;\s*\))\s*(?:\{\s*\}|;)`, burn),
+	of(`console\.(?:log|(error))\(\s*(?:'([^'\\]*)'|"([^"\\]*)"|`+"`([^`$\\\\]*)`"+`)\s*\)`, func(p *process, g []string) error {
 		kind := wire.Stdout
-		if m[1] == "error" {
+		if g[1] != "" {
 			kind = wire.Stderr
 		}
-		if err := p.print(kind, m[2]+m[3]+m[4]+"\n"); err != nil {
-			return err
-		}
-	}
-	if nodeFetch.MatchString(l) {
-		for _, u := range urlLiteral.FindAllString(l, 16) {
+		return p.print(kind, g[2]+g[3]+g[4]+"\n")
+	}),
+	of(`^.*(?:fetch|\.get|\.request)\(.*$`, func(p *process, g []string) error {
+		for _, u := range webAddresses.FindAllString(g[0], 16) {
 			err := p.fetch(u)
 			switch {
-			case isNetwork(err) && strings.Contains(l, "catch"):
+			case isNetwork(err) && strings.Contains(g[0], "catch"):
 			case isNetwork(err):
 				return errors.Join(p.print(wire.Stderr, "TypeError: fetch failed: "+err.Error()+"\n"), exit{1})
 			case err != nil:
 				return err
 			}
 		}
-	}
-	if m := nodeResult.FindStringSubmatch(l); m != nil {
-		json := nodeKey.ReplaceAllString(strings.ReplaceAll(m[1], "'", `"`), `$1"$2":`)
-		if err := p.give(json); errors.Is(err, errEnded) || errors.Is(err, errTooMuch) {
+		return nil
+	}),
+	of(`enclave\.result\((.*)\)\s*;?\s*$`, func(p *process, g []string) error {
+		json := nodeKey.ReplaceAllString(strings.ReplaceAll(g[1], "'", `"`), `$1"$2":`)
+		if err := p.give(json); errors.Is(err, errEnded) {
 			return err
 		} // another error means that it is no literal, whose value is not known
-	}
-	if nodeThrow.MatchString(l) {
-		return errors.Join(p.print(wire.Stderr, "Uncaught\n"), exit{1})
-	}
-	return exitOf(nodeExit.FindStringSubmatch(l))
-}
-
-func exitOf(m []string) error {
-	if m == nil {
 		return nil
-	}
-	n, _ := strconv.Atoi(m[1]) // nothing is 0
-	return exit{n & 0xff}
+	}),
+	of(`^throw\b`, func(p *process, _ []string) error {
+		return errors.Join(p.print(wire.Stderr, "Uncaught\n"), exit{1})
+	}),
+	of(`process\.exit\((\d{0,3})\)`, exits),
 }

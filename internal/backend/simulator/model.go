@@ -2,13 +2,14 @@ package simulator
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,20 +18,19 @@ import (
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
-// What is modelled.
+// What is modelled, line by line.
 //
-// Python: what its statements state literally, in their order. Literals, and
-// names that were given one; print, writes to stdout and stderr, exits, raise and
-// try; enclave.result; time.sleep; connections, datagrams and look-ups by urllib,
-// requests, http.client and socket to literal hosts; files under /work and /tmp;
-// os.fork, threads and child processes as tasks, and literal commands of theirs as
-// below; large strings and what is appended as memory; for over literals and
-// ranges; while True, of which the limit that it breaks first is reckoned from
-// one pass. An if whose condition no literal decides is not entered. Of all that
-// a program computes, two sums are known: see literal.
+// Python: literals, and names that were given one; print, writes to stdout and
+// stderr, exits, raise and try; enclave.result; time.sleep; connections, datagrams
+// and look-ups by urllib, requests, http.client and socket to literal hosts; files
+// under /work and /tmp; os.fork, threads and child processes as tasks, and literal
+// commands of theirs as below; large strings and what is appended as memory; for
+// over literals and ranges; while True, of which the limit that it breaks first is
+// reckoned from one pass. An if whose condition is no literal is not entered. Of
+// all that a program computes, what two numbers make and two sums are known.
 //
-// Node and bash, line by line: literal output, the exit status, the result,
-// URLs that are fetched, sleeping, and the usual fork bomb and endless loop.
+// Node and bash: literal output, the exit status, the result, URLs that are
+// fetched, sleeping, and the usual fork bomb and endless loop.
 //
 // Models are bounded: see maxLines and maxActions. Code that goes beyond them
 // fails, and says so.
@@ -62,9 +62,9 @@ func modelOf(r wire.StartRequest) (func(*process) int, error) {
 	case "python":
 		return func(p *process) int { return runPython(p, code) }, nil
 	case "node":
-		return func(p *process) int { return runLines(p, code, nodeLine) }, nil
+		return func(p *process) int { return runLines(p, code, node) }, nil
 	case "bash":
-		return func(p *process) int { return runLines(p, code, bashLine) }, nil
+		return func(p *process) int { return runLines(p, code, bash) }, nil
 	case "":
 		return func(*process) int { return 0 }, nil
 	}
@@ -109,46 +109,26 @@ func (p *process) lookup(name string) error {
 	return err
 }
 
+var urlForm = regexp.MustCompile(`(?s)^(https?)://(?:[^/?#@]*@)?(?:\[([^\]]+)\]|([^/?#:]+))(?::(\d{0,5}))?(?:/([^?#]*))?(\?[^#]*)?(?:#.*)?$`)
+
 // splitURL reads a URL of which the end may be unknown.
 func splitURL(raw string) (scheme, host string, port uint16, target string, err error) {
-	u, err := url.Parse(raw)
-	if err != nil {
-		// The path may be what does not parse; the host is what matters.
-		if i := strings.Index(raw, "://"); i > 0 {
-			if j := strings.IndexAny(raw[i+3:], "/?#"); j >= 0 {
-				u, err = url.Parse(raw[:i+3+j])
-			}
-		}
-	}
-	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+	g := urlForm.FindStringSubmatch(raw)
+	if g == nil {
 		return "", "", 0, "", errUnparsed
 	}
-	port = 80
-	if u.Scheme == "https" {
-		port = 443
-	}
-	if s := u.Port(); s != "" {
-		n, err := strconv.ParseUint(s, 10, 16)
-		if err != nil {
-			return "", "", 0, "", errUnparsed
-		}
-		port = uint16(n)
-	}
-	target = u.EscapedPath()
-	if target == "" {
-		target = "/"
-	}
-	if u.RawQuery != "" {
-		target += "?" + u.RawQuery
+	n, err := strconv.ParseUint(cmp.Or(g[4], map[string]string{"http": "80", "https": "443"}[g[1]]), 10, 16)
+	if err != nil {
+		return "", "", 0, "", errUnparsed
 	}
 	// What a line of a request can't hold is not sent.
 	target = strings.Map(func(r rune) rune {
-		if r <= ' ' || r == 0x7f {
+		if r <= ' ' || r >= 0x7f {
 			return -1
 		}
 		return r
-	}, target)
-	return u.Scheme, u.Hostname(), port, target, nil
+	}, "/"+g[5]+g[6])
+	return g[1], g[2] + g[3], uint16(n), target, nil
 }
 
 // clientHello returns the first bytes of a TLS client that wants host.
@@ -159,15 +139,13 @@ func clientHello(host string) []byte {
 }
 
 // A recorder is a connection to nobody.
-type recorder struct{ bytes.Buffer }
+type recorder struct {
+	net.Conn
+	bytes.Buffer
+}
 
-func (r *recorder) Read([]byte) (int, error)         { return 0, io.EOF }
-func (r *recorder) Close() error                     { return nil }
-func (r *recorder) LocalAddr() net.Addr              { return &net.TCPAddr{} }
-func (r *recorder) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
-func (r *recorder) SetDeadline(time.Time) error      { return nil }
-func (r *recorder) SetReadDeadline(time.Time) error  { return nil }
-func (r *recorder) SetWriteDeadline(time.Time) error { return nil }
+func (r *recorder) Read([]byte) (int, error)    { return 0, io.EOF }
+func (r *recorder) Write(b []byte) (int, error) { return r.Buffer.Write(b) }
 
 // seconds is f seconds, within what a timer takes.
 func seconds(f float64) time.Duration {

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -245,72 +248,40 @@ func (n *network) datagram(halt <-chan struct{}, host string, port uint16, paylo
 	return n.send(packet{proto: protoUDP, src: local(addr, from), dst: netip.AddrPortFrom(addr, port), payload: payload})
 }
 
-// DNS, as far as the question for an address goes. See RFC 1035.
+// DNS, as far as the question for an address goes.
 const (
 	typeA    = 1
 	typeAAAA = 28
 )
 
-func dnsQuery(id uint16, name string, qtype uint16) ([]byte, error) {
-	b := binary.BigEndian.AppendUint16(nil, id)
-	b = append(b, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0) // recursion desired, one question
-	total := 0
-	for label := range splitLabels(name) {
-		if len(label) == 0 || len(label) > 63 {
-			return nil, fmt.Errorf("%w: %.80q", errUnparsed, name)
-		}
-		if total += len(label) + 1; total > 254 {
-			return nil, fmt.Errorf("%w: %.80q", errUnparsed, name)
-		}
-		b = append(append(b, byte(len(label))), label...)
+func dnsQuery(id uint16, name string, qtype dnsmessage.Type) ([]byte, error) {
+	n, err := dnsmessage.NewName(strings.TrimSuffix(name, ".") + ".")
+	if err != nil || n.Length == 1 {
+		return nil, fmt.Errorf("%w: %.80q", errUnparsed, name)
 	}
-	b = append(b, 0)
-	b = binary.BigEndian.AppendUint16(b, qtype)
-	return binary.BigEndian.AppendUint16(b, 1), nil
+	m := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: id, RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: n, Type: qtype, Class: dnsmessage.ClassINET}},
+	}
+	return m.Pack()
 }
 
 // dnsAnswer returns the first IPv4 address of an answer.
 func dnsAnswer(b []byte) (netip.Addr, bool) {
-	if len(b) < 12 || b[3]&0xf != 0 {
+	var p dnsmessage.Parser
+	h, err := p.Start(b)
+	if err != nil || h.RCode != dnsmessage.RCodeSuccess || p.SkipAllQuestions() != nil {
 		return netip.Addr{}, false
 	}
-	questions, answers := binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint16(b[6:])
-	rest := b[12:]
-	for range questions {
-		if rest = skipName(rest); len(rest) < 4 {
+	for {
+		switch r, err := p.AnswerHeader(); {
+		case err != nil:
+			return netip.Addr{}, false
+		case r.Type == typeA:
+			a, err := p.AResource()
+			return netip.AddrFrom4(a.A), err == nil
+		case p.SkipAnswer() != nil:
 			return netip.Addr{}, false
 		}
-		rest = rest[4:]
 	}
-	for range answers {
-		if rest = skipName(rest); len(rest) < 10 {
-			return netip.Addr{}, false
-		}
-		rtype, n := binary.BigEndian.Uint16(rest), int(binary.BigEndian.Uint16(rest[8:]))
-		if rest = rest[10:]; len(rest) < n {
-			return netip.Addr{}, false
-		}
-		if rtype == typeA && n == 4 {
-			return netip.AddrFrom4([4]byte(rest)), true
-		}
-		rest = rest[n:]
-	}
-	return netip.Addr{}, false
-}
-
-// skipName returns what follows the name at the start of b, or nil.
-func skipName(b []byte) []byte {
-	for len(b) > 0 {
-		switch n := int(b[0]); {
-		case n == 0:
-			return b[1:]
-		case n >= 0xc0:
-			return b[min(2, len(b)):]
-		case n+1 > len(b):
-			return nil
-		default:
-			b = b[n+1:]
-		}
-	}
-	return nil
 }

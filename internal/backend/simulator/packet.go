@@ -2,9 +2,7 @@ package simulator
 
 import (
 	"encoding/binary"
-	"iter"
 	"net/netip"
-	"strings"
 )
 
 // A packet is one IP packet with TCP or UDP in it, or an ICMP message about one.
@@ -154,8 +152,4 @@ func parseUnreachable(p packet, b []byte) (packet, bool) {
 	p.unreachable = true
 	p.dst = netip.AddrPortFrom(netip.IPv4Unspecified(), binary.BigEndian.Uint16(quoted[head:]))
 	return p, true
-}
-
-func splitLabels(name string) iter.Seq[string] {
-	return strings.SplitSeq(strings.TrimSuffix(name, "."), ".")
 }

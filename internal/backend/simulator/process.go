@@ -3,6 +3,7 @@ package simulator
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
@@ -17,7 +18,6 @@ import (
 type process struct {
 	guest *guest
 	info  wire.ProcessInfo
-	env   map[string]string
 	halt  chan struct{} // closed to end it
 	begin chan struct{} // closed once who started it was told so
 	done  chan struct{} // closed after the last event
@@ -43,6 +43,32 @@ type subscriber struct {
 	gone    chan struct{}   // closed when it reads no more
 	primary bool
 	dropped uint64
+}
+
+// A text is a string, n times over, so that the size of a large one costs
+// nothing.
+type text struct {
+	s string
+	n int64
+}
+
+// size returns how long t is.
+func (t text) size() int64 { return times(int64(len(t.s)), t.n) }
+
+// first returns the first bytes of t, at most most and one repeat more.
+func (t text) first(most int64) string {
+	if len(t.s) == 0 || t.n <= 0 {
+		return ""
+	}
+	return strings.Repeat(t.s, int(min(t.n, most/int64(len(t.s))+1)))
+}
+
+// times multiplies what is not negative, and stops at the largest number.
+func times(a, b int64) int64 {
+	if a > 0 && b > math.MaxInt64/a {
+		return math.MaxInt64
+	}
+	return a * b
 }
 
 func newProcess(g *guest, info wire.ProcessInfo) *process {
@@ -252,7 +278,7 @@ func (p *process) chatter(stdout, stderr text) error {
 // say writes t, however long it is, in pieces.
 func (p *process) say(kind wire.EventKind, t text) error {
 	for t.size() > 0 {
-		some := text{t.s, min(t.n, 1+wire.MaxChunk/int64(len(t.s))), false}
+		some := text{t.s, min(t.n, 1+wire.MaxChunk/int64(len(t.s)))}
 		if err := p.write(kind, some.first(some.size())[:some.size()]); err != nil {
 			return err
 		}

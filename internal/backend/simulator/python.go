@@ -3,27 +3,28 @@ package simulator
 import (
 	"errors"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
-// A script is Python code whose statements are gone through in their order, for
-// what they state literally. Nothing is computed: a name stands for the literal
-// it was last given, a call either is one of those in call.go or states nothing,
-// and a condition that no literal decides is false.
+// A script is Python code that is gone through line by line, for the facts of
+// fact.go. Nothing is computed: a name stands for the literal that it was last
+// given, and a condition that is no literal is false.
 type script struct {
 	*process
 	all    []statement
-	known  map[string]value // what names stand for
-	defs   map[string]int   // the code's own functions
-	depth  int
-	read   int     // bytes that were gone through
-	waits  int     // actions that take time
-	said   [2]text // what was written to stdout and stderr, if it can be repeated
-	unsure bool    // what was gone through may leave the loop it is in
-	caught *raised // the exception that is being handled
+	texts  []string          // the strings, by their numbers
+	known  map[string]string // the literals that names stand for
+	defs   map[string]int    // the code's own functions
+	depth  int               // of calls of them
+	read   int               // bytes that were gone through
+	waits  int               // actions that take time
+	said   [2]text           // what a pass of a loop wrote to stdout and stderr
+	caught error             // what is being handled
 }
 
 // raised unwinds to the next try.
@@ -32,290 +33,174 @@ type raised struct {
 	line        int
 }
 
-func (r *raised) Error() string { return r.class + ": " + r.text }
+func (r *raised) Error() string { return strings.TrimSuffix(r.class+": "+r.text, ": ") }
 
-func raise(class, format string, args ...any) error {
-	return &raised{class: class, text: fmt.Sprintf(format, args...)}
-}
-
-// A leave unwinds to what its word leaves: break, continue or return.
-type leave string
-
-func (l leave) Error() string { return string(l) }
+// leaves unwind to what they leave.
+var leaves = map[string]error{"break": errors.New("break"), "continue": errors.New("continue"), "return": errors.New("return")}
 
 // runPython models code and returns its exit status.
 func runPython(p *process, code string) int {
-	all, err := statements(code)
-	m := &script{process: p, all: all, known: map[string]value{}, defs: map[string]int{}}
+	all, texts, err := statements(code)
+	m := &script{process: p, all: all, texts: texts, known: map[string]string{}, defs: map[string]int{}}
 	if err == nil {
 		err = m.block(0, len(all))
 	}
-	var e *raised
-	var word leave
-	switch {
-	case errors.As(err, &word):
-		err = nil
-	case errors.As(err, &e):
-		trace := fmt.Sprintf("Traceback (most recent call last):\n  File \"/run/enclave/main.py\", line %d, in <module>\n%s", max(e.line, 1), e.class)
-		if e.text != "" {
-			trace += ": " + e.text
-		}
-		p.write(wire.Stderr, trace+"\n")
+	if e := (*raised)(nil); errors.As(err, &e) {
+		p.write(wire.Stderr, fmt.Sprintf("Traceback (most recent call last):\n  File \"/run/enclave/main.py\", line %d, in <module>\n%v\n", max(e.line, 1), e))
 	}
 	return p.status(err)
 }
 
 // block goes through the statements from from to to.
-func (m *script) block(from, to int) error {
-	for i := from; i < to; {
-		if err := m.running(); err != nil {
-			return err
-		}
-		if m.read += len(m.all[i].text) + 16; m.read > maxRead {
+func (m *script) block(from, to int) (err error) {
+	for i := from; i < to && err == nil; {
+		s := m.all[i]
+		if m.read += len(s.text) + 256; m.read > maxRead {
 			return errTooMuch
 		}
-		next, err := m.statement(i, to)
-		if err != nil {
-			var e *raised
-			if errors.As(err, &e) && e.line == 0 {
-				e.line = m.all[i].line
-			}
-			return err
+		i, err = m.statement(i, to)
+		if e := (*raised)(nil); errors.As(err, &e) && e.line == 0 {
+			e.line = s.line
 		}
-		i = next
+		err = errors.Join(err, m.running())
 	}
-	return nil
+	return err
 }
+
+var (
+	heads    = regexp.MustCompile(`^(?:async )?(\w*)\s*(.*?)(?: as (\w+))?$`)
+	assigns  = regexp.MustCompile(`^(\w+) *(?::[^=]*)?(\+?)= *([^=].*)$`)
+	givesTo  = regexp.MustCompile(`^[^="(]*=|\b(?:for|as) [^="]*|\w+ ?:=|^def .*`)
+	mayLeave = regexp.MustCompile(`^(?:break|return|raise)\b|exit\(`)
+	raises   = regexp.MustCompile(`^([A-Z][\w.]*)(?: ?\( ?(.*)\))?(?: from .*)?$`)
+	inRange  = regexp.MustCompile(`^range\( *(?:(\d+) *, *)?(\d+) *\)$`)
+	inItems  = regexp.MustCompile(`^[(\[] *` + item + `(?: *, *` + item + `)* *,? *[)\]]$`)
+)
 
 // statement goes through the statement i, and returns which is next.
-func (m *script) statement(i, to int) (int, error) {
+func (m *script) statement(i, to int) (next int, err error) {
 	s := m.all[i]
-	head, rest := word(s.text)
-	if head == "async" {
-		head, rest = word(rest)
-	}
-	body := func() error { return m.block(i+1, s.end) }
+	g := heads.FindStringSubmatch(s.text)
+	head, l := g[1], g[2]
 	switch head {
-	case "if":
-		return m.choose(i, to)
+	case "def":
+		m.defs[word.FindString(l)] = i
+		return s.end, nil
+	case "class", "except", "pass", "import", "from", "global", "nonlocal", "del", "assert":
+		return s.end, nil
 	case "try":
 		return m.try(i, to)
+	case "break", "continue":
+		return 0, leaves[head]
+	case "for":
+		g[3], l, _ = strings.Cut(l, " in ")
+	case "if", "elif", "else", "finally", "while", "with", "return", "raise":
+	default:
+		head, l = "", s.text
+	}
+	if l, err = m.line(l); err != nil {
+		return 0, err
+	}
+	holds := l == "true" || l == "1" || strings.HasPrefix(l, "__name__ ==")
+	switch head {
+	case "for":
+		return s.end, m.each(g[3], l, i+1, s.end)
 	case "while":
-		endless := literal(rest, nil)
-		if endless == true || endless == int64(1) {
+		if holds {
 			return s.end, m.loop(-1, i+1, s.end, func(int64) {})
 		}
-		holds, sure, err := m.condition(rest)
-		if err == nil && (holds || !sure) {
-			err = m.loop(1, i+1, s.end, func(int64) {})
-			m.forgetAll(i+1, s.end)
-		}
-		return s.end, err
-	case "for":
-		return s.end, m.each(rest, i+1, s.end)
+		return s.end, m.each("", "?", i+1, s.end)
 	case "with":
-		for _, item := range split(rest) {
-			expr, name, _ := cut(item, " as ")
-			v, err := m.eval(expr)
-			if err != nil {
-				return 0, err
-			}
-			if name != "" {
-				m.known[name] = v
-			}
-		}
-		return s.end, body()
-	case "def":
-		name, _ := word(rest)
-		m.defs[name] = i
-		return s.end, nil
-	case "else", "finally": // of a loop, or of a try that went well
-		return s.end, body()
-	case "class", "except", "elif", "pass", "import", "from", "global", "nonlocal", "del", "assert":
-		return s.end, nil
-	case "break", "continue":
-		return 0, leave(head)
+		m.bind(g[3], l)
+		return s.end, m.block(i+1, s.end)
 	case "return":
-		if _, err := m.eval(rest); err != nil {
-			return 0, err
-		}
-		return 0, leave(head)
+		return 0, leaves[head]
 	case "raise":
-		return 0, m.raises(rest)
-	}
-	return s.end, m.assign(s.text)
-}
-
-// choose goes through the first branch of an if whose condition is true.
-func (m *script) choose(i, to int) (int, error) {
-	from, certain, done := i, true, false
-	for head := "if"; ; head, _ = word(m.all[i].text) {
-		s := m.all[i]
-		if _, rest := word(s.text); !done {
-			holds, sure := true, true
-			if head != "else" {
-				var err error
-				if holds, sure, err = m.condition(rest); err != nil {
-					return 0, err
-				}
-			}
-			if certain = certain && sure; !sure {
-				m.unsure = m.unsure || m.leaves(i+1, s.end)
-			}
-			if done = holds; done {
-				if err := m.block(i+1, s.end); err != nil {
-					return 0, err
-				}
+		return 0, m.raise(l)
+	case "if", "elif", "else", "finally": // the latter of what is over, or was not known
+		next = s.end
+		if holds || head == "else" || head == "finally" {
+			err = m.block(i+1, s.end)
+			for holds && next < to && (strings.HasPrefix(m.all[next].text, "elif") || m.all[next].text == "else") {
+				next = m.all[next].end
 			}
 		}
-		if i = s.end; i >= to || !m.is(i, "elif", "else") {
-			break
+		if !holds || head == "elif" {
+			m.forget(i+1, s.end)
 		}
+		return next, err
 	}
-	if !certain {
-		m.forgetAll(from, i)
+	m.forget(i, i+1)
+	if g := assigns.FindStringSubmatch(l); g != nil && g[2] == "" {
+		m.bind(g[1], g[3])
+	} else if g != nil && strings.HasSuffix(g[3], `"`) {
+		err = m.grows(g[3])
 	}
-	return i, nil
+	return s.end, err
 }
 
-func (m *script) is(i int, heads ...string) bool {
-	w, _ := word(m.all[i].text)
-	for _, h := range heads {
-		if w == h {
-			return true
-		}
+// bind lets name stand for s if that is a literal, or begins with one.
+func (m *script) bind(name, s string) {
+	delete(m.known, name)
+	if start := begins.FindStringSubmatch(s); start != nil {
+		m.known[name] = start[1] + " + ?"
+	} else if whole.MatchString(s) {
+		m.known[name] = strings.TrimSpace(s)
 	}
-	return false
-}
-
-// leaves reports whether a block may leave the loop it is in.
-func (m *script) leaves(from, to int) bool {
-	for i := from; i < to; i++ {
-		if m.is(i, "break", "return", "raise") || strings.Contains(m.all[i].text, "exit(") {
-			return true
-		}
-	}
-	return false
-}
-
-// condition goes through a condition. Without a literal that decides it, sure
-// is false.
-func (m *script) condition(s string) (holds, sure bool, err error) {
-	if strings.HasPrefix(s, "__name__ ==") {
-		return true, true, nil
-	}
-	v, err := m.eval(s)
-	switch v := v.(type) {
-	case bool:
-		return v, true, err
-	case int64:
-		return v != 0, true, err
-	case none:
-		return false, true, err
-	}
-	return false, false, err
 }
 
 // try goes through a block, and for what it raises through the first clause,
 // whatever that says that it catches.
 func (m *script) try(i, to int) (int, error) {
 	err := m.block(i+1, m.all[i].end)
-	i = m.all[i].end
 	var e *raised
 	failed := errors.As(err, &e)
-	for ; i < to && m.is(i, "except", "else", "finally"); i = m.all[i].end {
-		s := m.all[i]
-		head, rest := word(s.text)
+	for i = m.all[i].end; i < to; i = m.all[i].end {
+		g := heads.FindStringSubmatch(m.all[i].text)
 		switch {
-		case head == "except" && e != nil:
-			_, name, _ := cut(rest, " as ")
-			if name != "" {
-				m.known[name] = e
-			}
-			outer := m.caught
+		case g[1] == "except" && e != nil:
+			m.known[g[3]] = "e" + m.number(e.text)
+			m.known["type("+g[3]+").__name__"] = m.number(e.class[strings.LastIndexByte(e.class, '.')+1:])
 			m.caught, e = e, nil
-			err = m.block(i+1, s.end)
-			m.caught = outer
-		case head == "else" && !failed && err == nil:
-			err = m.block(i+1, s.end)
-		case head == "finally" && !errors.Is(err, errEnded):
-			if after := m.block(i+1, s.end); after != nil {
+			err = m.block(i+1, m.all[i].end)
+		case g[1] == "else" && !failed && err == nil, g[1] == "finally" && !errors.Is(err, errEnded):
+			if after := m.block(i+1, m.all[i].end); after != nil {
 				err = after
 			}
+		case g[1] != "except" && g[1] != "else" && g[1] != "finally":
+			return i, err
 		}
 	}
 	return i, err
 }
 
-// raises goes through a raise.
-func (m *script) raises(s string) error {
-	if s == "" && m.caught != nil {
+// raise goes through a raise.
+func (m *script) raise(l string) error {
+	g := raises.FindStringSubmatch(l)
+	switch {
+	case g == nil && m.caught != nil:
 		return m.caught
+	case g == nil:
+		return &raised{class: "RuntimeError"}
+	case g[1] == "SystemExit":
+		return m.exits(g[2])
 	}
-	s, _, _ = cut(s, " from ")
-	if e, ok := m.known[s].(*raised); ok {
-		return e
-	}
-	class, args, _ := strings.Cut(s, "(")
-	v, err := m.eval(strings.TrimSuffix(args, ")"))
-	if err != nil {
-		return err
-	}
-	if class == "SystemExit" {
-		return m.exits(v)
-	}
-	if class == "" {
-		class = "RuntimeError"
-	}
-	t, _ := show(v)
-	return raise(class, "%s", t.first(1000))
+	t, _ := m.literal(g[2])
+	return &raised{class: g[1], text: t.first(1000)}
 }
 
 // each goes through a for.
-func (m *script) each(s string, from, to int) error {
-	name, items, _ := cut(s, " in ")
-	bind := func(v value) {
-		m.forget(name)
-		if w, rest := word(name); rest == "" && v != nil {
-			m.known[w] = v
-		}
+func (m *script) each(name, items string, from, to int) error {
+	if g := inRange.FindStringSubmatch(items); g != nil {
+		first, last := int64(float(g[1])), int64(float(g[2]))
+		return m.loop(max(last-first, 0), from, to, func(i int64) { m.bind(name, strconv.FormatInt(first+i, 10)) })
 	}
-	if head, args := word(items); head == "range" {
-		first, step := int64(0), int64(1)
-		l, ok := literal("["+strings.Trim(args, "()")+"]", m.known).(list)
-		var n [3]int64
-		for i, v := range l {
-			if i < 3 && ok {
-				n[i], ok = v.(int64)
-			}
-		}
-		last := n[0]
-		if len(l) > 1 {
-			first, last = n[0], n[1]
-		}
-		if len(l) > 2 {
-			step = n[2]
-		}
-		const most = 1 << 60
-		if ok && len(l) > 0 && len(l) <= 3 && step != 0 && max(first, -first, last, -last, step, -step) < most {
-			count := max((last-first+step-step/max(step, -step))/step, 0)
-			return m.loop(count, from, to, func(i int64) { bind(first + i*step) })
-		}
+	if inItems.MatchString(items) {
+		all := anItem.FindAllString(items[1:len(items)-1], -1)
+		return m.loop(int64(len(all)), from, to, func(i int64) { m.bind(name, all[i]) })
 	}
-	v, err := m.eval(items)
-	if err != nil {
-		return err
-	}
-	if l, ok := v.(list); ok {
-		return m.loop(int64(len(l)), from, to, func(i int64) { bind(l[i]) })
-	}
-	count := int64(1) // how often is not known
-	if strings.HasPrefix(items, "itertools.count(") || strings.HasPrefix(items, "count(") || strings.HasPrefix(items, "iter(int,") {
-		count = -1
-	}
-	err = m.loop(count, from, to, func(int64) { bind(nil) })
-	m.forgetAll(from, to)
-	return err
+	defer m.forget(from, to)
+	return m.loop(1, from, to, func(int64) { m.forget(from-1, from) }) // how often is not known
 }
 
 // loop goes through a block n times, or without end if n is negative. It stops
@@ -323,119 +208,89 @@ func (m *script) each(s string, from, to int) error {
 // only computes uses up the CPU time. What the passes that are left out would
 // have assigned is not known.
 func (m *script) loop(n int64, from, to int, bind func(int64)) error {
-	p, waits := m.process, m.waits
+	p, files, waits, unsure := m.process, m.guest.files, m.waits, false
+	for _, s := range m.all[from:to] {
+		m.read += len(s.text)
+		unsure = unsure || mayLeave.MatchString(s.text)
+	}
 	for i := int64(0); i != n; i++ {
-		actions, tasks, memory, disk, waited := p.actions, p.tasks, p.memory, p.guest.files.used(), m.waits
-		m.unsure, m.said = false, [2]text{}
+		actions, tasks, memory, disk, waited := p.actions, p.tasks, p.memory, files.used(), m.waits
+		m.said = [2]text{}
 		bind(i)
 		err := m.block(from, to)
-		var word leave
-		if errors.As(err, &word) && word != "return" {
-			err = nil
-		}
-		if errors.Is(err, errTooMuch) && n < 0 {
-			if m.waits > waits {
-				return p.idle()
-			}
+		switch endless := n < 0 && errors.Is(err, errTooMuch); {
+		case errors.Is(err, leaves["break"]):
+			return nil
+		case endless && m.waits > waits:
+			return p.idle()
+		case endless:
 			return p.burn()
-		}
-		unsure := m.unsure
-		if m.unsure = false; err != nil || word == "break" {
+		case err != nil && !errors.Is(err, leaves["continue"]):
 			return err
 		}
-		left := n - i - 1
-		if unsure || left != 0 && p.actions == actions {
-			m.forgetAll(from, to)
-			if unsure || n >= 0 {
-				return nil
-			}
-			return p.burn()
-		}
-		if n >= 0 && times(int64(p.actions-actions), left) <= int64(maxActions-p.actions) {
-			continue
-		}
+		left, idle, silent := n-i-1, p.actions == actions, m.said == [2]text{}
 		if n < 0 {
 			left = 1 << 62
 		}
-		tasks, memory, disk = p.tasks-tasks, p.memory-memory, p.guest.files.used()-disk
+		grown := func(now, before int64) int64 { return times(max(now-before, 0), left) }
+		tasks, memory, disk = grown(p.tasks, tasks), grown(p.memory, memory), grown(files.used(), disk)
 		switch {
-		case tasks > 0 && times(tasks, left) > p.limits().Pids-p.tasks:
-			return p.bomb()
-		case memory > 0 && times(memory, left) > p.limits().Memory-p.memory:
-			return p.keep(p.limits().Memory)
-		case disk > 0 && times(disk, left) > p.limits().Disk-p.guest.files.used():
-			return p.guest.box.breach(backend.DiskLimit, p.limits().Disk+1, "files above the limit")
-		case n >= 0 && m.waits == waited && m.said == [2]text{} && (tasks > 0 || memory > 0 || disk > 0):
-			p.tasks, p.memory = p.tasks+times(tasks, left), p.memory+times(memory, left)
-			p.guest.files.fill(times(disk, left))
-			m.forgetAll(from, to)
+		case unsure || idle && left > 0 && n >= 0:
+			m.forget(from, to)
 			return nil
-		case n < 0 && m.waits == waited && m.said[0].size()+m.said[1].size() > 0:
+		case idle && n < 0:
+			return p.burn()
+		case n >= 0 && times(int64(p.actions-actions), left) <= int64(maxActions-p.actions):
+		case tasks > p.limits().Pids-p.tasks:
+			return p.bomb()
+		case memory > p.limits().Memory-p.memory:
+			return p.keep(p.limits().Memory)
+		case disk > p.limits().Disk-files.used():
+			return p.guest.box.breach(backend.DiskLimit, p.limits().Disk+1, "files above the limit")
+		case m.waits == waited && n < 0 && !silent:
 			return p.chatter(m.said[0], m.said[1])
+		case m.waits == waited && n >= 0 && silent && max(tasks, memory, disk) > 0:
+			p.tasks, p.memory = p.tasks+tasks, p.memory+memory
+			files.fill(disk)
+			m.forget(from, to)
+			return nil
 		}
 	}
 	return nil
 }
 
-// assign goes through a statement that has no keyword.
-func (m *script) assign(s string) error {
-	for i, c := range outside(s) {
-		if c != '=' || i == 0 {
-			continue
+// function goes through a function of the code's own.
+func (m *script) function(at int, args []string) error {
+	if m.depth == maxDepth {
+		return &raised{class: "RecursionError", text: "maximum recursion depth exceeded"}
+	}
+	m.depth++
+	_, params, _ := strings.Cut(m.all[at].text, "(")
+	params, _, _ = strings.Cut(params, ")")
+	for i, param := range anArg.FindAllString(params, -1) {
+		_, value, _ := strings.Cut(param, "=")
+		if i < len(args) {
+			value = args[i]
 		}
-		if strings.HasPrefix(s[i:], "==") || strings.IndexByte("=!<>:", s[i-1]) >= 0 {
-			break
-		}
-		target, augmented := strings.TrimSpace(s[:i]), ""
-		if j := strings.LastIndexFunc(target, func(r rune) bool { return !strings.ContainsRune("+-*/%&|^@<>", r) }); j+1 < len(target) {
-			target, augmented = strings.TrimSpace(target[:j+1]), target[j+1:]
-		}
-		target, _, _ = cut(target, ":")
-		v, err := m.eval(s[i+1:])
-		if err != nil {
-			return err
-		}
-		if t, ok := v.(text); ok && augmented == "+" {
-			if err := m.grows(t.size()); err != nil {
-				return err
-			}
-		}
-		m.forget(target)
-		if w, rest := word(target); rest == "" && augmented == "" && v != nil {
-			m.known[w] = v
-		}
+		m.bind(word.FindString(param), value)
+	}
+	err := m.block(at+1, m.all[at].end)
+	m.depth--
+	m.forget(at, m.all[at].end) // names of the caller may be the same
+	if errors.Is(err, leaves["return"]) {
 		return nil
 	}
-	_, err := m.eval(s)
 	return err
 }
 
-// forgetAll makes the values of all names unknown that a block may assign.
-func (m *script) forgetAll(from, to int) {
+// forget makes the values of all names unknown that the statements may assign.
+func (m *script) forget(from, to int) {
 	for _, s := range m.all[from:to] {
 		m.read += len(s.text)
-		if head, rest := word(s.text); head == "for" {
-			name, _, _ := cut(rest, " in ")
-			m.forget(name)
-		}
-		if name, _, ok := cut(s.text, "="); ok {
-			m.forget(strings.TrimRight(name, "+-*/%&|^@<> "))
-		}
-		for i := range outside(s.text) {
-			if s.text[i] == '.' { // a method may change what it belongs to
-				j := i
-				for j > 0 && letter(s.text[j-1]) {
-					j--
-				}
-				delete(m.known, s.text[j:i])
+		for _, names := range givesTo.FindAllString(s.text, -1) {
+			for _, name := range word.FindAllString(names, -1) {
+				delete(m.known, name)
 			}
 		}
-	}
-}
-
-// forget makes the values of the names in target unknown.
-func (m *script) forget(target string) {
-	for _, name := range strings.FieldsFunc(target, func(r rune) bool { return strings.ContainsRune("(),[] ", r) }) {
-		delete(m.known, name)
 	}
 }

@@ -303,6 +303,8 @@ enclave.result({"forks": done})
 		"more than 1,000 actions":        {code: "for i in range(2000):\n    print('', end='')\nprint('never')\n", want: outcome{Stderr: "modelled: the code is more than can be modelled\n", Code: 1}},
 		"more than 10,000 lines":         {code: "print('never')\n" + strings.Repeat("\n", 10_000), want: outcome{Stderr: "modelled: the code is more than can be modelled\n", Code: 1}},
 		"more than 10,000 lines of node": {language: "node", code: strings.Repeat("\n", 10_000) + "console.log('never')", want: outcome{Stderr: "modelled: the code is more than can be modelled\n", Code: 1}},
+		"a string is no code":            {code: "print('x=1 + 2, (3); sys.exit(4) # \\'a\\' + b', 'lambda: os.fork()')\nimport os\nos.open('/work/x', os.O_CREAT)\nenclave.result(['=(1)', '2 * 3', ('a')])\n", want: outcome{Stdout: "x=1 + 2, (3); sys.exit(4) # 'a' + b lambda: os.fork()\n", Result: `["=(1)","2 * 3","a"]`}},
+		"more than two numbers":          {code: "print(2 * 3 + 4)\nprint(1 << 2 + 3)\nprint(2 ** 3)\nprint('a' + 'b' * 2)\nprint('a' 'b' + 'c')\n", want: outcome{Stdout: "8\nabc\n"}},
 		"first result wins":              {code: "enclave.result(1)\ntry:\n    enclave.result(2)\nexcept Exception as e:\n    print(e)\n", want: outcome{Result: "1", Stdout: "the result was given already\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {

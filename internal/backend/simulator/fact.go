@@ -28,29 +28,29 @@ const (
 )
 
 var (
-	word     = regexp.MustCompile(`[\pL_][\pL\pN_]*`)
-	whole    = regexp.MustCompile(`^ *` + item + ` *$`)
-	anItem   = regexp.MustCompile(item)
-	anArg    = regexp.MustCompile(`(?:[^()\[\]{},]|` + group + `)+`)
-	strs     = regexp.MustCompile(str)
-	plain    = regexp.MustCompile(`^(?:-?(?:0|[1-9]\d{0,9})\.(?:0|\d{0,3}[1-9])|-?[1-9]\d{0,17}|0)$`) // print writes it so
-	begins   = regexp.MustCompile(`^ *(` + str + `) *\+`)
-	literals = regexp.MustCompile(`^ *(?:([a-z]?)(` + str + `)(?: *\* *(\d+))?|(` + num + `|true|false|null)) *$`)
-	names    = regexp.MustCompile(`type\(\w+\)\.__name__|\.?[\pL_][\pL\pN_]*(?: *[=(]|` + str + `)?`)
-	calls    = regexp.MustCompile(`[.\w]+\(`)
-	called   = regexp.MustCompile(`^(` + inner + `)\)`)
-	option   = regexp.MustCompile(`^ *(sep|end|file|flush) *= *(.*?) *$`)
-	trailing = regexp.MustCompile(str + `|, *[\]}]`)
-	joined   = regexp.MustCompile(`([*%] *|\w)?(` + str + `(?: *\+? *` + str + `)+)( *[*%.\[])?`)
-	numbers  = regexp.MustCompile(`(^|[(\[{,:=] *)(\d+) *(\*|<<|\*\*|\+) *(\d+)( *[)\]},:]| *$)`)
-	sumForm  = regexp.MustCompile(`\bsum\((?:(\w+) \* (\w+) for (\w+) in )?range\((\d{1,6})\)\)`)
-	strForm  = regexp.MustCompile(`\bstr\( *(?:e?(` + str + `)|(-?\d+)) *\)`)
-	server   = regexp.MustCompile(`[\w.]*\bHTTP(S?)Connection\( *(` + str + `)(?: *, *(\d+))?` + inner + `\)`)
-	opened   = regexp.MustCompile(`(^|[^.\w])(?:io\.)?open\( *(` + str + `)(?: *, *(?:mode=)?(` + str + `))?` + inner + `\)`)
-	reads    = regexp.MustCompile(`\bf(` + str + `)\.read\(\)`)
-	openEnd  = regexp.MustCompile(`[{%].*`)
-	private  = regexp.MustCompile(`^/etc/g?shadow$|^/root`)
-	present  = regexp.MustCompile(`^/etc/(?:passwd|group|hosts|hostname|resolv\.conf)$|^/proc/self/|^/dev/`)
+	word     = lazily(`[\pL_][\pL\pN_]*`)
+	whole    = lazily(`^ *` + item + ` *$`)
+	anItem   = lazily(item)
+	anArg    = lazily(`(?:[^()\[\]{},]|` + group + `)+`)
+	strs     = lazily(str)
+	plain    = lazily(`^(?:-?(?:0|[1-9]\d{0,9})\.(?:0|\d{0,3}[1-9])|-?[1-9]\d{0,17}|0)$`) // print writes it so
+	begins   = lazily(`^ *(` + str + `) *\+`)
+	literals = lazily(`^ *(?:([a-z]?)(` + str + `)(?: *\* *(\d+))?|(` + num + `|true|false|null)) *$`)
+	names    = lazily(`type\(\w+\)\.__name__|\.?[\pL_][\pL\pN_]*(?: *[=(]|` + str + `)?`)
+	calls    = lazily(`[.\w]+\(`)
+	called   = lazily(`^(` + inner + `)\)`)
+	option   = lazily(`^ *(sep|end|file|flush) *= *(.*?) *$`)
+	trailing = lazily(str + `|, *[\]}]`)
+	joined   = lazily(`([*%] *|\w)?(` + str + `(?: *\+? *` + str + `)+)( *[*%.\[])?`)
+	numbers  = lazily(`(^|[(\[{,:=] *)(\d+) *(\*|<<|\*\*|\+) *(\d+)( *[)\]},:]| *$)`)
+	sumForm  = lazily(`\bsum\((?:(\w+) \* (\w+) for (\w+) in )?range\((\d{1,6})\)\)`)
+	strForm  = lazily(`\bstr\( *(?:e?(` + str + `)|(-?\d+)) *\)`)
+	server   = lazily(`[\w.]*\bHTTP(S?)Connection\( *(` + str + `)(?: *, *(\d+))?` + inner + `\)`)
+	opened   = lazily(`(^|[^.\w])(?:io\.)?open\( *(` + str + `)(?: *, *(?:mode=)?(` + str + `))?` + inner + `\)`)
+	reads    = lazily(`\bf(` + str + `)\.read\(\)`)
+	openEnd  = lazily(`[{%].*`)
+	private  = lazily(`^/etc/g?shadow$|^/root`)
+	present  = lazily(`^/etc/(?:passwd|group|hosts|hostname|resolv\.conf)$|^/proc/self/|^/dev/`)
 )
 
 // forms are other ways to write a part of a line.
@@ -98,7 +98,7 @@ var facts = []fact[func(*script, []string) error]{
 		t, _ := m.literal(g[3])
 		return m.says(g[1]+g[2] != "", t)
 	}),
-	of(`(?:^|[^.\w])print ?\((`+inner+`)\)$`, func(m *script, g []string) error { return m.prints(anArg.FindAllString(g[1], -1)) }),
+	of(`(?:^|[^.\w])print ?\((`+inner+`)\)$`, func(m *script, g []string) error { return m.prints(anArg().FindAllString(g[1], -1)) }),
 	of(`\benclave\.result\( *(?:value *=)? *(.*)\)$`, func(m *script, g []string) error { return m.results(g[1]) }),
 	of(`(?:^|[^.\w])(?:sys\.exit|os\._exit|exit|quit)\((.*?)\)$`, func(m *script, g []string) error { return m.exits(g[1]) }),
 }
@@ -109,7 +109,7 @@ func (m *script) line(l string) (string, error) {
 		l = re.ReplaceAllStringFunc(l, func(part string) string { return with(re.FindStringSubmatch(part)) })
 	}
 	size := len(l)
-	replace(names, func(g []string) string {
+	replace(names(), func(g []string) string {
 		if size += len(m.known[g[0]]); size > maxLine {
 			return "?"
 		}
@@ -119,35 +119,35 @@ func (m *script) line(l string) (string, error) {
 	for before := ""; l != before && len(l) <= maxLine && m.read < maxRead && failed == nil; m.read += len(l) {
 		before = l
 		for _, f := range forms {
-			l = f.form.ReplaceAllString(l, f.says)
+			l = f.form().ReplaceAllString(l, f.says)
 		}
-		replace(numbers, computed)
-		replace(sumForm, summed)
-		replace(strForm, func(g []string) string { return m.number(m.text(g[1]) + g[2]) })
-		replace(joined, func(g []string) string {
+		replace(numbers(), computed)
+		replace(sumForm(), summed)
+		replace(strForm(), func(g []string) string { return m.number(m.text(g[1]) + g[2]) })
+		replace(joined(), func(g []string) string {
 			if g[1]+g[3] != "" {
 				return g[0]
 			}
 			return m.number(m.words(g[2], ""))
 		})
-		replace(server, func(g []string) string {
+		replace(server(), func(g []string) string {
 			return "h" + m.number("http"+strings.ToLower(g[1])+"://"+m.text(g[2])+":"+g[3]+"/")
 		})
-		replace(opened, func(g []string) string {
+		replace(opened(), func(g []string) string {
 			s, err := m.open(m.text(g[2]), m.text(g[3]))
 			failed = errors.Join(failed, err)
 			return g[1] + s
 		})
-		replace(reads, func(g []string) string {
+		replace(reads(), func(g []string) string {
 			s, _ := m.guest.files.content(m.text(g[1]))
 			return m.number(s)
 		})
 	}
 	done, _, _ := strings.Cut(l, "lambda")
-	for _, at := range calls.FindAllStringIndex(done, 16) {
+	for _, at := range calls().FindAllStringIndex(done, 16) {
 		start, own := m.defs[done[at[0]:at[1]-1]]
-		if g := called.FindStringSubmatch(done[at[1]:]); own && g != nil && failed == nil {
-			failed = m.function(start, anArg.FindAllString(g[1], -1))
+		if g := called().FindStringSubmatch(done[at[1]:]); own && g != nil && failed == nil {
+			failed = m.function(start, anArg().FindAllString(g[1], -1))
 		}
 	}
 	if failed == nil {
@@ -185,8 +185,8 @@ func float(s string) float64 {
 
 // literal returns what print writes of s, or of bytes what is in them.
 func (m *script) literal(s string) (text, bool) {
-	g := literals.FindStringSubmatch(s)
-	if g == nil || g[1] > "e" || g[4] != "" && g[4][0] <= '9' && !plain.MatchString(g[4]) {
+	g := literals().FindStringSubmatch(s)
+	if g == nil || g[1] > "e" || g[4] != "" && g[4][0] <= '9' && !plain().MatchString(g[4]) {
 		return text{}, false
 	}
 	t := text{cmp.Or(map[string]string{"true": "True", "false": "False", "null": "None"}[g[4]], m.text(g[2])+g[4]), 1}
@@ -222,7 +222,7 @@ func (m *script) text(s string) string {
 // words returns the strings of s, with sep between them.
 func (m *script) words(s, sep string) string {
 	var all []string
-	for _, w := range strs.FindAllString(s, -1) {
+	for _, w := range strs().FindAllString(s, -1) {
 		if m.read += len(m.text(w)); m.read > maxRead {
 			return ""
 		}
@@ -237,7 +237,7 @@ func (m *script) prints(args []string) error {
 	with, parts, n := map[string]string{"sep": " ", "end": "\n"}, []text(nil), 0
 	for _, a := range args {
 		t, ok := m.literal(a)
-		if g := option.FindStringSubmatch(a); g != nil {
+		if g := option().FindStringSubmatch(a); g != nil {
 			if with[g[1]] = g[2]; strings.HasSuffix(g[2], `"`) {
 				with[g[1]] = m.text(g[2])
 			}
@@ -281,7 +281,7 @@ func (m *script) results(s string) error {
 	if t, ok := m.literal(s); ok && t.n > 1 && s[0] == '"' {
 		s = m.number(t.first(wire.MaxResult + 1))
 	}
-	s = trailing.ReplaceAllStringFunc(s, func(t string) string {
+	s = trailing().ReplaceAllStringFunc(s, func(t string) string {
 		if t[0] == ',' {
 			return t[len(t)-1:]
 		}
@@ -324,9 +324,9 @@ func (m *script) open(raw, how string) (string, error) {
 		return "f" + m.number(name), m.spend()
 	case write || there:
 		return "f" + m.number(name), m.spend()
-	case private.MatchString(raw):
+	case private().MatchString(raw):
 		return "?", &raised{class: "PermissionError", text: "[Errno 13] Permission denied: '" + raw + "'"}
-	case present.MatchString(raw):
+	case present().MatchString(raw):
 		return "?", nil
 	}
 	return "?", &raised{class: "FileNotFoundError", text: "[Errno 2] No such file or directory: '" + raw + "'"}
@@ -357,7 +357,7 @@ func (m *script) get(g []string) error {
 		return nil
 	}
 	if g[3] != ")" && g[3] != "," {
-		u = openEnd.ReplaceAllString(u, "")
+		u = openEnd().ReplaceAllString(u, "")
 		if _, rest, _ := strings.Cut(u, "://"); !strings.ContainsAny(rest, "/?#") {
 			return nil
 		}

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -29,16 +30,22 @@ func (e exit) Error() string { return "exit " + strconv.Itoa(e.code) }
 
 // A fact is a form of a line, or of a part of it, and what that says.
 type fact[T any] struct {
-	form *regexp.Regexp
+	form func() *regexp.Regexp
 	says T
 }
 
-func of[T any](form string, says T) fact[T] { return fact[T]{regexp.MustCompile(form), says} }
+// lazily compiles form when it is first asked for: this package is part of every
+// command, and most commands model nothing.
+func lazily(form string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(form) })
+}
+
+func of[T any](form string, says T) fact[T] { return fact[T]{lazily(form), says} }
 
 // act does what the facts say of a line, until one ends it.
 func act[M any](m M, line string, facts []fact[func(M, []string) error]) error {
 	for _, f := range facts {
-		for _, g := range f.form.FindAllStringSubmatch(line, 16) {
+		for _, g := range f.form().FindAllStringSubmatch(line, 16) {
 			if err := f.says(m, g); err != nil {
 				return err
 			}
@@ -88,7 +95,7 @@ var bash = []fact[func(*process, []string) error]{
 		return err
 	}),
 	of(`^(curl|wget) (.*)$`, func(p *process, g []string) error {
-		for _, u := range webAddresses.FindAllString(g[2], 16) {
+		for _, u := range webAddresses().FindAllString(g[2], 16) {
 			err := p.fetch(u)
 			if isNetwork(err) {
 				err = p.print(wire.Stderr, g[1]+": "+err.Error()+"\n")
@@ -114,8 +121,8 @@ var bash = []fact[func(*process, []string) error]{
 }
 
 var (
-	webAddresses = regexp.MustCompile(webAddress)
-	nodeKey      = regexp.MustCompile(`([{,]\s*)([A-Za-z_$][\w$]*)\s*:`)
+	webAddresses = lazily(webAddress)
+	nodeKey      = lazily(`([{,]\s*)([A-Za-z_$][\w$]*)\s*:`)
 )
 
 var node = []fact[func(*process, []string) error]{
@@ -128,7 +135,7 @@ var node = []fact[func(*process, []string) error]{
 		return p.print(kind, g[2]+g[3]+g[4]+"\n")
 	}),
 	of(`^.*(?:fetch|\.get|\.request)\(.*$`, func(p *process, g []string) error {
-		for _, u := range webAddresses.FindAllString(g[0], 16) {
+		for _, u := range webAddresses().FindAllString(g[0], 16) {
 			err := p.fetch(u)
 			switch {
 			case isNetwork(err) && strings.Contains(g[0], "catch"):
@@ -141,7 +148,7 @@ var node = []fact[func(*process, []string) error]{
 		return nil
 	}),
 	of(`enclave\.result\((.*)\)\s*;?\s*$`, func(p *process, g []string) error {
-		json := nodeKey.ReplaceAllString(strings.ReplaceAll(g[1], "'", `"`), `$1"$2":`)
+		json := nodeKey().ReplaceAllString(strings.ReplaceAll(g[1], "'", `"`), `$1"$2":`)
 		if err := p.give(json); errors.Is(err, errEnded) {
 			return err
 		} // another error means that it is no literal, whose value is not known

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,11 +108,11 @@ func (p *process) lookup(name string) error {
 	return err
 }
 
-var urlForm = regexp.MustCompile(`(?s)^(https?)://(?:[^/?#@]*@)?(?:\[([^\]]+)\]|([^/?#:]+))(?::(\d{0,5}))?(?:/([^?#]*))?(\?[^#]*)?(?:#.*)?$`)
+var urlForm = lazily(`(?s)^(https?)://(?:[^/?#@]*@)?(?:\[([^\]]+)\]|([^/?#:]+))(?::(\d{0,5}))?(?:/([^?#]*))?(\?[^#]*)?(?:#.*)?$`)
 
 // splitURL reads a URL of which the end may be unknown.
 func splitURL(raw string) (scheme, host string, port uint16, target string, err error) {
-	g := urlForm.FindStringSubmatch(raw)
+	g := urlForm().FindStringSubmatch(raw)
 	if g == nil {
 		return "", "", 0, "", errUnparsed
 	}

@@ -3,7 +3,6 @@ package simulator
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -68,23 +67,23 @@ func (m *script) block(from, to int) (err error) {
 }
 
 var (
-	heads    = regexp.MustCompile(`^(?:async )?(\w*)\s*(.*?)(?: as (\w+))?$`)
-	assigns  = regexp.MustCompile(`^(\w+) *(?::[^=]*)?(\+?)= *([^=].*)$`)
-	givesTo  = regexp.MustCompile(`^[^="(]*=|\b(?:for|as) [^="]*|\w+ ?:=|^def .*`)
-	mayLeave = regexp.MustCompile(`^(?:break|return|raise)\b|exit\(`)
-	raises   = regexp.MustCompile(`^([A-Z][\w.]*)(?: ?\( ?(.*)\))?(?: from .*)?$`)
-	inRange  = regexp.MustCompile(`^range\( *(?:(\d+) *, *)?(\d+) *\)$`)
-	inItems  = regexp.MustCompile(`^[(\[] *` + item + `(?: *, *` + item + `)* *,? *[)\]]$`)
+	heads    = lazily(`^(?:async )?(\w*)\s*(.*?)(?: as (\w+))?$`)
+	assigns  = lazily(`^(\w+) *(?::[^=]*)?(\+?)= *([^=].*)$`)
+	givesTo  = lazily(`^[^="(]*=|\b(?:for|as) [^="]*|\w+ ?:=|^def .*`)
+	mayLeave = lazily(`^(?:break|return|raise)\b|exit\(`)
+	raises   = lazily(`^([A-Z][\w.]*)(?: ?\( ?(.*)\))?(?: from .*)?$`)
+	inRange  = lazily(`^range\( *(?:(\d+) *, *)?(\d+) *\)$`)
+	inItems  = lazily(`^[(\[] *` + item + `(?: *, *` + item + `)* *,? *[)\]]$`)
 )
 
 // statement goes through the statement i, and returns which is next.
 func (m *script) statement(i, to int) (next int, err error) {
 	s := m.all[i]
-	g := heads.FindStringSubmatch(s.text)
+	g := heads().FindStringSubmatch(s.text)
 	head, l := g[1], g[2]
 	switch head {
 	case "def":
-		m.defs[word.FindString(l)] = i
+		m.defs[word().FindString(l)] = i
 		return s.end, nil
 	case "class", "except", "pass", "import", "from", "global", "nonlocal", "del", "assert":
 		return s.end, nil
@@ -131,7 +130,7 @@ func (m *script) statement(i, to int) (next int, err error) {
 		return next, err
 	}
 	m.forget(i, i+1)
-	if g := assigns.FindStringSubmatch(l); g != nil && g[2] == "" {
+	if g := assigns().FindStringSubmatch(l); g != nil && g[2] == "" {
 		m.bind(g[1], g[3])
 	} else if g != nil && strings.HasSuffix(g[3], `"`) {
 		err = m.grows(g[3])
@@ -142,9 +141,9 @@ func (m *script) statement(i, to int) (next int, err error) {
 // bind lets name stand for s if that is a literal, or begins with one.
 func (m *script) bind(name, s string) {
 	delete(m.known, name)
-	if start := begins.FindStringSubmatch(s); start != nil {
+	if start := begins().FindStringSubmatch(s); start != nil {
 		m.known[name] = start[1] + " + ?"
-	} else if whole.MatchString(s) {
+	} else if whole().MatchString(s) {
 		m.known[name] = strings.TrimSpace(s)
 	}
 }
@@ -156,7 +155,7 @@ func (m *script) try(i, to int) (int, error) {
 	var e *raised
 	failed := errors.As(err, &e)
 	for i = m.all[i].end; i < to; i = m.all[i].end {
-		g := heads.FindStringSubmatch(m.all[i].text)
+		g := heads().FindStringSubmatch(m.all[i].text)
 		switch {
 		case g[1] == "except" && e != nil:
 			m.known[g[3]] = "e" + m.number(e.text)
@@ -176,7 +175,7 @@ func (m *script) try(i, to int) (int, error) {
 
 // raise goes through a raise.
 func (m *script) raise(l string) error {
-	g := raises.FindStringSubmatch(l)
+	g := raises().FindStringSubmatch(l)
 	switch {
 	case g == nil && m.caught != nil:
 		return m.caught
@@ -191,12 +190,12 @@ func (m *script) raise(l string) error {
 
 // each goes through a for.
 func (m *script) each(name, items string, from, to int) error {
-	if g := inRange.FindStringSubmatch(items); g != nil {
+	if g := inRange().FindStringSubmatch(items); g != nil {
 		first, last := int64(float(g[1])), int64(float(g[2]))
 		return m.loop(max(last-first, 0), from, to, func(i int64) { m.bind(name, strconv.FormatInt(first+i, 10)) })
 	}
-	if inItems.MatchString(items) {
-		all := anItem.FindAllString(items[1:len(items)-1], -1)
+	if inItems().MatchString(items) {
+		all := anItem().FindAllString(items[1:len(items)-1], -1)
 		return m.loop(int64(len(all)), from, to, func(i int64) { m.bind(name, all[i]) })
 	}
 	defer m.forget(from, to)
@@ -211,7 +210,7 @@ func (m *script) loop(n int64, from, to int, bind func(int64)) error {
 	p, files, waits, unsure := m.process, m.guest.files, m.waits, false
 	for _, s := range m.all[from:to] {
 		m.read += len(s.text)
-		unsure = unsure || mayLeave.MatchString(s.text)
+		unsure = unsure || mayLeave().MatchString(s.text)
 	}
 	for i := int64(0); i != n; i++ {
 		actions, tasks, memory, disk, waited := p.actions, p.tasks, p.memory, files.used(), m.waits
@@ -267,12 +266,12 @@ func (m *script) function(at int, args []string) error {
 	m.depth++
 	_, params, _ := strings.Cut(m.all[at].text, "(")
 	params, _, _ = strings.Cut(params, ")")
-	for i, param := range anArg.FindAllString(params, -1) {
+	for i, param := range anArg().FindAllString(params, -1) {
 		_, value, _ := strings.Cut(param, "=")
 		if i < len(args) {
 			value = args[i]
 		}
-		m.bind(word.FindString(param), value)
+		m.bind(word().FindString(param), value)
 	}
 	err := m.block(at+1, m.all[at].end)
 	m.depth--
@@ -287,8 +286,8 @@ func (m *script) function(at int, args []string) error {
 func (m *script) forget(from, to int) {
 	for _, s := range m.all[from:to] {
 		m.read += len(s.text)
-		for _, names := range givesTo.FindAllString(s.text, -1) {
-			for _, name := range word.FindAllString(names, -1) {
+		for _, names := range givesTo().FindAllString(s.text, -1) {
+			for _, name := range word().FindAllString(names, -1) {
 				delete(m.known, name)
 			}
 		}

@@ -2,7 +2,6 @@ package simulator
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 )
@@ -17,10 +16,10 @@ type statement struct {
 
 var (
 	// A lone quote comes last: it opens a string that has no end.
-	token = regexp.MustCompile(`(?s)([rbufRBUF]{0,2})("""(?:[^\\]|\\.)*?"""|'''(?:[^\\]|\\.)*?'''|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|["'])` +
+	token = lazily(`(?s)([rbufRBUF]{0,2})("""(?:[^\\]|\\.)*?"""|'''(?:[^\\]|\\.)*?'''|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|["'])` +
 		`|#[^\n]*|\\\n|\n[ \t]*|[][(){}:;]|[\pL\pN_]+`)
-	compound = regexp.MustCompile(`^\s*(?:if|elif|else|for|while|try|except|finally|with|def|class|async)\b`)
-	escape   = regexp.MustCompile(`(?s)\\(?:x..|u.{4}|U.{8}|[0-7]{3}|.)`)
+	compound = lazily(`^\s*(?:if|elif|else|for|while|try|except|finally|with|def|class|async)\b`)
+	escape   = lazily(`(?s)\\(?:x..|u.{4}|U.{8}|[0-7]{3}|.)`)
 	spelled  = map[string]string{"True": "true", "False": "false", "None": "null", "true": "?", "false": "?", "null": "?"}
 )
 
@@ -44,7 +43,7 @@ func statements(code string) (all []statement, texts []string, err error) {
 		s = statement{line: line, indent: indent}
 	}
 	for code = "\n" + code + "\n"; depth >= 0; {
-		at := token.FindStringSubmatchIndex(code)
+		at := token().FindStringSubmatchIndex(code)
 		if at == nil {
 			break
 		}
@@ -78,7 +77,7 @@ func statements(code string) (all []statement, texts []string, err error) {
 			flush(2 * len(t)) // room for a body on its head's line
 		case c == ';' && depth == 0:
 			flush(s.indent)
-		case c == ':' && depth == 0 && compound.MatchString(b.String()[:min(b.Len(), 16)]):
+		case c == ':' && depth == 0 && compound().MatchString(b.String()[:min(b.Len(), 16)]):
 			flush(s.indent + 1)
 		default:
 			depth += strings.Count("([{", t[:1]) - strings.Count(")]}", t[:1])
@@ -114,7 +113,7 @@ func stringOf(prefix, s string) (text string, all, known bool) {
 	if strings.Contains(prefix, "r") {
 		return s, all, true
 	}
-	s = escape.ReplaceAllStringFunc(s, func(e string) string {
+	s = escape().ReplaceAllStringFunc(s, func(e string) string {
 		c, _, rest, err := strconv.UnquoteChar(e, e[1]) // Go's are Python's, but for \0
 		switch {
 		case e == "\\\n":

@@ -102,7 +102,7 @@ var groups = map[byte][]attack{
 	'G': channelAttacks,
 	'C': fileAttacks,
 	'D': syscallAttacks,
-	'R': slices.Concat(gatewayAttacks, localAttacks, resultAttacks),
+	'R': slices.Concat(gatewayAttacks, attemptAttacks, localAttacks, resultAttacks),
 }
 
 // later are the groups without translations, and what stands for them until then.

@@ -13,6 +13,6 @@ var attemptKills = []killed{
 	},
 	{
 		control: "every extension of the encrypted names' range hides one", kernel: "gvisor", cases: []string{"R12"},
-		patches: []patch{{"internal/egress/hello.go", "return kind >= top && kind != renegotiationInfo", "return kind == 0xfe0d && kind < top+renegotiationInfo"}},
+		patches: []patch{{"internal/egress/hello.go", "return kind >= top && kind != renegotiationInfo", "return kind == 0xfe0d && top != renegotiationInfo"}},
 	},
 }

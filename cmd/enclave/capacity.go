@@ -28,6 +28,10 @@ const (
 	// serverSessionFiles is what control counts a session with.
 	serverSessionFiles = 32
 
+	// keptFiles are the store's, the logs', and those of connections that the
+	// server makes.
+	keptFiles = 256
+
 	// keptInodes are kept free of sessions: a file system without inodes is full.
 	keptInodes = 4096
 )
@@ -112,6 +116,13 @@ func (h hostSize) filesForSessions() int64 {
 	own := int64(min(h.files, 1<<30))
 	gateway := min(own, gatewayFiles) / gatewaySessionFiles * serverSessionFiles
 	return max(1, min(own/2, gateway))
+}
+
+// connections is how many connections the API may have: the half of this process's
+// descriptors that is no session's, without those of the store and of what the
+// server itself connects to.
+func (h hostSize) connections() int {
+	return int(max(64, int64(min(h.files, 1<<30))/2-keptFiles))
 }
 
 // diskReserve is kept free of sessions: for the record of what runs, for dropping

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/httpapi"
 	"github.com/enclave-run/enclave/internal/image"
 )
 
@@ -184,6 +185,11 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	ended := make(chan error, 3)
 	go func() { ended <- n.server.Serve(socket) }()
 	if tcp != nil {
+		size, err := measureHost(s.path)
+		if err != nil {
+			return err
+		}
+		tcp = httpapi.NewDoor(tcp, size.connections())
 		at := &place{url: "http://" + tcp.Addr().String(), state: s.path}
 		if access := &p.opts.Serve.Access; access.encrypted() {
 			cert, err := access.openCertificate(s.stateDir, tcp.Addr().String(), p.now, logger)

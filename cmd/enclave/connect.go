@@ -127,13 +127,18 @@ var errAbsent = errors.New("no control plane")
 
 func isAbsent(err error) bool { return errors.Is(err, errAbsent) }
 
-// hold connects to the control plane that serves s and takes a lease on it, or
-// returns errAbsent.
-func hold(ctx context.Context, s *stateDir) (*link, error) {
-	transport := &http.Transport{
+// socketTransport leads to the control plane that serves s, by its socket.
+func socketTransport(s *stateDir) *http.Transport {
+	return &http.Transport{
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSocket(ctx, s.socket()) },
 		DisableKeepAlives: true,
 	}
+}
+
+// hold connects to the control plane that serves s and takes a lease on it, or
+// returns errAbsent.
+func hold(ctx context.Context, s *stateDir) (*link, error) {
+	transport := socketTransport(s)
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel)
 	r, err := http.NewRequestWithContext(life, http.MethodGet, "http://localhost"+leasePath, nil)

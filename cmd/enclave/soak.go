@@ -30,8 +30,8 @@ func (p *program) soakCommand() *cobra.Command {
 		Long: `Soak starts servers of its own on temporary state directories and drives them
 through create-to-teardown cycles, hostile sessions among them. It reports the
 slope of processes, goroutines, file descriptors, sockets, mounts, control groups,
-files and memory over the cycles, and what a hostile session costs a clean one
-beside it. It exits 1 if anything grew, if a session ended otherwise than it
+files and memory over the cycles, and what a hostile session, readers that take
+nothing and a tenant that fills its storage cost a clean one beside them. It exits 1 if anything grew, if a session ended otherwise than it
 should, or if the cycles were not reached.`,
 		Example: `  sudo enclave soak
   sudo enclave soak --real 100 --simulated 1000 --clean 20
@@ -99,7 +99,7 @@ func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) 
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe",
 		// It asks for more in a minute than one organisation may.
-		Args: []string{programName, "serve", "--state", dir, "--backend", backend, "--listen", "127.0.0.1:0", "--quota", "default:perMinute=unlimited"},
+		Args: []string{programName, "serve", "--state", dir, "--backend", backend, "--listen", "127.0.0.1:0", "--quota", "default:perMinute=unlimited", "--quota", soakedTenant + ":perMinute=unlimited,storageMb=200"},
 		Env:  append(p.environ(), "ENCLAVE_BASE_URL=", "ENCLAVE_API_KEY=", "ENCLAVE_TOKEN="),
 		// One writer, so that the address comes before the key.
 		Stdout: said, Stderr: said,
@@ -148,8 +148,18 @@ func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) 
 		return nil, err
 	}
 	own.Instance = state.instance
+	local := &enclave.Client{BaseURL: "http://localhost", HTTPClient: &http.Client{Transport: socketTransport(state)}}
+	made, err := local.CreateKey(ctx, enclave.KeyRequest{OrgID: soakedTenant, User: "soak", Role: "developer"})
+	if err != nil {
+		return nil, fmt.Errorf("make a key of another organisation: %w", err)
+	}
+	own.Tenant = &enclave.Client{BaseURL: own.Client.BaseURL, APIKey: made.Plaintext, HTTPClient: own.Client.HTTPClient}
 	return own, nil
 }
+
+// soakedTenant is an organisation of a soaked server beside the one whose sessions
+// are measured.
+const soakedTenant = "hoarder"
 
 // removeSoaked removes the state directory of a server that has ended.
 func (p *program) removeSoaked(ctx context.Context, dir, bin string) error {

@@ -9,6 +9,26 @@ import (
 	"time"
 )
 
+// A hostile is a neighbour that does one thing again and again.
+type hostile struct {
+	name  string
+	cycle func(context.Context) error
+}
+
+// hostiles are those that clean sessions are measured beside: sessions, and clients
+// of the API.
+func hostiles(ctx context.Context, srv *Server) ([]hostile, error) {
+	var all []hostile
+	for _, a := range []act{forkBomb, memoryHog, outputFlood} {
+		all = append(all, hostile{a.name, func(ctx context.Context) error { _, err := a.cycle(ctx, srv.Client); return err }})
+	}
+	readers, err := silentReaders(ctx, srv)
+	if err != nil {
+		return nil, err
+	}
+	return append(all, readers, hoarder(srv)), nil
+}
+
 // A Neighbour is how long a clean session takes beside hostile ones, from
 // request to result, in milliseconds, against alone, in turn.
 type Neighbour struct {
@@ -31,7 +51,11 @@ func neighbour(ctx context.Context, c Config, backend string) (_ []Neighbour, er
 	}
 	defer func() { err = errors.Join(err, srv.Stop(context.WithoutCancel(ctx))) }()
 	var all []Neighbour
-	for _, hostile := range []act{forkBomb, memoryHog, outputFlood} {
+	kinds, err := hostiles(ctx, srv)
+	if err != nil {
+		return nil, err
+	}
+	for _, hostile := range kinds {
 		fmt.Fprintf(c.Err, "%s: %d clean sessions beside: %s; and as many alone\n", backend, c.Clean, hostile.name)
 		n, err := beside(ctx, srv, hostile, c.Clean)
 		if err != nil {
@@ -44,7 +68,7 @@ func neighbour(ctx context.Context, c Config, backend string) (_ []Neighbour, er
 
 // beside measures in blocks, alone and beside in turn, so that what else the
 // machine does falls on both.
-func beside(ctx context.Context, srv *Server, hostile act, clean int) (Neighbour, error) {
+func beside(ctx context.Context, srv *Server, hostile hostile, clean int) (Neighbour, error) {
 	n := Neighbour{Beside: hostile.name, Sessions: clean}
 	const blocks = 5
 	var alone, noisy []time.Duration
@@ -62,7 +86,7 @@ func beside(ctx context.Context, srv *Server, hostile act, clean int) (Neighbour
 		wg.Go(func() {
 			for hostileCtx.Err() == nil {
 				// The last one is let run to its end: it is one to be counted.
-				if _, err := hostile.cycle(ctx, srv.Client); err != nil {
+				if err := hostile.cycle(ctx); err != nil {
 					hostileErr = err
 					return
 				}

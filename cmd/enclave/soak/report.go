@@ -75,7 +75,7 @@ func (r Report) markdown() string {
 		}
 	}
 	if len(r.Neighbours) > 0 {
-		fmt.Fprintf(&b, "\n## Beside a hostile session\n\nA clean session from request to result, alone and beside one that is started again whenever it was killed, in turn.\n\n")
+		fmt.Fprintf(&b, "\n## Beside a hostile neighbour\n\nA clean session from request to result, alone and beside a neighbour that goes on all the time (a session is started again whenever it was killed), in turn.\n\n")
 		fmt.Fprintf(&b, "| beside | alone p50 / p99 ms | beside p50 / p99 ms | ratio of p99 | sessions | hostile ones meanwhile |\n|---|---|---|---|---|---|\n")
 		for _, n := range r.Neighbours {
 			fmt.Fprintf(&b, "| %s | %.0f / %.0f | %.0f / %.0f | %.2f | %d | %d |\n", n.Beside, n.AloneP50, n.AloneP99, n.P50, n.P99, n.Ratio, n.Sessions, n.Hostile)

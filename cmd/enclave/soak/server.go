@@ -20,6 +20,7 @@ import (
 // A Server is a running `enclave serve`, a process of its own.
 type Server struct {
 	Client   *enclave.Client
+	Tenant   *enclave.Client // of another organisation, which may store 200 MB
 	PID      int
 	Dir      string // its state directory, without images and programs
 	Instance string // the mark that its sandboxes' control groups bear

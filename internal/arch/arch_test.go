@@ -55,11 +55,10 @@ var table = map[string][]string{
 	"internal/terminal": {},
 	// Asks the kernel whether an address is this host's own, for those who dial.
 	"internal/route":             {},
-	"internal/gateway":           {"internal/egress", "internal/audit", "internal/secret", "internal/wire", "internal/filter", "internal/route"},
+	"internal/gateway":           {"internal/egress", "internal/audit", "internal/wire", "internal/filter", "internal/route"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
-	"internal/store/storetest":   {"internal/session", "internal/audit", "internal/auth", "internal/store"},
-	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/strictjson", "internal/control", "internal/request", "internal/session", "internal/egress", "internal/audit", "internal/auth"},
-	"internal/backend/*":         {"internal/backend", "internal/image"},
+	"internal/store/storetest":   {"internal/session", "internal/audit"},
+	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/strictjson", "internal/control", "internal/request", "internal/session", "internal/audit", "internal/auth"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
 	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
 	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep", "internal/safepath"},
@@ -140,9 +139,72 @@ func TestSourcesKeepTheShape(t *testing.T) {
 	if files < 10 {
 		t.Errorf("only %d Go files were found: the walk is broken", files)
 	}
-	for _, p := range problems {
+	for _, p := range append(problems, unused(imported(root))...) {
 		t.Error(p)
 	}
+}
+
+// imported returns what of ours each package of tree imports, tests apart.
+func imported(tree fs.FS) map[string]map[string]bool {
+	all := map[string]map[string]bool{}
+	_ = fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error { // check reports errors
+		if err != nil || d.IsDir() || path.Ext(name) != ".go" || strings.Contains("/"+name, "/testdata/") {
+			return nil
+		}
+		pkg := path.Dir(name)
+		if all[pkg] == nil {
+			all[pkg] = map[string]bool{}
+		}
+		src, err := fs.ReadFile(tree, name)
+		if err != nil || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, src, parser.ImportsOnly)
+		if err != nil {
+			return nil
+		}
+		for _, spec := range f.Imports {
+			imp, _ := strconv.Unquote(spec.Path.Value)
+			if to, ours := strings.CutPrefix(imp, module+"/"); ours {
+				all[pkg][to] = true
+			} else if imp == module {
+				all[pkg]["."] = true
+			}
+		}
+		return nil
+	})
+	return all
+}
+
+// unused returns the rows of the table that are no package's, and the arrows that
+// no import takes. have is what packages import.
+func unused(have map[string]map[string]bool) (problems []string) {
+	used := map[string]map[string]bool{} // by row
+	for pkg, imports := range have {
+		name := pkg
+		if _, own := table[pkg]; !own {
+			name = path.Dir(pkg) + "/*"
+		}
+		if used[name] == nil {
+			used[name] = map[string]bool{}
+		}
+		for to := range imports {
+			used[name][to] = true
+		}
+	}
+	for name, may := range table {
+		if used[name] == nil {
+			problems = append(problems, fmt.Sprintf("the import table has a row %s, and there is no such package", name))
+			continue
+		}
+		for _, to := range may {
+			if to != "*" && !used[name][to] {
+				problems = append(problems, fmt.Sprintf("the import table lets %s import %s, which it does not", name, to))
+			}
+		}
+	}
+	slices.Sort(problems)
+	return problems
 }
 
 // check returns how many Go files tree has and every violation in it.

@@ -284,7 +284,7 @@ func TestASessionThatWaitsForTheDiskRunsOnceThereIsRoom(t *testing.T) {
 func TestOneOrganisationsStorageEndsAtThatOrganisation(t *testing.T) {
 	const quota = 40 << 20
 	p, l := sizedPlane(t, func(c *Config) { c.Quotas = Quotas{Storage: quota} })
-	ask := request.Request{Code: strings.Repeat("#", 10<<20), IdempotencyKey: "first"}
+	ask := request.Request{Code: "1", Files: map[string]string{"data": strings.Repeat("#", 10<<20)}, IdempotencyKey: "first"}
 	first, err := p.Create(t.Context(), caller, ask)
 	if err != nil {
 		t.Fatal(err)
@@ -292,7 +292,7 @@ func TestOneOrganisationsStorageEndsAtThatOrganisation(t *testing.T) {
 	refused := 0
 	var made []session.Session
 	for range 15 {
-		s, err := p.Create(t.Context(), caller, request.Request{Code: ask.Code})
+		s, err := p.Create(t.Context(), caller, request.Request{Code: ask.Code, Files: ask.Files})
 		if err == nil {
 			made = append(made, s)
 			continue

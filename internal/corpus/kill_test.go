@@ -83,7 +83,7 @@ var fileKills = []killed{
 	},
 	{
 		control: "files of a request stay below /work", kernel: "docker", cases: []string{"C05"},
-		patches: []patch{{"internal/control/request.go", "files, err := workFiles(r.Files)", "files, err := r.Files, error(nil)"}},
+		patches: []patch{{"internal/request/request.go", "files, err := workFiles(r.Files)", "files, err := r.Files, error(nil)"}},
 	},
 }
 

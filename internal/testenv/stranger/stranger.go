@@ -21,9 +21,19 @@ var Users = []int{1000, 65534, 64741}
 // report failures, and not end the test.
 func As(user int, f func()) error {
 	done := make(chan error, 1)
-	go func() {
-		// The thread ends with this goroutine, and nothing else ever runs on it.
+	var become func()
+	become = func() {
+		// The thread ends with this goroutine, and nothing else ever runs on it. The
+		// process's first thread would not end, and /proc/self is that thread's: it is
+		// held while another is used.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			other := make(chan struct{})
+			go func() { defer close(other); become() }()
+			<-other
+			runtime.UnlockOSThread()
+			return
+		}
 		id := uintptr(user)
 		for _, call := range [][4]uintptr{{unix.SYS_SETGROUPS}, {unix.SYS_SETRESGID, id, id, id}, {unix.SYS_SETRESUID, id, id, id}} {
 			// Go's own functions would do it for every thread.
@@ -34,7 +44,8 @@ func As(user int, f func()) error {
 		}
 		f()
 		done <- nil
-	}()
+	}
+	go become()
 	if err := <-done; err != nil {
 		return fmt.Errorf("become user %d: %w", user, err)
 	}

@@ -99,7 +99,10 @@ func TestRealKernelsAreCertified(t *testing.T) {
 		}
 	}
 	// What no longer differs between these kernels needs no exception.
-	if stale := parity.Stale(realBackends, cert.Exceptions); len(stale) > 0 {
+	stale := parity.Stale(realBackends, cert.Exceptions)
+	// How far a stream had come when it was cut may be the same on both by chance.
+	stale = slices.DeleteFunc(stale, func(x parity.Exception) bool { return x.Field == "bytesIn" })
+	if len(stale) > 0 {
 		t.Errorf("exceptions that nothing made use of: %v", stale)
 	}
 	page, err := os.ReadFile(filepath.Join(c.Evidence, "parity-certificate.md"))

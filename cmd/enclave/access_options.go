@@ -9,10 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/webhook"
+	"github.com/spf13/cobra"
 )
 
 // accessOptions is how clients reach a control plane and who they may be.
@@ -125,7 +125,7 @@ const oidcTimeout = 5 * time.Second
 
 // verifier returns the judge of tokens on a host with these addresses. The
 // caller holds the lock of s.
-func (o *accessOptions) verifier(s *stateDir, own func(netip.Addr) bool, now func() time.Time) (*auth.Verifier, error) {
+func (o *accessOptions) verifier(s *statedir.Dir, own func(netip.Addr) bool, now func() time.Time) (*auth.Verifier, error) {
 	secret, err := loadTokenSecret(s)
 	if err != nil {
 		return nil, err

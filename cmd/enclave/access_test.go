@@ -73,7 +73,7 @@ func TestServeOverTLSIsPinnedByItsFingerprint(t *testing.T) {
 	for name, tc := range map[string]struct{ set, want string }{
 		"the fingerprint": {"ENCLAVE_TLS_FINGERPRINT=" + print[1], "2"},
 		"with colons":     {"ENCLAVE_TLS_FINGERPRINT=" + strings.TrimSuffix(colons, ":"), "2"},
-		"its authority":   {"ENCLAVE_CA_FILE=" + s.file("db", "tls.pem"), "2"},
+		"its authority":   {"ENCLAVE_CA_FILE=" + s.File("db", "tls.pem"), "2"},
 		"another's":       {"ENCLAVE_TLS_FINGERPRINT=" + strings.Repeat("0", 64), "refused: .*not the one of TLSFingerprint"},
 		"half of one":     {"ENCLAVE_TLS_FINGERPRINT=" + print[1][:32], "refused: .*64 hex digits"},
 		"nothing":         {"X=", "refused: .*certificate"},
@@ -90,7 +90,7 @@ func TestServeOverTLSIsPinnedByItsFingerprint(t *testing.T) {
 		t.Error("TLS 1.1 is spoken")
 	}
 	v.stop(t)
-	info, err := os.Stat(s.file("db", "tls.pem"))
+	info, err := os.Stat(s.File("db", "tls.pem"))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
@@ -224,7 +224,7 @@ func TestKeysAreManagedBesideAServer(t *testing.T) {
 	if !strings.Contains(log, "key created") || !strings.Contains(log, "key revoked") || !strings.Contains(log, id) {
 		t.Errorf("the log does not say what became of the keys: %s", log)
 	}
-	if info, err := os.Stat(s.file("db", "token.key")); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(s.File("db", "token.key")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
 	// With no server, one is started for the command.

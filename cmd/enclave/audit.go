@@ -11,10 +11,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
+	"github.com/spf13/cobra"
 )
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
@@ -130,12 +130,12 @@ func (p *program) exportLog(ctx context.Context, w io.Writer) error {
 	if p.opts.remote() {
 		return errors.New("the whole log is of all organisations: export it on its machine, with ENCLAVE_BASE_URL unset")
 	}
-	s, err := findState(p.opts.State)
+	s, err := statedir.Find(p.opts.State)
 	if err != nil {
 		return err
 	}
 	t := p.tally("exported")
-	x, err := store.Export(ctx, s.file("db", databaseFile), w, t.show)
+	x, err := store.Export(ctx, s.Database(), w, t.show)
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func (p *program) auditKey() *cobra.Command {
 			if p.opts.remote() {
 				return errors.New("the key of a remote log must not come from its server: run `enclave audit key` on that machine")
 			}
-			s, err := findState(p.opts.State)
+			s, err := statedir.Find(p.opts.State)
 			if err != nil {
 				return err
 			}

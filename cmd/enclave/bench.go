@@ -5,14 +5,14 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/cmd/enclave/bench"
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) benchCommand() *cobra.Command {
@@ -49,7 +49,7 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	if err != nil {
 		return err
 	}
-	progs, err := p.carrier.unpack(s.file("bin"))
+	progs, err := p.carrier.Unpack(s.File("bin"))
 	if err != nil {
 		return err
 	}
@@ -60,14 +60,14 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	if c.Rootfs, err = images.Rootfs(digest); err != nil {
 		return err
 	}
-	c.Runsc, c.Docker, c.Missing = progs.runsc, p.opts.DockerHost, map[string]string{}
+	c.Runsc, c.Docker, c.Missing = progs.Runsc, p.opts.DockerHost, map[string]string{}
 	for _, b := range []string{dockerBackend, qemuBackend} {
 		if err := p.cannotBench(ctx, b); err != nil {
 			c.Missing[b] = message(err)
 		}
 	}
 	if c.Missing[qemuBackend] == "" {
-		if c.Machine, err = p.rawMachine(ctx, s, progs.guest); err != nil {
+		if c.Machine, err = p.rawMachine(ctx, s, progs.Guest); err != nil {
 			return err
 		}
 	}
@@ -95,7 +95,7 @@ func (p *program) cannotBench(ctx context.Context, backend string) error {
 
 // rawMachine is what a boot of QEMU takes that is of the same kernel and the same
 // first file system as the machines of s.
-func (p *program) rawMachine(ctx context.Context, s *stateDir, guest string) (m bench.Machine, err error) {
+func (p *program) rawMachine(ctx context.Context, s *statedir.Dir, guest string) (m bench.Machine, err error) {
 	info, err := p.machineAnswers(ctx, qemuBackend)
 	if err != nil {
 		return m, err
@@ -103,11 +103,11 @@ func (p *program) rawMachine(ctx context.Context, s *stateDir, guest string) (m 
 	if m.QEMU, err = qemu.Find(p.opts.Machine.QEMU); err != nil {
 		return m, err
 	}
-	k, err := kernel.Newest(s.file("kernels"))
+	k, err := kernel.Newest(s.File("kernels"))
 	if err != nil {
 		return m, err
 	}
 	m.Kernel, m.KVM = k.Vmlinux(), info.Isolation == backend.MicroVM
-	m.Initrd, err = k.Initramfs(s.file("kernels"), guest)
+	m.Initrd, err = k.Initramfs(s.File("kernels"), guest)
 	return m, err
 }

@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
+	"github.com/spf13/cobra"
 )
 
 // checkpointOptions is where each checkpoint of the log is also written. None by
@@ -77,7 +77,7 @@ func openCheckpointFile(path string) (_ *checkpointFile, err error) {
 		return nil, errors.New("is not a regular file")
 	}
 	if errors.Is(missing, fs.ErrNotExist) {
-		if err := syncDir(filepath.Dir(path)); err != nil {
+		if err := statedir.SyncDir(filepath.Dir(path)); err != nil {
 			return nil, err
 		}
 	}
@@ -119,7 +119,7 @@ func (c *checkpointFile) append(b []byte) error {
 // openStore opens the store of s. If there is to be a checkpoint file, its
 // newest checkpoint must be of this log, and each later one is appended to it;
 // an error from there ends Store.Sequence. close closes both.
-func openStore(ctx context.Context, s *stateDir, file string, o store.Options) (_ *store.Store, close func() error, err error) {
+func openStore(ctx context.Context, s *statedir.Dir, file string, o store.Options) (_ *store.Store, close func() error, err error) {
 	var second *checkpointFile
 	if file != "" {
 		if second, err = openCheckpointFile(file); err != nil {
@@ -132,23 +132,23 @@ func openStore(ctx context.Context, s *stateDir, file string, o store.Options) (
 		}()
 		o.Publish = second.publish
 	}
-	if err := s.keepsItsLog(); err != nil {
+	if err := keepsItsLog(s); err != nil {
 		return nil, nil, err
 	}
-	st, err := store.Open(ctx, s.file("db", databaseFile), o)
+	st, err := store.Open(ctx, s.Database(), o)
 	if err != nil {
-		return nil, nil, newerStore(err, s.path)
+		return nil, nil, newerStore(err, s.Path)
 	}
 	if second == nil {
 		return st, st.Close, nil
 	}
 	if second.last != nil {
-		name := "enclave.local/" + s.instance
+		name := "enclave.local/" + s.Instance
 		if got, _, _ := strings.Cut(string(second.last), "\n"); got != name {
 			err = fmt.Errorf("checkpoint file %s is of the log %s, and this one is %s: name another file", file, got, name)
 		} else if err = st.Holds(ctx, second.last); err != nil {
 			err = fmt.Errorf("%w: the database in %s is not the one whose checkpoints are in %s. It was replaced by an older copy, or rewritten. Put the right one back; if it is lost, keep the file as evidence and name another one",
-				err, s.path, file)
+				err, s.Path, file)
 		}
 		if err != nil {
 			return nil, nil, errors.Join(err, st.Close())
@@ -157,30 +157,18 @@ func openStore(ctx context.Context, s *stateDir, file string, o store.Options) (
 	return st, func() error { return errors.Join(st.Close(), second.f.Close()) }, nil
 }
 
-// databaseFile holds sessions, their records and the log, in db.
-const databaseFile = "enclave.db"
-
 // keepsItsLog refuses a state directory whose database was lost while the key of
 // its log was not: a new log under the old key would look like a fork of it.
-func (s *stateDir) keepsItsLog() error {
-	_, err := os.Lstat(s.file("db", auditKey))
+func keepsItsLog(s *statedir.Dir) error {
+	_, err := os.Lstat(s.File("db", auditKey))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing was signed yet
 	}
 	if err == nil {
-		_, err = os.Lstat(s.file("db", databaseFile))
+		_, err = os.Lstat(s.Database())
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is gone, and the log's key is there: put the database back, or, if it is lost for good, begin anew with another state directory (--state)", s.file("db", databaseFile))
+		return fmt.Errorf("%s is gone, and the log's key is there: put the database back, or, if it is lost for good, begin anew with another state directory (--state)", s.Database())
 	}
 	return err
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -93,7 +93,7 @@ func TestStoreDoesNotOpenOnACheckpointFileOfAnother(t *testing.T) {
 	s := state(t)
 	for name, c := range map[string]struct{ content, want string }{
 		"another log's":      {string(audit.PublishedRecord(noteOf(t, "enclave.local/ffffffff", 0))), "name another file"},
-		"a log that went on": {string(audit.PublishedRecord(noteOf(t, "enclave.local/"+s.instance, 7))), "replaced by an older copy, or rewritten"},
+		"a log that went on": {string(audit.PublishedRecord(noteOf(t, "enclave.local/"+s.Instance, 7))), "replaced by an older copy, or rewritten"},
 		"garbage":            {"x\n---\n", "malformed"},
 	} {
 		path := filepath.Join(t.TempDir(), "checkpoints")
@@ -129,7 +129,7 @@ func TestLogThatIsGoneIsNotBegunAnew(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "put the database back") {
 		t.Errorf("a key without its database: %v", err)
 	}
-	if _, err := os.Lstat(s.file("db", databaseFile)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(s.Database()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a new database was made all the same: %v", err)
 	}
 }

@@ -4,10 +4,10 @@ import (
 	"context"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
 )
 
 // completeTime bounds what a press of the tab key waits for.
@@ -49,7 +49,7 @@ func (p *program) present(ctx context.Context) (*enclave.Client, func()) {
 	if p.opts.remote() {
 		return p.remoteClient(), func() {}
 	}
-	s, err := findState(p.opts.State)
+	s, err := statedir.Find(p.opts.State)
 	if err != nil {
 		return nil, nil
 	}
@@ -66,11 +66,11 @@ func (p *program) completeImages(*cobra.Command, []string, string) ([]cobra.Comp
 	if p.opts.validate() != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	s, err := findState(p.opts.State)
+	s, err := statedir.Find(p.opts.State)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	store, err := image.Open(s.file("images"))
+	store, err := image.Open(s.File("images"))
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

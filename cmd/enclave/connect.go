@@ -19,9 +19,9 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"golang.org/x/sys/unix"
 )
 
 // A link is a control plane that this process may drive until it closes it.
@@ -35,7 +35,7 @@ type link struct {
 
 // log is where the control plane's operator reads what it did.
 func (k *link) log() string {
-	if k.about.Mode == modeEmbedded {
+	if k.about.Mode == statedir.ModeEmbedded {
 		return k.logged
 	}
 	return "the control plane's log"
@@ -52,7 +52,7 @@ func (k *link) explain(err error) error {
 	}
 	select {
 	case <-k.lost:
-		if k.about.Mode != modeEmbedded {
+		if k.about.Mode != statedir.ModeEmbedded {
 			return fmt.Errorf("the control plane (process %d) ended: %w", k.about.PID, err)
 		}
 		return fmt.Errorf("the background control plane (process %d) ended: %w%s", k.about.PID, err, tail(k.logged))
@@ -87,7 +87,7 @@ func (p *program) connect(ctx context.Context) (*link, error) {
 	if p.opts.remote() {
 		return &link{client: p.remoteClient(), close: func() {}}, nil
 	}
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (p *program) connect(ctx context.Context) (*link, error) {
 	}
 	if b := p.opts.Backend; b != autoBackend && b != k.about.Backend {
 		k.close()
-		return nil, fmt.Errorf("the control plane on %s (process %d) runs %s, not %s: wait until it has ended or choose another directory with --state", s.path, k.about.PID, k.about.Backend, b)
+		return nil, fmt.Errorf("the control plane on %s (process %d) runs %s, not %s: wait until it has ended or choose another directory with --state", s.Path, k.about.PID, k.about.Backend, b)
 	}
 	return k, nil
 }
@@ -128,16 +128,16 @@ var errAbsent = errors.New("no control plane")
 func isAbsent(err error) bool { return errors.Is(err, errAbsent) }
 
 // socketTransport leads to the control plane that serves s, by its socket.
-func socketTransport(s *stateDir) *http.Transport {
+func socketTransport(s *statedir.Dir) *http.Transport {
 	return &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSocket(ctx, s.socket()) },
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return statedir.Dial(ctx, s.Socket()) },
 		DisableKeepAlives: true,
 	}
 }
 
 // hold connects to the control plane that serves s and takes a lease on it, or
 // returns errAbsent.
-func hold(ctx context.Context, s *stateDir) (*link, error) {
+func hold(ctx context.Context, s *statedir.Dir) (*link, error) {
 	transport := socketTransport(s)
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel)
@@ -153,7 +153,7 @@ func hold(ctx context.Context, s *stateDir) (*link, error) {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case errors.Is(err, fs.ErrPermission):
-			return nil, unwritable(s.path, err)
+			return nil, statedir.Unwritable(s.Path, err)
 		}
 		// No socket, nobody behind it, or one who left while we came.
 		return nil, fmt.Errorf("%w: %w", errAbsent, err)
@@ -172,7 +172,7 @@ func hold(ctx context.Context, s *stateDir) (*link, error) {
 	stop() // from here the lease ends with close, not with the ctx of the connecting
 	// Not Client.Socket: the path may be longer than a socket's address.
 	local := &enclave.Client{BaseURL: "http://localhost", HTTPClient: &http.Client{Transport: transport}}
-	k := &link{client: local, about: g, lost: make(chan struct{}), logged: s.log()}
+	k := &link{client: local, about: g, lost: make(chan struct{}), logged: s.Log()}
 	k.close = func() { cancel(); <-k.lost }
 	go func() {
 		_, _ = io.Copy(io.Discard, in) // nothing more is said; the end is the message
@@ -184,15 +184,15 @@ func hold(ctx context.Context, s *stateDir) (*link, error) {
 
 // start starts a control plane in the background, unless another does so at
 // the same moment, and holds it.
-func (p *program) start(ctx context.Context, s *stateDir) (*link, error) {
-	f, err := os.OpenFile(s.file("run", "starting.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+func (p *program) start(ctx context.Context, s *statedir.Dir) (*link, error) {
+	f, err := os.OpenFile(s.File("run", "starting.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, unwritable(s.path, err)
+		return nil, statedir.Unwritable(s.Path, err)
 	}
 	defer f.Close()
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	if err := waitLock(ctx, f); err != nil {
+	if err := statedir.WaitLock(ctx, f); err != nil {
 		return nil, fmt.Errorf("wait for another that starts the background control plane: %w", err)
 	}
 	// One that is just closing gives no lease; its successor waits for its lock.
@@ -209,17 +209,17 @@ func (p *program) start(ctx context.Context, s *stateDir) (*link, error) {
 	if !isAbsent(err) {
 		return k, err
 	}
-	return nil, fmt.Errorf("the background control plane ends as soon as it has started%s", tail(s.log()))
+	return nil, fmt.Errorf("the background control plane ends as soon as it has started%s", tail(s.Log()))
 }
 
 // readyFD is where a background control plane says that it serves, or why not.
 const readyFD = 3
 
 // spawn starts a background control plane and returns once it serves.
-func (p *program) spawn(ctx context.Context, s *stateDir) error {
-	log, err := os.OpenFile(s.log(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+func (p *program) spawn(ctx context.Context, s *statedir.Dir) error {
+	log, err := os.OpenFile(s.Log(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
-		return unwritable(s.path, err)
+		return statedir.Unwritable(s.Path, err)
 	}
 	defer log.Close()
 	ready, theirs, err := os.Pipe()
@@ -230,7 +230,7 @@ func (p *program) spawn(ctx context.Context, s *stateDir) error {
 	defer theirs.Close()
 	cmd := &exec.Cmd{
 		Path:        "/proc/self/exe",
-		Args:        append([]string{programName, "serve", "--embedded", "--state", s.path, "--backend", p.opts.Backend, "--docker-host", p.opts.DockerHost}, p.opts.Machine.arguments()...),
+		Args:        append([]string{programName, "serve", "--embedded", "--state", s.Path, "--backend", p.opts.Backend, "--docker-host", p.opts.DockerHost}, p.opts.Machine.arguments()...),
 		Env:         append(p.environ(), "ENCLAVE_BASE_URL=", "ENCLAVE_API_KEY=", "ENCLAVE_TOKEN="),
 		Dir:         "/",
 		Stdout:      log,
@@ -253,11 +253,11 @@ func (p *program) spawn(ctx context.Context, s *stateDir) error {
 		return errors.New(text)
 	case ctx.Err() != nil:
 		_ = unix.Kill(cmd.Process.Pid, unix.SIGTERM)
-		return fmt.Errorf("the background control plane did not start in time%s", tail(s.log()))
+		return fmt.Errorf("the background control plane did not start in time%s", tail(s.Log()))
 	case err != nil:
 		return fmt.Errorf("wait for the background control plane: %w", err)
 	}
-	return fmt.Errorf("the background control plane ended while it started%s", tail(s.log()))
+	return fmt.Errorf("the background control plane ended while it started%s", tail(s.Log()))
 }
 
 const readyWord = "ready"

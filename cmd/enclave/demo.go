@@ -9,12 +9,12 @@ import (
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) demoCommand() *cobra.Command {
@@ -84,12 +84,12 @@ func (p *program) demo(ctx context.Context, evidence string, run func(context.Co
 
 // bootable returns the state directory and images on which bootDemo boots the
 // backends: clean of what an earlier demo left, and with the image they need.
-func (p *program) bootable(ctx context.Context, backends ...string) (*stateDir, *image.Store, error) {
-	s, err := openState(p.opts.State)
+func (p *program) bootable(ctx context.Context, backends ...string) (*statedir.Dir, *image.Store, error) {
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -189,7 +189,7 @@ func labelled(name, list string) ([][2]string, error) {
 // bootDemo starts a control plane in this process, on a state directory of its
 // own below s and a free loopback port, with a key that nobody else has. Only
 // the images are those of s.
-func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store, b demo.Boot) (_ *demo.Plane, err error) {
+func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.Store, b demo.Boot) (_ *demo.Plane, err error) {
 	var undo []func(context.Context) error
 	closeAll := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, stopTime)
@@ -207,22 +207,22 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 		}
 	}()
 
-	dir, err := os.MkdirTemp(s.file("tmp"), "demo-")
+	dir, err := os.MkdirTemp(s.File("tmp"), "demo-")
 	if err != nil {
-		return nil, unwritable(s.path, err)
+		return nil, statedir.Unwritable(s.Path, err)
 	}
 	undo = append(undo, func(context.Context) error { return os.RemoveAll(dir) })
-	own, err := openState(dir)
+	own, err := statedir.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	locked, err := own.lock(ctx, modeCommand)
+	locked, err := own.Lock(ctx, statedir.ModeCommand)
 	if err != nil {
 		return nil, err
 	}
 	undo = append(undo, func(ctx context.Context) error {
-		defer locked.unlock()
-		return p.removeState(ctx, locked, s.file("bin"))
+		defer locked.Unlock()
+		return p.removeState(ctx, locked, s.File("bin"))
 	})
 	log := &demo.Record{}
 	logger, err := newLogger(log)
@@ -230,7 +230,7 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 		return nil, err
 	}
 	n, err := p.wire(ctx, nodeConfig{
-		state: locked, images: images, bin: s.file("bin"), kernels: s.file("kernels"), backend: b.Backend, logger: logger,
+		state: locked, images: images, bin: s.File("bin"), kernels: s.File("kernels"), backend: b.Backend, logger: logger,
 		gateway: b.Gateway, table: b.Table,
 		admission: admission{running: b.Places, waiting: b.Places, usual: control.Quotas{PerMinute: control.Unlimited, Waiting: b.Places}},
 	})
@@ -258,11 +258,11 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 		}
 		return err
 	})
-	inside := &demo.Inside{Vault: n.vault, Log: log.Bytes, Instance: own.instance}
+	inside := &demo.Inside{Vault: n.vault, Log: log.Bytes, Instance: own.Instance}
 	if inside.LogKey, err = publicKey(own); err != nil {
 		return nil, err
 	}
-	if inside.Versions, err = p.runtimeVersions(ctx, b.Backend, s.file("bin")); err != nil {
+	if inside.Versions, err = p.runtimeVersions(ctx, b.Backend, s.File("bin")); err != nil {
 		return nil, err
 	}
 	if b.Backend != simulatorBackend {

@@ -68,12 +68,12 @@ func inWords(what, isolation string) string {
 
 // openDocker opens the docker backend of c.
 func (p *program) openDocker(c nodeConfig) (*docker.Backend, error) {
-	progs, err := p.carrier.unpack(c.bin)
+	progs, err := p.carrier.Unpack(c.bin)
 	if err != nil {
 		return nil, err
 	}
 	return docker.New(docker.Config{
-		Dir: c.state.file("containers"), Instance: c.state.instance, Host: p.opts.DockerHost,
-		Guest: progs.guest, Images: c.images,
+		Dir: c.state.File("containers"), Instance: c.state.Instance, Host: p.opts.DockerHost,
+		Guest: progs.Guest, Images: c.images,
 	})
 }

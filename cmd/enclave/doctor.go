@@ -12,14 +12,14 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/cmd/enclave/doctor"
 	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/route"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/terminal"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) doctorCommand() *cobra.Command {
@@ -50,15 +50,15 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	if p.opts.Backend != autoBackend {
 		backends = []string{p.opts.Backend}
 	}
-	state, err := findState(p.opts.State)
+	state, err := statedir.Find(p.opts.State)
 	switch {
 	case err == nil:
 		// What a doctor that was killed has left.
 		if err := p.sweepTemp(ctx, state); err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, errNoState):
-		state = &stateDir{path: p.opts.State} // none yet: the checks say so
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, statedir.ErrNone):
+		state = &statedir.Dir{Path: p.opts.State} // none yet: the checks say so
 	default:
 		return err
 	}
@@ -69,12 +69,12 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		show.out, show.color = p.styled(p.out)
 	}
 	err = doctor.Run(ctx, doctor.Config{
-		State: state.path, Backends: backends, Docker: p.opts.DockerHost, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
+		State: state.Path, Backends: backends, Docker: p.opts.DockerHost, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
 		Firecracker: p.opts.Machine.Firecracker, Jailer: p.opts.Machine.Jailer,
 		Machine: func(b string) (microvm.Config, error) { return p.machineConfig(b, "") },
 		Programs: func(bin string) (string, string, error) {
-			progs, err := p.carrier.unpack(bin)
-			return progs.runsc, progs.guest, err
+			progs, err := p.carrier.Unpack(bin)
+			return progs.Runsc, progs.Guest, err
 		},
 		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
 		Gateway: func(ctx context.Context) error {
@@ -92,11 +92,11 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 			return publicTable(kernel.Own)
 		},
 		Holder: func() (bool, int, string, string, error) {
-			h, held, err := state.held()
+			h, held, err := state.Held()
 			return held, h.PID, h.Mode, h.Listen, err
 		},
-		Dial:   func(ctx context.Context) (net.Conn, error) { return dialSocket(ctx, state.socket()) },
-		AtOnce: func(b string) (int, string, error) { return p.sessionsAtOnce(b, state.path) },
+		Dial:   func(ctx context.Context) (net.Conn, error) { return statedir.Dial(ctx, state.Socket()) },
+		AtOnce: func(b string) (int, string, error) { return p.sessionsAtOnce(b, state.Path) },
 		Images: func() (*image.Store, error) { return openImages(state) },
 	}, show.tell)
 	if code := in.status(); code != 0 {
@@ -113,19 +113,19 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 
 // openImages opens the images of a state directory that has some. Those of one
 // that has none are not made.
-func openImages(s *stateDir) (*image.Store, error) {
-	if _, err := os.Stat(s.file("images", "index.json")); err != nil {
+func openImages(s *statedir.Dir) (*image.Store, error) {
+	if _, err := os.Stat(s.File("images", "index.json")); err != nil {
 		return nil, err
 	}
-	return image.Open(s.file("images"))
+	return image.Open(s.File("images"))
 }
 
 // room makes a state directory of its own below that of s, or, before there is
 // one, beside where it will be.
-func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove func(context.Context) error, err error) {
-	above := s.file("tmp")
+func (p *program) room(ctx context.Context, s *statedir.Dir) (r doctor.Room, remove func(context.Context) error, err error) {
+	above := s.File("tmp")
 	if _, err := os.Stat(above); err != nil {
-		for above = filepath.Dir(s.path); ; above = filepath.Dir(above) {
+		for above = filepath.Dir(s.Path); ; above = filepath.Dir(above) {
 			if _, err := os.Stat(above); err == nil {
 				break
 			}
@@ -133,7 +133,7 @@ func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove 
 	}
 	dir, err := os.MkdirTemp(above, "enclave-doctor-")
 	if err != nil {
-		return r, nil, unwritable(above, err)
+		return r, nil, statedir.Unwritable(above, err)
 	}
 	undo := func() error { return os.RemoveAll(dir) }
 	defer func() {
@@ -141,21 +141,21 @@ func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove 
 			err = errors.Join(err, undo())
 		}
 	}()
-	own, err := openState(dir)
+	own, err := statedir.Open(dir)
 	if err != nil {
 		return r, nil, err
 	}
-	locked, err := own.lock(ctx, modeCommand)
+	locked, err := own.Lock(ctx, statedir.ModeCommand)
 	if err != nil {
 		return r, nil, err
 	}
 	remove = func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, stopTime)
 		defer cancel()
-		defer locked.unlock()
-		return p.removeState(ctx, locked, own.file("bin"))
+		defer locked.Unlock()
+		return p.removeState(ctx, locked, own.File("bin"))
 	}
-	return doctor.Room{Sandboxes: own.file("sandboxes"), Containers: own.file("containers"), Machines: own.file("machines"), Programs: own.file("bin"), Instance: own.instance}, remove, nil
+	return doctor.Room{Sandboxes: own.File("sandboxes"), Containers: own.File("containers"), Machines: own.File("machines"), Programs: own.File("bin"), Instance: own.Instance}, remove, nil
 }
 
 // findings are told as they come, and summed up.

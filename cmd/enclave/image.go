@@ -8,9 +8,9 @@ import (
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) imageCommand() *cobra.Command {
@@ -33,11 +33,11 @@ from the sandboxes that still run on it: let those end first.`,
 
 // images opens the image store of the state directory.
 func (p *program) images() (*image.Store, error) {
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return nil, err
 	}
-	return image.Open(s.file("images"))
+	return image.Open(s.File("images"))
 }
 
 // install runs what brings an image, with progress, and prints its digest.

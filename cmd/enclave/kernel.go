@@ -6,10 +6,10 @@ import (
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) kernelCommand() *cobra.Command {
@@ -28,11 +28,11 @@ state directory; a new microVM boots the newest.`,
 
 // kernelDir is the directory of guest kernels in the state directory.
 func (p *program) kernelDir() (string, error) {
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return "", err
 	}
-	return s.file("kernels"), nil
+	return s.File("kernels"), nil
 }
 
 // bringKernel runs what brings a kernel into dir, with progress, and prints it.

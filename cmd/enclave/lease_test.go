@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/enclave-run/enclave/internal/statedir"
 )
 
 func TestUnusedWaitsForTheLastClientAndTheGrace(t *testing.T) {
@@ -109,9 +111,9 @@ func TestUnusedEndsWithItsContext(t *testing.T) {
 }
 
 // serveLeases serves l on the socket of a state directory.
-func serveLeases(t *testing.T, s *stateDir, l *leases) {
+func serveLeases(t *testing.T, s *statedir.Dir, l *leases) {
 	t.Helper()
-	socket, err := listenSocket(s.socket())
+	socket, err := statedir.Listen(s.Socket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +130,7 @@ func TestHoldIsGreetedAndNoticesTheEnd(t *testing.T) {
 	if _, err := hold(t.Context(), s); !isAbsent(err) {
 		t.Fatalf("hold without a server: %v", err)
 	}
-	l := newLeases(greeting{Mode: modeEmbedded, Backend: "simulator"})
+	l := newLeases(greeting{Mode: statedir.ModeEmbedded, Backend: "simulator"})
 	serveLeases(t, s, l)
 	a, err := hold(t.Context(), s)
 	if err != nil {
@@ -159,7 +161,7 @@ func TestHoldWorksInADeepDirectory(t *testing.T) {
 	for len(deep) < 200 {
 		deep += "/a-directory-with-a-long-name"
 	}
-	s, err := openState(deep)
+	s, err := statedir.Open(deep)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,11 +13,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/terminal"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
-	"github.com/enclave-run/enclave/internal/terminal"
 )
 
 // programName is what this program calls itself when it starts itself again.
@@ -36,7 +36,7 @@ type program struct {
 	env      func(string) string
 	environ  func() []string
 	now      func() time.Time
-	carrier  carrier
+	carrier  statedir.Carrier
 	gvisor   func() error // says why this host can't run it
 
 	opts   options
@@ -49,7 +49,7 @@ func newProgram() *program {
 	return &program{
 		in: os.Stdin, out: outlet(os.Stdout), err: outlet(os.Stderr),
 		env: os.Getenv, environ: os.Environ, now: time.Now,
-		carrier: newCarrier(), gvisor: gvisor.Available,
+		carrier: statedir.NewCarrier(carried()), gvisor: gvisor.Available,
 	}
 }
 

@@ -7,16 +7,16 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/rogpeppe/go-internal/testscript"
-
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 func TestMain(m *testing.M) {
 	enclave := func() {
 		p := newProgram()
 		if dir := os.Getenv("ENCLAVE_TEST_BIN"); dir != "" {
-			p.carrier.beside = []string{dir}
+			p.carrier.Beside = []string{dir}
 		}
 		os.Exit(p.main(os.Args[1:]))
 	}
@@ -65,7 +65,7 @@ func TestScriptsOnGVisor(t *testing.T) {
 // gvisorState returns a state directory in dir that has the images of the tests.
 func gvisorState(dir, images string) (string, error) {
 	state := filepath.Join(dir, "state")
-	if _, err := openState(state); err != nil {
+	if _, err := statedir.Open(state); err != nil {
 		return "", err
 	}
 	if err := os.Remove(filepath.Join(state, "images")); err != nil {
@@ -79,16 +79,16 @@ func scriptCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, 
 	return map[string]func(*testscript.TestScript, bool, []string){
 		// gone waits until no background control plane has the state directory.
 		"gone": func(ts *testscript.TestScript, neg bool, args []string) {
-			s, err := findState(ts.Getenv("ENCLAVE_STATE"))
+			s, err := statedir.Find(ts.Getenv("ENCLAVE_STATE"))
 			ts.Check(err)
-			locked, err := s.lock(t.Context(), modeCommand)
+			locked, err := s.Lock(t.Context(), statedir.ModeCommand)
 			ts.Check(err)
-			locked.unlock()
+			locked.Unlock()
 		},
 		// keep holds the background control plane until drop, so that what follows
 		// finds one however slow the machine is.
 		"keep": func(ts *testscript.TestScript, neg bool, args []string) {
-			s, err := findState(ts.Getenv("ENCLAVE_STATE"))
+			s, err := statedir.Find(ts.Getenv("ENCLAVE_STATE"))
 			ts.Check(err)
 			for range 10 {
 				ts.Check(ts.Exec("enclave", "session", "list"))
@@ -132,4 +132,14 @@ func enclaveCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 	c.Args = append([]string{programName}, args...)
 	c.Env = append(os.Environ(), env...)
 	return c
+}
+
+// state returns a new state directory.
+func state(t *testing.T) *statedir.Dir {
+	t.Helper()
+	s, err := statedir.Open(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

@@ -91,11 +91,11 @@ func (p *program) openMachine(c nodeConfig) (*microvm.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	progs, err := p.carrier.unpack(c.bin)
+	progs, err := p.carrier.Unpack(c.bin)
 	if err != nil {
 		return nil, err
 	}
-	m.Dir, m.Instance, m.Guest, m.Disk = c.state.file("machines"), c.state.instance, progs.guest, c.images.Disk
+	m.Dir, m.Instance, m.Guest, m.Disk = c.state.File("machines"), c.state.Instance, progs.Guest, c.images.Disk
 	return microvm.New(m)
 }
 

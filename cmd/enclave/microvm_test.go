@@ -16,7 +16,7 @@ func TestRunSaysThatAMachineIsEmulated(t *testing.T) {
 	t.Parallel()
 	testenv.Need(t, qemuBackend)
 	_, s := onKernels(t, qemuBackend)
-	env := []string{"ENCLAVE_STATE=" + s.path, "ENCLAVE_BACKEND=qemu", "ENCLAVE_BASE_URL=", "ENCLAVE_TEST_BIN=" + filepath.Dir(testenv.Binaries(t).Guest)}
+	env := []string{"ENCLAVE_STATE=" + s.Path, "ENCLAVE_BACKEND=qemu", "ENCLAVE_BASE_URL=", "ENCLAVE_TEST_BIN=" + filepath.Dir(testenv.Binaries(t).Guest)}
 	c := enclaveCommand(t, env, "run", "--json", "-c", "enclave.result(1)")
 	var said bytes.Buffer
 	c.Stderr = &said

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/enclave-run/enclave/internal/statedir"
 )
 
 // options is everything that a flag or an environment variable can set for
@@ -78,7 +80,7 @@ func (o *options) validate() error {
 		return fmt.Errorf("state directory %q: %w", o.State, err)
 	}
 	o.State = abs
-	if err := checkStatePath(abs); err != nil {
+	if err := statedir.CheckPath(abs); err != nil {
 		return err
 	}
 	if !slices.Contains(backends[:], o.Backend) {

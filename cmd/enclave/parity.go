@@ -9,12 +9,12 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) parityCommand() *cobra.Command {
@@ -77,7 +77,7 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 	}
 	// The certificate is of the log that this host goes on with: those of the
 	// control planes that are booted for it are gone when it is read.
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return err
 	}
@@ -136,22 +136,22 @@ func (p *program) logKeys(flags []string) (map[string]string, error) {
 
 // certifier returns the signer of the log of s, beside a server that may be
 // running. If there is no log yet, one is begun.
-func (p *program) certifier(ctx context.Context, s *stateDir) (*audit.Signer, error) {
-	if _, err := os.Lstat(s.file("db", nextKey)); !errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(fmt.Errorf("a rotation of the log's key in %s is not finished: the next `enclave run` finishes it", s.path), err)
+func (p *program) certifier(ctx context.Context, s *statedir.Dir) (*audit.Signer, error) {
+	if _, err := os.Lstat(s.File("db", nextKey)); !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("a rotation of the log's key in %s is not finished: the next `enclave run` finishes it", s.Path), err)
 	}
-	if _, err := os.Lstat(s.file("db", auditKey)); err == nil {
+	if _, err := os.Lstat(s.File("db", auditKey)); err == nil {
 		return loadSigner(s)
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, unwritable(s.path, err)
+		return nil, statedir.Unwritable(s.Path, err)
 	}
 	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
 	defer cancel()
-	locked, err := s.lock(wait, modeCommand)
+	locked, err := s.Lock(wait, statedir.ModeCommand)
 	if err != nil {
 		return nil, err
 	}
-	defer locked.unlock()
+	defer locked.Unlock()
 	st, closeStore, err := openStore(ctx, s, "", store.Options{Now: p.now})
 	if err != nil {
 		return nil, err

@@ -23,6 +23,7 @@ import (
 	"github.com/enclave-run/enclave/internal/gateway"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -41,13 +42,13 @@ func notary(t *testing.T) demo.Notary {
 }
 
 // onKernels returns what `enclave parity` runs with on this host, on backends.
-func onKernels(t *testing.T, backends ...string) (demo.Config, *stateDir) {
+func onKernels(t *testing.T, backends ...string) (demo.Config, *statedir.Dir) {
 	t.Helper()
 	env, s := onGVisor(t)
 	c := demoConfig(t, env, s, gvisorBackend)
 	c.Backends = backends
 	p := newProgram()
-	p.opts.State = s.path
+	p.opts.State = s.Path
 	if slices.ContainsFunc(backends, isMachine) {
 		if err := os.Remove(p.kernels()); err != nil {
 			t.Fatal(err)
@@ -57,14 +58,14 @@ func onKernels(t *testing.T, backends ...string) (demo.Config, *stateDir) {
 		}
 	}
 	p.err = io.Discard
-	p.carrier.beside = []string{filepath.Dir(testenv.Binaries(t).Guest)}
+	p.carrier.Beside = []string{filepath.Dir(testenv.Binaries(t).Guest)}
 	if slices.Contains(backends, dockerBackend) {
 		p.opts.DockerHost = testenv.Docker(t)
 	}
 	if slices.Contains(backends, firecrackerBackend) {
 		p.opts.Machine.Firecracker, p.opts.Machine.Jailer = testenv.Firecracker(t)
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,15 +174,15 @@ func TestAMachineHasTheVerdictOfTheOthers(t *testing.T) {
 }
 
 // leavesNothing wants nothing of the control planes that were booted to be left.
-func leavesNothing(t *testing.T, s *stateDir) {
+func leavesNothing(t *testing.T, s *statedir.Dir) {
 	t.Helper()
-	if left, err := os.ReadDir(s.file("tmp")); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(s.File("tmp")); err != nil || len(left) > 0 {
 		t.Errorf("left in tmp: %v, %v", left, err)
 	}
-	if left, err := mountsBelow(s.path); err != nil || len(left) > 0 {
+	if left, err := statedir.MountsBelow(s.Path); err != nil || len(left) > 0 {
 		t.Errorf("mounts left: %q, %v", left, err)
 	}
-	for _, line := range processesNaming(t, s.path) {
+	for _, line := range processesNaming(t, s.Path) {
 		t.Errorf("process left: %s", line)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/terminal"
 )
 
@@ -25,11 +26,11 @@ func (p *program) prepare(ctx context.Context, quiet bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return "", err
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		return "", err
 	}

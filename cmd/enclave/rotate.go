@@ -10,11 +10,11 @@ import (
 	"os"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/failpoint"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
+	"github.com/spf13/cobra"
 )
 
 // nextKey is where a key lies that is to take the place of audit.key. Whether it
@@ -40,7 +40,7 @@ next command that opens the log.`,
 			if err := p.opts.Serve.Checkpoint.validate(); err != nil {
 				return err
 			}
-			s, err := findState(p.opts.State)
+			s, err := statedir.Find(p.opts.State)
 			if err != nil {
 				return err
 			}
@@ -49,11 +49,11 @@ next command that opens the log.`,
 			}
 			wait, cancel := context.WithTimeout(cmd.Context(), 3*leaseGrace)
 			defer cancel()
-			locked, err := s.lock(wait, modeCommand)
+			locked, err := s.Lock(wait, statedir.ModeCommand)
 			if err != nil {
 				return err
 			}
-			defer locked.unlock()
+			defer locked.Unlock()
 			key, err := rotateKey(cmd.Context(), locked, p.opts.Serve.Checkpoint.File, p.now)
 			if err != nil {
 				return err
@@ -72,13 +72,13 @@ next command that opens the log.`,
 // The new key is durable before anything is signed with it, and the old one is
 // there until the log says that it was replaced: whatever stops this, settleKey
 // finds the key that the log goes on with.
-func rotateKey(ctx context.Context, s *lockedState, file string, now func() time.Time) (_ string, err error) {
-	st, closeStore, err := openStore(ctx, s.stateDir, file, store.Options{Now: now})
+func rotateKey(ctx context.Context, s *statedir.Locked, file string, now func() time.Time) (_ string, err error) {
+	st, closeStore, err := openStore(ctx, s.Dir, file, store.Options{Now: now})
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, closeStore()) }()
-	old, err := settleKey(ctx, s.stateDir, st)
+	old, err := settleKey(ctx, s.Dir, st)
 	if err != nil {
 		return "", err
 	}
@@ -90,7 +90,7 @@ func rotateKey(ctx context.Context, s *lockedState, file string, now func() time
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(writeFile(s.file("db", nextKey), private, 0o600), syncDir(s.file("db"))); err != nil {
+	if err := errors.Join(statedir.WriteFile(s.File("db", nextKey), private, 0o600), statedir.SyncDir(s.File("db"))); err != nil {
 		return "", fmt.Errorf("keep the new audit key: %w", err)
 	}
 	if err := failpoint.Hit("enclave.rotate.kept"); err != nil {
@@ -102,18 +102,18 @@ func rotateKey(ctx context.Context, s *lockedState, file string, now func() time
 	if err := failpoint.Hit("enclave.rotate.logged"); err != nil {
 		return "", err
 	}
-	return public, adoptKey(s.stateDir, next)
+	return public, adoptKey(s.Dir, next)
 }
 
 // settleKey returns the signer of the log of s. If a rotation of its key was
 // begun, the log says whether it took place: then it is finished, else the key
 // that was made for it is dropped. If there is no key at all, one is made.
-func settleKey(ctx context.Context, s *stateDir, st *store.Store) (*audit.Signer, error) {
+func settleKey(ctx context.Context, s *statedir.Dir, st *store.Store) (*audit.Signer, error) {
 	current, err := loadSigner(s)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := readSmall(s.file("db", nextKey))
+	raw, err := statedir.ReadFile(s.File("db", nextKey))
 	if errors.Is(err, fs.ErrNotExist) {
 		return current, nil
 	}
@@ -134,9 +134,9 @@ func settleKey(ctx context.Context, s *stateDir, st *store.Store) (*audit.Signer
 		err = nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("neither %s nor %s signed the log: %w", s.file("db", auditKey), s.file("db", nextKey), err)
+		return nil, fmt.Errorf("neither %s nor %s signed the log: %w", s.File("db", auditKey), s.File("db", nextKey), err)
 	}
-	if err := errors.Join(os.Remove(s.file("db", nextKey)), syncDir(s.file("db"))); err != nil {
+	if err := errors.Join(os.Remove(s.File("db", nextKey)), statedir.SyncDir(s.File("db"))); err != nil {
 		return nil, fmt.Errorf("drop an audit key that was never used: %w", err)
 	}
 	return current, nil
@@ -145,19 +145,19 @@ func settleKey(ctx context.Context, s *stateDir, st *store.Store) (*audit.Signer
 // adoptKey puts the next key, which signs the log already, in the place of the
 // old one, and destroys that: its bytes are overwritten once its name is gone.
 // What a disk or file system keeps of overwritten bytes is beyond this.
-func adoptKey(s *stateDir, next *audit.Signer) error {
-	if err := errors.Join(writeFile(s.file("audit.vkey"), []byte(next.Public()+"\n"), 0o644), syncDir(s.path)); err != nil {
+func adoptKey(s *statedir.Dir, next *audit.Signer) error {
+	if err := errors.Join(statedir.WriteFile(s.File("audit.vkey"), []byte(next.Public()+"\n"), 0o644), statedir.SyncDir(s.Path)); err != nil {
 		return fmt.Errorf("adopt the new audit key: %w", err)
 	}
 	if err := failpoint.Hit("enclave.rotate.announced"); err != nil {
 		return err
 	}
-	old, err := os.OpenFile(s.file("db", auditKey), os.O_WRONLY, 0)
+	old, err := os.OpenFile(s.File("db", auditKey), os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("adopt the new audit key: %w", err)
 	}
 	defer old.Close()
-	if err := errors.Join(os.Rename(s.file("db", nextKey), s.file("db", auditKey)), syncDir(s.file("db"))); err != nil {
+	if err := errors.Join(os.Rename(s.File("db", nextKey), s.File("db", auditKey)), statedir.SyncDir(s.File("db"))); err != nil {
 		return fmt.Errorf("adopt the new audit key: %w", err)
 	}
 	if err := failpoint.Hit("enclave.rotate.adopted"); err != nil {

@@ -57,20 +57,20 @@ func (p *program) machineVersions(ctx context.Context, backend string) (map[stri
 // gvisorVersions reads the version from the program: it is one of ours, built
 // from gVisor's module, and calls itself nothing.
 func (p *program) gvisorVersions(bin string) (map[string]string, error) {
-	progs, err := p.carrier.unpack(bin)
+	progs, err := p.carrier.Unpack(bin)
 	if err != nil {
 		return nil, err
 	}
-	info, err := buildinfo.ReadFile(progs.runsc)
+	info, err := buildinfo.ReadFile(progs.Runsc)
 	if err != nil {
-		return nil, fmt.Errorf("read the version of %s: %w", progs.runsc, err)
+		return nil, fmt.Errorf("read the version of %s: %w", progs.Runsc, err)
 	}
 	for _, m := range info.Deps {
 		if m.Path == "gvisor.dev/gvisor" {
 			return map[string]string{"gvisor": m.Version}, nil
 		}
 	}
-	return nil, fmt.Errorf("%s is not built from gVisor's module", progs.runsc)
+	return nil, fmt.Errorf("%s is not built from gVisor's module", progs.Runsc)
 }
 
 // dockerVersions are the daemon's, and those of what it says it is made of.

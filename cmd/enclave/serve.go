@@ -14,12 +14,13 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/httpapi"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/store"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -62,28 +63,28 @@ func (p *program) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return err
 	}
 	// A background control plane without clients is about to end.
 	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
-	if h, held, err := s.held(); err == nil && held && h.Mode != modeEmbedded {
+	if h, held, err := s.Held(); err == nil && held && h.Mode != statedir.ModeEmbedded {
 		cancel()
 	}
-	locked, err := s.lock(wait, modeServe)
+	locked, err := s.Lock(wait, statedir.ModeServe)
 	cancel()
 	if err != nil {
 		return err
 	}
-	defer locked.unlock()
+	defer locked.Unlock()
 	tcp, err := net.Listen("tcp", p.opts.Serve.Listen)
 	if err != nil {
 		return portTaken(p.opts.Serve.Listen, err)
 	}
 	defer tcp.Close()
-	if err := locked.describe(holder{PID: os.Getpid(), Mode: modeServe, Listen: tcp.Addr().String()}); err != nil {
-		return unwritable(s.path, err)
+	if err := locked.Describe(statedir.Holder{PID: os.Getpid(), Mode: statedir.ModeServe, Listen: tcp.Addr().String()}); err != nil {
+		return statedir.Unwritable(s.Path, err)
 	}
 	return p.host(ctx, locked, backend, tcp, p.err)
 }
@@ -106,24 +107,24 @@ func (p *program) serveEmbedded(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
-	locked, err := s.lock(wait, modeEmbedded)
+	locked, err := s.Lock(wait, statedir.ModeEmbedded)
 	if err != nil {
 		return err
 	}
-	defer locked.unlock()
+	defer locked.Unlock()
 	return p.host(ctx, locked, backend, nil, ready)
 }
 
 // host runs a control plane on a locked state directory: on tcp and the
 // socket, or, if tcp is nil, on the socket until nobody needs it. Where it is
 // reached, or that it serves, is said on say.
-func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp net.Listener, say io.Writer) (err error) {
+func (p *program) host(ctx context.Context, s *statedir.Locked, backend string, tcp net.Listener, say io.Writer) (err error) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -141,11 +142,11 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	if err != nil {
 		return err
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		return err
 	}
-	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), kernels: s.file("kernels"), backend: backend, logger: logger, serve: p.opts.Serve, admission: admission})
+	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.File("bin"), kernels: s.File("kernels"), backend: backend, logger: logger, serve: p.opts.Serve, admission: admission})
 	if err != nil {
 		return err
 	}
@@ -163,17 +164,17 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 		defer cancel()
 		ending(n.close(stop))
 	}()
-	mode := modeServe
+	mode := statedir.ModeServe
 	if tcp == nil {
-		mode = modeEmbedded
+		mode = statedir.ModeEmbedded
 	}
 	holders := newLeases(greeting{Mode: mode, Backend: backend, Version: version})
 	api := n.server.Handler
-	socket, err := listenSocket(s.socket())
+	socket, err := statedir.Listen(s.Socket())
 	if err != nil {
 		return err
 	}
-	defer os.Remove(s.socket())
+	defer os.Remove(s.Socket())
 	// Leases are taken on the socket alone.
 	n.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, local := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); local && r.URL.Path == leasePath {
@@ -185,14 +186,14 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	ended := make(chan error, 3)
 	go func() { ended <- n.server.Serve(socket) }()
 	if tcp != nil {
-		size, err := measureHost(s.path)
+		size, err := measureHost(s.Path)
 		if err != nil {
 			return err
 		}
 		tcp = httpapi.NewDoor(tcp, size.connections())
-		at := &place{url: "http://" + tcp.Addr().String(), state: s.path}
+		at := &place{url: "http://" + tcp.Addr().String(), state: s.Path}
 		if access := &p.opts.Serve.Access; access.encrypted() {
-			cert, err := access.openCertificate(s.stateDir, tcp.Addr().String(), p.now, logger)
+			cert, err := access.openCertificate(s.Dir, tcp.Addr().String(), p.now, logger)
 			if err != nil {
 				return err
 			}
@@ -226,7 +227,7 @@ func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp 
 	select {
 	case err = <-ended:
 	case err = <-n.failed:
-		err = fmt.Errorf("the control plane can't go on: %w", broken(err, s.path))
+		err = fmt.Errorf("the control plane can't go on: %w", broken(err, s.Path))
 		failed = true
 		logger.Error("ending at once", "err", err, "sessions", n.plane.Active())
 		patience = 0 // nothing that sessions still do would be kept
@@ -268,4 +269,12 @@ func portTaken(addr string, err error) error {
 		return fmt.Errorf("address %s is taken by another program: choose another with `enclave serve --listen 127.0.0.1:PORT`", addr)
 	}
 	return fmt.Errorf("listen on %s: %w", addr, err)
+}
+
+// broken says what to do about a database that takes no writes any more.
+func broken(err error, state string) error {
+	if err == nil || !errors.Is(err, store.ErrBroken) {
+		return err
+	}
+	return fmt.Errorf("%w\nthe disk of %s did not take a write: see that it has space and works, and start the server again; nothing that was acknowledged is lost", err, state)
 }

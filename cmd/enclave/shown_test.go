@@ -10,14 +10,15 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/statedir"
 )
 
 // A sandbox that the platform lost says nothing of the code: its operator reads why.
 func TestALostSandboxSaysWhereWhyIs(t *testing.T) {
 	for reason, of := range map[string]map[string]*link{
 		"backend_lost": {
-			"killed: backend_lost: the platform lost the sandbox; why is in /state/run/embedded.log": {about: greeting{Mode: modeEmbedded}, logged: "/state/run/embedded.log"},
-			"killed: backend_lost: the platform lost the sandbox; why is in the control plane's log": {about: greeting{Mode: modeServe}, logged: "/state/run/embedded.log"},
+			"killed: backend_lost: the platform lost the sandbox; why is in /state/run/embedded.log": {about: greeting{Mode: statedir.ModeEmbedded}, logged: "/state/run/embedded.log"},
+			"killed: backend_lost: the platform lost the sandbox; why is in the control plane's log": {about: greeting{Mode: statedir.ModeServe}, logged: "/state/run/embedded.log"},
 		},
 		"pids_exceeded": {"killed: pids_exceeded": {}},
 	} {

@@ -14,11 +14,11 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/cmd/enclave/soak"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func (p *program) soakCommand() *cobra.Command {
@@ -90,10 +90,10 @@ func (p *program) soak(ctx context.Context, c soak.Config) error {
 
 // startSoaked starts `enclave serve`, a process of its own as an operator runs
 // it, on a state directory of its own below s, with the images of s.
-func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) (_ *soak.Server, err error) {
-	dir, err := os.MkdirTemp(s.file("tmp"), "soak-")
+func (p *program) startSoaked(ctx context.Context, s *statedir.Dir, backend string) (_ *soak.Server, err error) {
+	dir, err := os.MkdirTemp(s.File("tmp"), "soak-")
 	if err != nil {
-		return nil, unwritable(s.path, err)
+		return nil, statedir.Unwritable(s.Path, err)
 	}
 	said := &said{need: regexp.MustCompile(`(?s)enclave serves (http://\S+).*(ek_[0-9a-f]+_[0-9a-f]+)`), found: make(chan []string, 1)}
 	cmd := &exec.Cmd{
@@ -116,14 +116,14 @@ func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) 
 				err = fmt.Errorf("the server ended with %w; the last it said:\n%s", err, message(errors.New(said.tail())))
 			}
 		}
-		return errors.Join(err, p.removeSoaked(ctx, dir, s.file("bin")))
+		return errors.Join(err, p.removeSoaked(ctx, dir, s.File("bin")))
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, own.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := linkTree(s.file("images"), filepath.Join(dir, "images")); err != nil {
+	if err := linkTree(s.File("images"), filepath.Join(dir, "images")); err != nil {
 		return nil, fmt.Errorf("give the server the images: %w", err)
 	}
 	if err := cmd.Start(); err != nil {
@@ -143,11 +143,11 @@ func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) 
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	state, err := findState(dir)
+	state, err := statedir.Find(dir)
 	if err != nil {
 		return nil, err
 	}
-	own.Instance = state.instance
+	own.Instance = state.Instance
 	local := &enclave.Client{BaseURL: "http://localhost", HTTPClient: &http.Client{Transport: socketTransport(state)}}
 	made, err := local.CreateKey(ctx, enclave.KeyRequest{OrgID: soakedTenant, User: "soak", Role: "developer"})
 	if err != nil {
@@ -163,18 +163,18 @@ const soakedTenant = "hoarder"
 
 // removeSoaked removes the state directory of a server that has ended.
 func (p *program) removeSoaked(ctx context.Context, dir, bin string) error {
-	s, err := findState(dir)
-	if errors.Is(err, errNoState) { // it never started
+	s, err := statedir.Find(dir)
+	if errors.Is(err, statedir.ErrNone) { // it never started
 		return os.RemoveAll(dir)
 	}
 	if err != nil {
 		return err
 	}
-	locked, err := s.lock(ctx, modeCommand)
+	locked, err := s.Lock(ctx, statedir.ModeCommand)
 	if err != nil {
 		return err
 	}
-	defer locked.unlock()
+	defer locked.Unlock()
 	return p.removeState(ctx, locked, bin)
 }
 

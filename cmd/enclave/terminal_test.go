@@ -211,7 +211,7 @@ var shown = map[string][][]string{
 // terminal.
 func TestEveryCommandIsInertOnATerminal(t *testing.T) {
 	t.Parallel()
-	env := append(hostileServer(t), "ENCLAVE_STATE="+state(t).path)
+	env := append(hostileServer(t), "ENCLAVE_STATE="+state(t).Path)
 	check := func(args ...string) {
 		t.Helper()
 		out, errs, err := on(t, true, true, env, args...)

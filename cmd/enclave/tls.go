@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/safepath"
+	"github.com/enclave-run/enclave/internal/statedir"
 )
 
 // A certificate is what the server proves itself with. It is read again when
@@ -41,10 +42,10 @@ type certificate struct {
 
 // openCertificate returns the certificate of o, making the server's own if it
 // is to have one. The caller holds the lock of s.
-func (o *accessOptions) openCertificate(s *stateDir, listen string, now func() time.Time, log *slog.Logger) (*certificate, error) {
+func (o *accessOptions) openCertificate(s *statedir.Dir, listen string, now func() time.Time, log *slog.Logger) (*certificate, error) {
 	c := &certificate{cert: o.TLSCert, key: o.TLSKey, now: now, log: log}
 	if o.TLS == selfSigned {
-		c.cert = s.file("db", "tls.pem")
+		c.cert = s.File("db", "tls.pem")
 		c.key = c.cert
 		if err := ensureSelfSigned(c.cert, listen, o.Hosts, now()); err != nil {
 			return nil, fmt.Errorf("the server's own certificate: %w", err)
@@ -170,5 +171,5 @@ func ensureSelfSigned(path, listen string, hosts []string, now time.Time) error 
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	text = append(text, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...)
-	return writeFile(path, text, 0o600)
+	return statedir.WriteFile(path, text, 0o600)
 }

@@ -9,35 +9,35 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
 )
 
 // tokenSecret returns the secret that this state directory's tokens are signed
 // with, or an error that is fs.ErrNotExist if there is none yet.
-func tokenSecret(s *stateDir) ([]byte, error) {
-	raw, err := readSmall(s.file("db", "token.key"))
+func tokenSecret(s *statedir.Dir) ([]byte, error) {
+	raw, err := statedir.ReadFile(s.File("db", "token.key"))
 	if err != nil {
 		return nil, fmt.Errorf("token key: %w", err)
 	}
 	secret, err := hex.DecodeString(strings.TrimSpace(string(raw)))
 	if err != nil || len(secret) < auth.SecretLen {
-		return nil, fmt.Errorf("token key: %s has not %d bytes in hex", s.file("db", "token.key"), auth.SecretLen)
+		return nil, fmt.Errorf("token key: %s has not %d bytes in hex", s.File("db", "token.key"), auth.SecretLen)
 	}
 	return secret, nil
 }
 
 // loadTokenSecret is tokenSecret, and makes one if there is none. The caller
 // holds the lock.
-func loadTokenSecret(s *stateDir) ([]byte, error) {
+func loadTokenSecret(s *statedir.Dir) ([]byte, error) {
 	secret, err := tokenSecret(s)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return secret, err
 	}
 	secret = make([]byte, auth.SecretLen)
 	rand.Read(secret) // never fails
-	if err := writeFile(s.file("db", "token.key"), []byte(hex.EncodeToString(secret)+"\n"), 0o600); err != nil {
+	if err := statedir.WriteFile(s.File("db", "token.key"), []byte(hex.EncodeToString(secret)+"\n"), 0o600); err != nil {
 		return nil, fmt.Errorf("token key: %w", err)
 	}
 	return secret, nil
@@ -72,16 +72,16 @@ func (p *program) tokenCreate() *cobra.Command {
 			if p.opts.remote() {
 				return errors.New("tokens are made on the control plane's own machine: unset ENCLAVE_BASE_URL, or create an API key with `enclave key create`")
 			}
-			s, err := findState(p.opts.State)
+			s, err := statedir.Find(p.opts.State)
 			if err != nil {
 				return err
 			}
 			secret, err := tokenSecret(s)
 			if errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("%s has no token key yet: the first start of `enclave serve` makes it", s.path)
+				return fmt.Errorf("%s has no token key yet: the first start of `enclave serve` makes it", s.Path)
 			}
 			if errors.Is(err, fs.ErrPermission) {
-				return unwritable(s.path, err)
+				return statedir.Unwritable(s.Path, err)
 			}
 			if err != nil {
 				return err

@@ -7,18 +7,16 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/enclave-run/enclave/internal/backend/microvm"
 	"github.com/enclave-run/enclave/internal/image"
-	"github.com/enclave-run/enclave/internal/mountinfo"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func (p *program) uninstallCommand() *cobra.Command {
@@ -44,7 +42,7 @@ others may use it: ` + "`docker image ls enclave-sandbox`" + ` lists them.`,
 }
 
 func (p *program) uninstall(ctx context.Context, yes bool) error {
-	s, err := findState(p.opts.State)
+	s, err := statedir.Find(p.opts.State)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("there is nothing at %s: it is not installed here, or elsewhere (--state)", p.opts.State)
 	}
@@ -52,21 +50,21 @@ func (p *program) uninstall(ctx context.Context, yes bool) error {
 		return err
 	}
 	if os.Geteuid() != 0 {
-		info, err := os.Stat(s.path)
+		info, err := os.Stat(s.Path)
 		if err != nil {
 			return err
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
-			return fmt.Errorf("%s is not yours: sudo enclave uninstall", s.path)
+			return fmt.Errorf("%s is not yours: sudo enclave uninstall", s.Path)
 		}
 	}
-	if h, held, err := s.held(); err != nil {
+	if h, held, err := s.Held(); err != nil {
 		return err
-	} else if held && h.Mode == modeServe {
-		return fmt.Errorf("`enclave serve` (process %d) has %s: stop it with `kill %d` first", h.PID, s.path, h.PID)
+	} else if held && h.Mode == statedir.ModeServe {
+		return fmt.Errorf("`enclave serve` (process %d) has %s: stop it with `kill %d` first", h.PID, s.Path, h.PID)
 	}
-	fmt.Fprintf(p.err, "this removes %s:\n", s.path)
-	for _, line := range s.contents() {
+	fmt.Fprintf(p.err, "this removes %s:\n", s.Path)
+	for _, line := range s.Contents() {
 		fmt.Fprintf(p.err, "  %s\n", visible(line))
 	}
 	if !yes {
@@ -84,57 +82,30 @@ func (p *program) uninstall(ctx context.Context, yes bool) error {
 	}
 	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
 	defer cancel()
-	locked, err := s.lock(wait, modeCommand)
+	locked, err := s.Lock(wait, statedir.ModeCommand)
 	if err != nil {
 		return err
 	}
-	defer locked.unlock()
+	defer locked.Unlock()
 	if err := p.sweepTemp(ctx, s); err != nil {
 		return err
 	}
-	if err := p.removeState(ctx, locked, s.file("bin")); err != nil {
+	if err := p.removeState(ctx, locked, s.File("bin")); err != nil {
 		return err
 	}
 	exe, err := os.Executable()
 	if err != nil {
 		exe = "enclave"
 	}
-	_, err = fmt.Fprintf(p.err, "removed %s; what is left is this program: rm %s\n", s.path, exe)
+	_, err = fmt.Fprintf(p.err, "removed %s; what is left is this program: rm %s\n", s.Path, exe)
 	return err
-}
-
-// contents says in words what is in a state directory.
-func (s *stateDir) contents() []string {
-	names := map[string]string{
-		"db": "sessions, audit records and keys", "images": "images", "sandboxes": "sandboxes", "containers": "sandboxes that are containers",
-		"machines": "sandboxes that are virtual machines", "kernels": "kernels of virtual machines",
-		"meters": "counts of bytes of sessions that run",
-		"bin":    "programs", "run": "the control socket and log", "tmp": "temporary files",
-	}
-	var lines []string
-	entries, err := os.ReadDir(s.path)
-	if err != nil {
-		return []string{err.Error()}
-	}
-	for _, e := range entries {
-		what := names[e.Name()]
-		if what == "" {
-			what = "file"
-		}
-		lines = append(lines, e.Name()+" ("+what+")")
-	}
-	mounts, err := mountsBelow(s.path)
-	if err == nil && len(mounts) > 0 {
-		lines = append(lines, fmt.Sprintf("%d mounts below it", len(mounts)))
-	}
-	return append(lines, "control groups of instance "+s.instance)
 }
 
 // stopBackground ends the background control plane of s, if there is one, and
 // waits until it has gone.
-func stopBackground(ctx context.Context, s *stateDir) error {
-	h, held, err := s.held()
-	if err != nil || !held || h.Mode != modeEmbedded || h.PID <= 1 {
+func stopBackground(ctx context.Context, s *statedir.Dir) error {
+	h, held, err := s.Held()
+	if err != nil || !held || h.Mode != statedir.ModeEmbedded || h.PID <= 1 {
 		return err
 	}
 	// The lock proves that its holder lives, and a pidfd that it is the one that
@@ -144,7 +115,7 @@ func stopBackground(ctx context.Context, s *stateDir) error {
 		return nil // it has just ended by itself
 	}
 	defer unix.Close(fd)
-	if again, held, err := s.held(); err != nil || !held || again.PID != h.PID {
+	if again, held, err := s.Held(); err != nil || !held || again.PID != h.PID {
 		return err
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -170,58 +141,33 @@ func stopBackground(ctx context.Context, s *stateDir) error {
 
 // removeState destroys what the instance of s has in the kernel and then removes
 // s itself. bin is where programs are unpacked.
-func (p *program) removeState(ctx context.Context, s *lockedState, bin string) error {
-	if err := checkStatePath(s.path); err != nil {
-		return err
-	}
-	if again, err := findState(s.path); err != nil || again.instance != s.instance {
-		return fmt.Errorf("%s is no longer what it was: %w", s.path, err)
-	}
-	if err := p.destroyAll(ctx, s, bin); err != nil {
-		return err
-	}
-	mounts, err := mountsBelow(s.path)
-	if err != nil {
-		return err
-	}
-	for _, m := range mounts {
-		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-			return fmt.Errorf("unmount %s: %w", m, err)
-		}
-	}
-	// Removing what another file system shows here would remove it there.
-	if mounts, err = mountsBelow(s.path); err != nil || len(mounts) > 0 {
-		return errors.Join(err, fmt.Errorf("still mounted: %s", strings.Join(mounts, ", ")))
-	}
-	if err := os.RemoveAll(s.path); err != nil {
-		return fmt.Errorf("remove %s: %w", s.path, err)
-	}
-	return nil
+func (p *program) removeState(ctx context.Context, s *statedir.Locked, bin string) error {
+	return s.Remove(func() error { return p.destroyAll(ctx, s, bin) })
 }
 
 // destroyAll destroys every sandbox of s's instance.
-func (p *program) destroyAll(ctx context.Context, s *lockedState, bin string) error {
+func (p *program) destroyAll(ctx context.Context, s *statedir.Locked, bin string) error {
 	if os.Geteuid() != 0 {
 		return nil // who is not root has only simulated sandboxes, which end with their process
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		return err
 	}
-	if some, err := anySandbox(s.file("machines")); err != nil {
+	if some, err := anySandbox(s.File("machines")); err != nil {
 		return err
 	} else if some {
-		if err := microvm.Clear(ctx, s.file("machines"), s.instance); err != nil {
+		if err := microvm.Clear(ctx, s.File("machines"), s.Instance); err != nil {
 			return err
 		}
 	}
 	for backend, dir := range map[string]string{gvisorBackend: "sandboxes", dockerBackend: "containers"} {
-		if some, err := anySandbox(s.file(dir)); err != nil {
+		if some, err := anySandbox(s.File(dir)); err != nil {
 			return err
 		} else if !some {
 			continue
 		}
-		if err := p.destroyOn(ctx, nodeConfig{state: s, images: images, bin: bin, kernels: s.file("kernels"), backend: backend}); err != nil {
+		if err := p.destroyOn(ctx, nodeConfig{state: s, images: images, bin: bin, kernels: s.File("kernels"), backend: backend}); err != nil {
 			return err
 		}
 	}
@@ -252,44 +198,30 @@ func (p *program) destroyOn(ctx context.Context, c nodeConfig) error {
 }
 
 // sweepTemp removes the state directories of demos that were killed.
-func (p *program) sweepTemp(ctx context.Context, s *stateDir) error {
-	entries, err := os.ReadDir(s.file("tmp"))
+func (p *program) sweepTemp(ctx context.Context, s *statedir.Dir) error {
+	entries, err := os.ReadDir(s.File("tmp"))
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		t, err := findState(s.file("tmp", e.Name()))
+		t, err := statedir.Find(s.File("tmp", e.Name()))
 		if err != nil {
 			continue // not a state directory: nothing outside it depends on it
 		}
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		locked, err := t.lock(ended, modeCommand)
-		if errors.As(err, new(*heldError)) {
+		locked, err := t.Lock(ended, statedir.ModeCommand)
+		if errors.As(err, new(*statedir.HeldError)) {
 			continue // a demo that is running
 		}
 		if err != nil {
 			return err
 		}
-		err = p.removeState(ctx, locked, s.file("bin"))
-		locked.unlock()
+		err = p.removeState(ctx, locked, s.File("bin"))
+		locked.Unlock()
 		if err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// mountsBelow returns the mount points below path, the deepest first.
-func mountsBelow(path string) ([]string, error) {
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return nil, err
-	}
-	mounts, err := mountinfo.Table()
-	if err != nil {
-		return nil, err
-	}
-	// A state directory that is a mount of its own stays.
-	return slices.DeleteFunc(mountinfo.Below(mounts, real), func(at string) bool { return at == real }), nil
 }

@@ -8,9 +8,9 @@ import (
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
 )
 
 // A property is one sentence that a verified record makes true.
@@ -183,7 +183,7 @@ func readKey(key string) (string, error) {
 			return key, nil
 		}
 	}
-	raw, err := readSmall(key)
+	raw, err := statedir.ReadFile(key)
 	if err != nil {
 		return "", fmt.Errorf("read the key: %w", err)
 	}

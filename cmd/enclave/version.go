@@ -23,7 +23,7 @@ func (p *program) versionCommand() *cobra.Command {
 				Go       string `json:"go"`
 				Platform string `json:"platform"`
 				Carried  bool   `json:"carried"`
-			}{version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, p.carrier.inside != nil}
+			}{version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, p.carrier.Inside != nil}
 			if asJSON {
 				return printJSON(p.out, v)
 			}

@@ -13,11 +13,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/observe"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/webhook"
+	"github.com/spf13/cobra"
 )
 
 // webhookOptions is where the control plane's own fetches may go besides the
@@ -121,7 +121,7 @@ func guardedClient(reach webhook.Reach, timeout time.Duration) (*http.Client, er
 }
 
 // webhooks makes what tells tenants' servers of ends. It does not work yet.
-func (n *node) webhooks(s *stateDir, reach webhook.Reach, m *observe.Metrics, log *slog.Logger, now func() time.Time) (*webhook.Worker, webhook.Key, error) {
+func (n *node) webhooks(s *statedir.Dir, reach webhook.Reach, m *observe.Metrics, log *slog.Logger, now func() time.Time) (*webhook.Worker, webhook.Key, error) {
 	key, err := loadWebhookKey(s)
 	if err != nil {
 		return nil, webhook.Key{}, err
@@ -138,12 +138,12 @@ func (n *node) webhooks(s *stateDir, reach webhook.Reach, m *observe.Metrics, lo
 
 // loadWebhookKey returns the key that signs webhooks, and makes it if there is
 // none. The caller holds the lock.
-func loadWebhookKey(s *stateDir) (webhook.Key, error) {
-	path := s.file("db", "webhook.key")
-	raw, err := readSmall(path)
+func loadWebhookKey(s *statedir.Dir) (webhook.Key, error) {
+	path := s.File("db", "webhook.key")
+	raw, err := statedir.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if raw, err = webhook.GenerateKey(rand.Reader); err == nil {
-			err = writeFile(path, raw, 0o600)
+			err = statedir.WriteFile(path, raw, 0o600)
 		}
 	}
 	if err != nil {

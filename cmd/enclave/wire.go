@@ -25,12 +25,13 @@ import (
 	"github.com/enclave-run/enclave/internal/observe"
 	"github.com/enclave-run/enclave/internal/route"
 	"github.com/enclave-run/enclave/internal/secret"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
 )
 
 // A nodeConfig is what a node is made of.
 type nodeConfig struct {
-	state   *lockedState
+	state   *statedir.Locked
 	images  *image.Store
 	bin     string // where carried programs are unpacked
 	kernels string // the directory of guest kernels
@@ -89,11 +90,11 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 
 	// The record: sessions, events, and the log that is signed.
 	var closeStore func() error
-	if n.store, closeStore, err = openStore(ctx, c.state.stateDir, c.serve.Checkpoint.File, store.Options{Now: p.now, Committed: metrics.Committed}); err != nil {
+	if n.store, closeStore, err = openStore(ctx, c.state.Dir, c.serve.Checkpoint.File, store.Options{Now: p.now, Committed: metrics.Committed}); err != nil {
 		return nil, err
 	}
 	n.onClose(func(context.Context) error { return closeStore() })
-	signer, err := settleKey(ctx, c.state.stateDir, n.store)
+	signer, err := settleKey(ctx, c.state.Dir, n.store)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +107,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 			return nil
 		}
 	})
-	n.background(life, failed, c.state.watch)
+	n.background(life, failed, c.state.Watch)
 
 	// Who is told of ends.
 	kernel, err := route.Open()
@@ -118,7 +119,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	teller, key, err := n.webhooks(c.state.stateDir, reach, metrics, c.logger, p.now)
+	teller, key, err := n.webhooks(c.state.Dir, reach, metrics, c.logger, p.now)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +141,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 	out := c.gateway
 	if out == nil {
-		g, err := startGateway(life, c.logger, gatewayNeeds{sessions: c.admission.places(), memory: c.admission.gatewayMemory, meters: c.state.file("meters")}, p.err)
+		g, err := startGateway(life, c.logger, gatewayNeeds{sessions: c.admission.places(), memory: c.admission.gatewayMemory, meters: c.state.File("meters")}, p.err)
 		if err != nil {
 			return nil, err
 		}
@@ -160,7 +161,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 	c.admission.configure(&config)
 	var share int64
-	if config.Capacity, share, err = capacityOf(ctx, c.state.path, cmp.Or(c.admission.overcommit, 1), n.store); err != nil {
+	if config.Capacity, share, err = capacityOf(ctx, c.state.Path, cmp.Or(c.admission.overcommit, 1), n.store); err != nil {
 		return nil, err
 	}
 	config.Quotas.Storage = cmp.Or(config.Quotas.Storage, share)
@@ -175,7 +176,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err := n.askForGauges(metrics, p); err != nil {
 		return nil, err
 	}
-	tokens, err := c.serve.Access.verifier(c.state.stateDir, kernel.Own, p.now)
+	tokens, err := c.serve.Access.verifier(c.state.Dir, kernel.Own, p.now)
 	if err != nil {
 		return nil, err
 	}
@@ -245,13 +246,13 @@ func (p *program) openBackend(c nodeConfig) (backend.Backend, error) {
 		p.warnOfEmulation(b.Info())
 		return b, nil
 	}
-	progs, err := p.carrier.unpack(c.bin)
+	progs, err := p.carrier.Unpack(c.bin)
 	if err != nil {
 		return nil, err
 	}
 	return gvisor.New(gvisor.Config{
-		Dir: c.state.file("sandboxes"), Instance: c.state.instance,
-		Runsc: progs.runsc, Guest: progs.guest, Rootfs: c.images.Rootfs,
+		Dir: c.state.File("sandboxes"), Instance: c.state.Instance,
+		Runsc: progs.Runsc, Guest: progs.Guest, Rootfs: c.images.Rootfs,
 	})
 }
 
@@ -301,8 +302,8 @@ func publicTable(own func(netip.Addr) bool) (*egress.Table, error) {
 
 // loadSigner returns the signer of the audit log, and makes its key if there is
 // none.
-func loadSigner(s *stateDir) (*audit.Signer, error) {
-	raw, err := readSmall(s.file("db", auditKey))
+func loadSigner(s *statedir.Dir) (*audit.Signer, error) {
+	raw, err := statedir.ReadFile(s.File("db", auditKey))
 	if errors.Is(err, os.ErrNotExist) {
 		raw, err = makeSignerKey(s)
 	}

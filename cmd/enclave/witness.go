@@ -11,11 +11,11 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/mod/sumdb/tlog"
-
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // statusUnasked is that of a witness that could not ask: nothing is known to be
@@ -163,7 +163,7 @@ func (w *witness) look(ctx context.Context) (seen, error) {
 	var bad *refusal
 	if errors.As(err, &bad) {
 		evidence, jerr := json.MarshalIndent(map[string]any{"remembered": old, "offered": bad.offered, "why": bad.Error()}, "", "  ")
-		if err := errors.Join(jerr, writeFile(w.remember+".refused", append(evidence, '\n'), 0o644)); err != nil {
+		if err := errors.Join(jerr, statedir.WriteFile(w.remember+".refused", append(evidence, '\n'), 0o644)); err != nil {
 			return seen{}, &refusal{err: fmt.Errorf("%w; the evidence could not be kept: %w", bad, err)}
 		}
 		return seen{}, bad
@@ -175,7 +175,7 @@ func (w *witness) look(ctx context.Context) (seen, error) {
 	if err != nil {
 		return seen{}, err
 	}
-	if err := errors.Join(writeFile(w.remember, append(raw, '\n'), 0o644), syncDir(filepath.Dir(w.remember))); err != nil {
+	if err := errors.Join(statedir.WriteFile(w.remember, append(raw, '\n'), 0o644), statedir.SyncDir(filepath.Dir(w.remember))); err != nil {
 		return seen{}, fmt.Errorf("remember the checkpoint: %w", err)
 	}
 	return next, nil
@@ -184,7 +184,7 @@ func (w *witness) look(ctx context.Context) (seen, error) {
 // recall returns what is remembered; its Checkpoint is empty if that is nothing
 // yet and may be so.
 func (w *witness) recall() (seen, error) {
-	raw, err := readSmall(w.remember)
+	raw, err := statedir.ReadFile(w.remember)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !w.trustFirst:
 		return seen{}, &refusal{err: fmt.Errorf("%s is not there: it was lost, or this is the first time: then say --trust-first", w.remember)}

@@ -36,7 +36,9 @@ var table = map[string][]string{
 	// directory.
 	"internal/mountinfo": {},
 	// One judge of paths for all who make files below a directory as root.
-	"internal/safepath":  {},
+	"internal/safepath": {},
+	// The state directory, for the server, the commands beside it and the tests.
+	"internal/statedir":  {"internal/mountinfo", "internal/safepath"},
 	"internal/cgroup":    {"internal/mountinfo"},
 	"internal/image":     {"internal/mountinfo", "internal/safepath"},
 	"internal/arch":      {},

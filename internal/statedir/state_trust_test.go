@@ -1,4 +1,4 @@
-package main
+package statedir
 
 import (
 	"errors"
@@ -19,11 +19,11 @@ func TestAStateDirectoryThatOthersCanExchangeIsRefused(t *testing.T) {
 		return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, owner, owner), os.Chmod(path, mode))
 	}
 	old := func(path string) error { // as one was made before
-		s, err := openState(path)
+		s, err := Open(path)
 		if err != nil {
 			return err
 		}
-		return os.Chmod(s.path, 0o711)
+		return os.Chmod(s.Path, 0o711)
 	}
 	for name, tc := range map[string]struct {
 		plant func(above string) error
@@ -53,10 +53,10 @@ func TestAStateDirectoryThatOthersCanExchangeIsRefused(t *testing.T) {
 			return errors.Join(old(a+"/state"), os.Chmod(a+"/state/bin", 0o777))
 		}, "state", "can be changed by others"},
 		"with a mark that is a link": {func(a string) error {
-			return errors.Join(old(a+"/state"), os.Rename(a+"/state/"+markName, a+"/mark"), os.Symlink("../mark", a+"/state/"+markName))
+			return errors.Join(old(a+"/state"), os.Rename(a+"/state/"+MarkName, a+"/mark"), os.Symlink("../mark", a+"/state/"+MarkName))
 		}, "state", "choose another with --state"},
 		"with a mark of another's": {func(a string) error {
-			return errors.Join(old(a+"/state"), os.Chown(a+"/state/"+markName, theirs, theirs))
+			return errors.Join(old(a+"/state"), os.Chown(a+"/state/"+MarkName, theirs, theirs))
 		}, "state", "choose another with --state"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -64,7 +64,7 @@ func TestAStateDirectoryThatOthersCanExchangeIsRefused(t *testing.T) {
 			if err := tc.plant(above); err != nil {
 				t.Fatal(err)
 			}
-			if s, err := openState(filepath.Join(above, tc.state)); err == nil || !strings.Contains(err.Error(), tc.want) {
+			if s, err := Open(filepath.Join(above, tc.state)); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("opened as %+v, %v", s, err)
 			}
 			if info, err := os.Stat(filepath.Join(above, "victim")); err == nil && info.Mode().Perm() != 0o755 {
@@ -78,15 +78,15 @@ func TestAStateDirectoryIsClosedToOthers(t *testing.T) {
 	s := state(t)
 	// As the version before left it.
 	for name, mode := range map[string]fs.FileMode{".": 0o711, "sandboxes": 0o711, "images": 0o755, "bin": 0o755, "kernels": 0o755} {
-		if err := os.Chmod(s.file(name), mode); err != nil {
+		if err := os.Chmod(s.File(name), mode); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := openState(s.path); err != nil {
+	if _, err := Open(s.Path); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append([]string{"."}, subdirs...) {
-		if info, err := os.Lstat(s.file(name)); err != nil || info.Mode() != 0o700|fs.ModeDir {
+	for _, name := range append([]string{"."}, Parts...) {
+		if info, err := os.Lstat(s.File(name)); err != nil || info.Mode() != 0o700|fs.ModeDir {
 			t.Errorf("%s: mode %v, %v", name, info.Mode(), err)
 		}
 	}
@@ -98,8 +98,8 @@ func TestAStateDirectoryIsReachedThroughLinksOfRoot(t *testing.T) {
 	if err := errors.Join(os.Mkdir(above+"/real", 0o755), os.Symlink("real", above+"/link")); err != nil {
 		t.Fatal(err)
 	}
-	s, err := openState(above + "/link/state")
-	if err != nil || s.path != above+"/real/state" {
+	s, err := Open(above + "/link/state")
+	if err != nil || s.Path != above+"/real/state" {
 		t.Errorf("opened as %+v, %v", s, err)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package statedir
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 
 // carrying returns a carrier with both programs inside, with or without a list
 // of their digests.
-func carrying(t *testing.T, listed bool) carrier {
+func carrying(t *testing.T, listed bool) Carrier {
 	t.Helper()
 	inside, sums := fstest.MapFS{}, ""
 	for _, name := range []string{guestProgram, runscProgram} {
@@ -38,25 +38,25 @@ func carrying(t *testing.T, listed bool) carrier {
 	if listed {
 		inside["SHA256SUMS"] = &fstest.MapFile{Data: []byte(sums)}
 	}
-	return carrier{inside: inside}
+	return Carrier{Inside: inside}
 }
 
 func TestProgramsAreUnpackedByDigestAndVerified(t *testing.T) {
 	for _, listed := range []bool{true, false} {
 		c, bin := carrying(t, listed), t.TempDir()
-		p, err := c.unpack(bin)
+		p, err := c.Unpack(bin)
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := os.ReadFile(p.guest)
+		raw, err := os.ReadFile(p.Guest)
 		if err != nil {
 			t.Fatal(err)
 		}
 		sum := sha256.Sum256(raw)
-		if want := filepath.Join(bin, hex.EncodeToString(sum[:]), guestProgram); p.guest != want {
-			t.Errorf("guest is at %s, want %s", p.guest, want)
+		if want := filepath.Join(bin, hex.EncodeToString(sum[:]), guestProgram); p.Guest != want {
+			t.Errorf("guest is at %s, want %s", p.Guest, want)
 		}
-		if again, err := c.unpack(bin); err != nil || again != p {
+		if again, err := c.Unpack(bin); err != nil || again != p {
 			t.Errorf("second unpack: %+v, %v", again, err)
 		}
 	}
@@ -64,30 +64,30 @@ func TestProgramsAreUnpackedByDigestAndVerified(t *testing.T) {
 
 func TestDamagedProgramIsReplacedNotRun(t *testing.T) {
 	c, bin := carrying(t, true), t.TempDir()
-	p, err := c.unpack(bin)
+	p, err := c.Unpack(bin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	good, err := os.ReadFile(p.runsc)
+	good, err := os.ReadFile(p.Runsc)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, damage := range map[string]func() error{
-		"one bit":      func() error { b := bytes.Clone(good); b[7] ^= 1; return os.WriteFile(p.runsc, b, 0o755) },
-		"cut off":      func() error { return os.Truncate(p.runsc, 10) },
-		"writable":     func() error { return os.Chmod(p.runsc, 0o777) },
-		"a directory":  func() error { os.Remove(p.runsc); return os.Mkdir(p.runsc, 0o755) },
-		"another user": func() error { return os.Chown(p.runsc, 1234, 1234) },
+		"one bit":      func() error { b := bytes.Clone(good); b[7] ^= 1; return os.WriteFile(p.Runsc, b, 0o755) },
+		"cut off":      func() error { return os.Truncate(p.Runsc, 10) },
+		"writable":     func() error { return os.Chmod(p.Runsc, 0o777) },
+		"a directory":  func() error { os.Remove(p.Runsc); return os.Mkdir(p.Runsc, 0o755) },
+		"another user": func() error { return os.Chown(p.Runsc, 1234, 1234) },
 	} {
 		if err := damage(); err != nil {
 			t.Logf("%s: not tried: %v", name, err)
 			continue
 		}
-		if _, err := c.unpack(bin); err != nil {
+		if _, err := c.Unpack(bin); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if now, err := os.ReadFile(p.runsc); err != nil || !bytes.Equal(now, good) {
+		if now, err := os.ReadFile(p.Runsc); err != nil || !bytes.Equal(now, good) {
 			t.Errorf("%s: it was not replaced: %v", name, err)
 		}
 	}
@@ -95,12 +95,12 @@ func TestDamagedProgramIsReplacedNotRun(t *testing.T) {
 
 func TestWrongDigestInTheListRefusesTheProgram(t *testing.T) {
 	c := carrying(t, true)
-	inside := c.inside.(fstest.MapFS)
+	inside := c.Inside.(fstest.MapFS)
 	inside["SHA256SUMS"].Data[0] ^= 1
 	if inside["SHA256SUMS"].Data[0] > 'f' {
 		inside["SHA256SUMS"].Data[0] = '0'
 	}
-	if _, err := c.unpack(t.TempDir()); err == nil {
+	if _, err := c.Unpack(t.TempDir()); err == nil {
 		t.Error("a program was unpacked whose digest is not the listed one")
 	}
 }
@@ -110,7 +110,7 @@ func TestProgramsUnpackedByManyAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			if _, err := c.unpack(bin); err != nil {
+			if _, err := c.Unpack(bin); err != nil {
 				t.Error(err)
 			}
 		})
@@ -123,7 +123,7 @@ func TestProgramsUnpackedByManyAtOnce(t *testing.T) {
 }
 
 func TestMissingProgramIsNamedWithTheCommand(t *testing.T) {
-	_, err := carrier{beside: []string{t.TempDir()}}.unpack(t.TempDir())
+	_, err := Carrier{Beside: []string{t.TempDir()}}.Unpack(t.TempDir())
 	if err == nil || !bytes.Contains([]byte(err.Error()), []byte("make build")) {
 		t.Errorf("error is %v", err)
 	}

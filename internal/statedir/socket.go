@@ -1,4 +1,4 @@
-package main
+package statedir
 
 import (
 	"context"
@@ -30,8 +30,8 @@ func shortPath(path string, f func(short string) error) error {
 	return f(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
 }
 
-// dialSocket connects to the control plane that listens on path.
-func dialSocket(ctx context.Context, path string) (c net.Conn, err error) {
+// Dial connects to the control plane that listens on path.
+func Dial(ctx context.Context, path string) (c net.Conn, err error) {
 	err = shortPath(path, func(short string) error {
 		var d net.Dialer
 		c, err = d.DialContext(ctx, "unix", short)
@@ -40,9 +40,9 @@ func dialSocket(ctx context.Context, path string) (c net.Conn, err error) {
 	return c, err
 }
 
-// listenSocket listens on path, for root alone. The caller holds the lock of
+// Listen listens on path, for root alone. The caller holds the lock of
 // the state directory, so that what is at path is nobody's any more.
-func listenSocket(path string) (*net.UnixListener, error) {
+func Listen(path string) (*net.UnixListener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
 	}

@@ -1,4 +1,4 @@
-package main
+package statedir
 
 import (
 	"context"
@@ -11,28 +11,28 @@ import (
 )
 
 func TestAStateDirectoryThatGoesIsNoticedAndOneThatStaysIsNot(t *testing.T) {
-	for name, vanish := range map[string]func(s *lockedState) error{
+	for name, vanish := range map[string]func(s *Locked) error{
 		"nothing happens":         nil,
-		"the database is removed": func(s *lockedState) error { return os.Remove(s.file("db", "enclave.db")) },
-		"the lock is replaced": func(s *lockedState) error {
-			return errors.Join(os.Remove(s.file("lock")), os.WriteFile(s.file("lock"), nil, 0o600))
+		"the database is removed": func(s *Locked) error { return os.Remove(s.File("db", "enclave.db")) },
+		"the lock is replaced": func(s *Locked) error {
+			return errors.Join(os.Remove(s.File("lock")), os.WriteFile(s.File("lock"), nil, 0o600))
 		},
-		"the mark is moved":         func(s *lockedState) error { return os.Rename(s.file(markName), s.file("other")) },
-		"the directory is replaced": func(s *lockedState) error { return os.Rename(s.path, s.path+"-away") },
+		"the mark is moved":         func(s *Locked) error { return os.Rename(s.File(MarkName), s.File("other")) },
+		"the directory is replaced": func(s *Locked) error { return os.Rename(s.Path, s.Path+"-away") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := state(t).lock(t.Context(), modeCommand)
+			s, err := state(t).Lock(t.Context(), ModeCommand)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.unlock()
-			if err := errors.Join(os.MkdirAll(s.file("db"), 0o700), os.WriteFile(s.file("db", "enclave.db"), nil, 0o600)); err != nil {
+			defer s.Unlock()
+			if err := errors.Join(os.MkdirAll(s.File("db"), 0o700), os.WriteFile(s.File("db", "enclave.db"), nil, 0o600)); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Test(t, func(t *testing.T) {
 				ctx, stop := context.WithCancel(t.Context())
 				noticed := make(chan error, 1)
-				go func() { noticed <- s.watch(ctx) }()
+				go func() { noticed <- s.Watch(ctx) }()
 				time.Sleep(time.Hour)
 				synctest.Wait()
 				if len(noticed) != 0 {

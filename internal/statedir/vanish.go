@@ -1,4 +1,4 @@
-package main
+package statedir
 
 import (
 	"context"
@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"time"
-
-	"github.com/enclave-run/enclave/internal/store"
 )
 
 // vanishEvery is how often a server looks whether its state directory is still
@@ -15,17 +13,20 @@ import (
 // have no name any more.
 const vanishEvery = time.Second
 
+// databaseFile is in db.
+const databaseFile = "enclave.db"
+
 // vanished are the files without which nothing that a server writes is found by
 // the next one.
-var vanished = [][]string{{markName}, {"lock"}, {"db", databaseFile}}
+var vanished = [][]string{{MarkName}, {"lock"}, {"db", databaseFile}}
 
-// watch returns an error once a file of the state directory that the server
+// Watch returns an error once a file of the state directory that the server
 // depends on has gone or was replaced, and nil when ctx ends.
-func (l *lockedState) watch(ctx context.Context) error {
+func (l *Locked) Watch(ctx context.Context) error {
 	opened := make([]os.FileInfo, len(vanished))
 	for i, name := range vanished {
 		var err error
-		if opened[i], err = os.Stat(l.file(name...)); err != nil {
+		if opened[i], err = os.Stat(l.File(name...)); err != nil {
 			return fmt.Errorf("state directory: %w", err)
 		}
 	}
@@ -38,22 +39,14 @@ func (l *lockedState) watch(ctx context.Context) error {
 		case <-tick.C:
 		}
 		for i, name := range vanished {
-			now, err := os.Stat(l.file(name...))
+			now, err := os.Stat(l.File(name...))
 			if err == nil && os.SameFile(now, opened[i]) {
 				continue
 			}
 			if err == nil {
 				err = errors.New("it was replaced")
 			}
-			return fmt.Errorf("%s is gone from under this server (%w): put the state directory %s back from a copy, or start anew", l.file(name...), err, l.path)
+			return fmt.Errorf("%s is gone from under this server (%w): put the state directory %s back from a copy, or start anew", l.File(name...), err, l.Path)
 		}
 	}
-}
-
-// broken says what to do about a database that takes no writes any more.
-func broken(err error, state string) error {
-	if err == nil || !errors.Is(err, store.ErrBroken) {
-		return err
-	}
-	return fmt.Errorf("%w\nthe disk of %s did not take a write: see that it has space and works, and start the server again; nothing that was acknowledged is lost", err, state)
 }

@@ -1,4 +1,7 @@
-package main
+// Package statedir is the directory in which Enclave keeps everything on a host: how
+// it is marked, who may reach it, which process has it, and the programs that are
+// unpacked in it. Nothing in it is trusted until its whole path is.
+package statedir
 
 import (
 	"crypto/rand"
@@ -6,13 +9,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -20,16 +21,16 @@ import (
 	"github.com/enclave-run/enclave/internal/safepath"
 )
 
-// A stateDir is the directory that holds everything Enclave keeps on a host.
+// A Dir is the directory that holds everything Enclave keeps on a host.
 // It is marked as ours by a file in it; a directory that has other things in it
 // and no mark is never used, and so never removed.
-type stateDir struct {
-	path     string
-	instance string // marks every sandbox and cgroup of this directory as its own
+type Dir struct {
+	Path     string
+	Instance string // marks every sandbox and cgroup of this directory as its own
 }
 
-// markName is the file that marks a state directory.
-const markName = "enclave.json"
+// MarkName is the file that marks a state directory.
+const MarkName = "enclave.json"
 
 // mark is the content of the marker file.
 type mark struct {
@@ -43,17 +44,17 @@ const (
 	markVersion = 1
 )
 
-// errNoState means that there is no state directory at a path.
-var errNoState = errors.New("is not a state directory of Enclave")
+// ErrNone means that there is no state directory at a path.
+var ErrNone = errors.New("is not a state directory of Enclave")
 
-// subdirs are the parts of a state directory. Like that itself, each is closed to
+// Parts are the parts of a state directory. Like that itself, each is closed to
 // everybody but its owner: a sandbox's processes get what they need of it in their
 // own mounts.
-var subdirs = []string{"run", "db", "meters", "sandboxes", "containers", "machines", "kernels", "images", "bin", "tmp"}
+var Parts = []string{"run", "db", "meters", "sandboxes", "containers", "machines", "kernels", "images", "bin", "tmp"}
 
-// checkStatePath refuses the paths that must never be a state directory, since
+// CheckPath refuses the paths that must never be a state directory, since
 // uninstall removes it with all that is in it.
-func checkStatePath(path string) error {
+func CheckPath(path string) error {
 	switch {
 	case !filepath.IsAbs(path) || filepath.Clean(path) != path:
 		return fmt.Errorf("state directory %q is not a clean absolute path", path)
@@ -76,32 +77,32 @@ var systemDirs = []string{
 	"/var/lib", "/var/log", "/var/run", "/var/tmp",
 }
 
-// openState makes the state directory if it is missing and returns it.
-func openState(path string) (*stateDir, error) {
-	s, err := findState(path)
+// Open makes the state directory if it is missing and returns it.
+func Open(path string) (*Dir, error) {
+	s, err := Find(path)
 	if err == nil {
 		return s, s.makeParts()
 	}
-	if !errors.Is(err, errNoState) && !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, ErrNone) && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, unwritable(path, err)
+		return nil, Unwritable(path, err)
 	}
 	// Again: now all of the way is there.
 	if path, err = trustedState(path); err != nil {
 		return nil, err
 	}
 	if err := unix.Access(path, unix.W_OK|unix.X_OK); err != nil {
-		return nil, unwritable(path, err)
+		return nil, Unwritable(path, err)
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
-		return nil, unwritable(path, err)
+		return nil, Unwritable(path, err)
 	}
 	for _, e := range entries {
 		// Another process may be making the same directory at this moment.
-		if e.Name() != markName && !strings.HasPrefix(e.Name(), ".mark-") && !slices.Contains(subdirs, e.Name()) {
+		if e.Name() != MarkName && !strings.HasPrefix(e.Name(), ".mark-") && !slices.Contains(Parts, e.Name()) {
 			return nil, fmt.Errorf("%s has other files in it and is not Enclave's: choose an empty or missing directory with --state", path)
 		}
 	}
@@ -109,44 +110,44 @@ func openState(path string) (*stateDir, error) {
 		return nil, err
 	}
 	if err := writeMark(path); err != nil {
-		return nil, unwritable(path, err)
+		return nil, Unwritable(path, err)
 	}
 	if err := failpoint.Hit("state.make.marked"); err != nil {
 		return nil, err
 	}
-	if s, err = findState(path); err != nil {
+	if s, err = Find(path); err != nil {
 		return nil, err
 	}
 	return s, s.makeParts()
 }
 
-// findState returns the state directory at path, which must exist and be ours.
-func findState(path string) (*stateDir, error) {
-	if err := checkStatePath(path); err != nil {
+// Find returns the state directory at path, which must exist and be ours.
+func Find(path string) (*Dir, error) {
+	if err := CheckPath(path); err != nil {
 		return nil, err
 	}
 	path, err := trustedState(path)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := readSmall(filepath.Join(path, markName))
+	raw, err := ReadFile(filepath.Join(path, MarkName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s %w", path, errNoState)
+		return nil, fmt.Errorf("%s %w", path, ErrNone)
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, unwritable(path, err)
+		return nil, Unwritable(path, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("state directory %s can't be trusted: %w: choose another with --state", path, err)
 	}
 	var m mark
 	if err := json.Unmarshal(raw, &m); err != nil || m.Enclave != markKind || len(m.Instance) != 8 {
-		return nil, fmt.Errorf("%s has a %s that is not Enclave's", path, markName)
+		return nil, fmt.Errorf("%s has a %s that is not Enclave's", path, MarkName)
 	}
 	if m.Version > markVersion {
 		return nil, fmt.Errorf("state directory %s was made by a newer Enclave (version %d, this one knows %d): use that one, or another directory with --state", path, m.Version, markVersion)
 	}
-	return &stateDir{path, m.Instance}, nil
+	return &Dir{path, m.Instance}, nil
 }
 
 // trustedState returns where a state directory is, without links, if nobody but root
@@ -163,13 +164,13 @@ func trustedState(path string) (string, error) {
 	real, err := safepath.Resolve(path)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return "", unwritable(path, err)
+		return "", Unwritable(path, err)
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("state directory: %w", err)
 	case err != nil:
 		return "", fmt.Errorf("state directory %s can't be trusted: %w (--state)", path, err)
 	}
-	if err := checkStatePath(real); err != nil {
+	if err := CheckPath(real); err != nil {
 		return "", err
 	}
 	info, err := os.Lstat(real)
@@ -203,45 +204,48 @@ func writeMark(path string) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := os.Link(f.Name(), filepath.Join(path, markName)); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Link(f.Name(), filepath.Join(path, MarkName)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return nil
 }
 
-func (s *stateDir) makeParts() error {
+func (s *Dir) makeParts() error {
 	// First the whole, also as the version before has left it, so that nobody finds a
 	// moment with a part of it open.
-	parts := []string{s.path}
-	for _, name := range subdirs {
-		parts = append(parts, s.file(name))
+	parts := []string{s.Path}
+	for _, name := range Parts {
+		parts = append(parts, s.File(name))
 	}
 	for _, part := range parts {
 		if err := os.Mkdir(part, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return unwritable(s.path, err)
+			return Unwritable(s.Path, err)
 		}
 		if err := safepath.Private(part); errors.Is(err, fs.ErrPermission) {
-			return unwritable(s.path, err)
+			return Unwritable(s.Path, err)
 		} else if err != nil {
-			return fmt.Errorf("state directory %s can't be trusted: %w (--state)", s.path, err)
+			return fmt.Errorf("state directory %s can't be trusted: %w (--state)", s.Path, err)
 		}
 	}
-	if err := unix.Access(s.file("run"), unix.W_OK|unix.X_OK); err != nil {
-		return unwritable(s.path, err)
+	if err := unix.Access(s.File("run"), unix.W_OK|unix.X_OK); err != nil {
+		return Unwritable(s.Path, err)
 	}
 	return nil
 }
 
-// file returns the path of something in s.
-func (s *stateDir) file(name ...string) string {
-	return filepath.Join(append([]string{s.path}, name...)...)
+// File returns the path of something in s.
+func (s *Dir) File(name ...string) string {
+	return filepath.Join(append([]string{s.Path}, name...)...)
 }
 
-func (s *stateDir) socket() string { return s.file("run", "control.sock") }
-func (s *stateDir) log() string    { return s.file("run", "embedded.log") }
+// Database is the file with sessions, their records and the log.
+func (s *Dir) Database() string { return s.File("db", databaseFile) }
 
-// unwritable says that the state directory can't be used, and what to do.
-func unwritable(path string, err error) error {
+func (s *Dir) Socket() string { return s.File("run", "control.sock") }
+func (s *Dir) Log() string    { return s.File("run", "embedded.log") }
+
+// Unwritable says that the state directory can't be used, and what to do.
+func Unwritable(path string, err error) error {
 	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOTDIR) {
 		return fmt.Errorf("state directory %s is not writable (%w): choose another with --state DIR", path, err)
 	}
@@ -249,26 +253,4 @@ func unwritable(path string, err error) error {
 		return fmt.Errorf("state directory %s is not writable: run as root (sudo enclave ...), or choose another with --state DIR", path)
 	}
 	return fmt.Errorf("state directory %s is not writable (%w): choose another with --state DIR", path, err)
-}
-
-// readSmall reads a file that we wrote, and refuses one that grew, or that is not
-// ours: a link, or another user's.
-func readSmall(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.Mode().IsRegular() || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-		return nil, fmt.Errorf("%s is not a file of Enclave's", path)
-	}
-	if info.Size() > 64<<10 {
-		return nil, fmt.Errorf("%s has %d bytes, more than it ever should", path, info.Size())
-	}
-	return io.ReadAll(f)
 }

@@ -1,4 +1,4 @@
-package main
+package statedir
 
 import (
 	"bytes"
@@ -23,46 +23,46 @@ const (
 )
 
 // programs are the paths of the two programs that enclave brings along.
-type programs struct{ guest, runsc string }
+type programs struct{ Guest, Runsc string }
 
-// A carrier finds the programs: inside this executable, or, in a build without
+// A Carrier finds the programs: inside this executable, or, in a build without
 // them, in the directories.
-type carrier struct {
-	inside fs.FS    // nil if there are none
-	beside []string // directories, in the order they are looked in
+type Carrier struct {
+	Inside fs.FS    // nil if there are none
+	Beside []string // directories, in the order they are looked in
 }
 
-// newCarrier returns the carrier of this executable.
-func newCarrier() carrier {
-	c := carrier{inside: carried()}
+// NewCarrier returns the carrier of this executable, which has inside, or nil.
+func NewCarrier(inside fs.FS) Carrier {
+	c := Carrier{Inside: inside}
 	if exe, err := os.Executable(); err == nil {
 		dir := filepath.Dir(exe)
-		c.beside = []string{dir, filepath.Join(dir, "bin"), filepath.Join(filepath.Dir(dir), "bin")}
+		c.Beside = []string{dir, filepath.Join(dir, "bin"), filepath.Join(filepath.Dir(dir), "bin")}
 	}
 	return c
 }
 
-// unpack returns the programs, verified. Those inside the executable are
+// Unpack returns the programs, verified. Those inside the executable are
 // written to bin, in a directory named by the digest of the program.
-func (c carrier) unpack(bin string) (programs, error) {
+func (c Carrier) Unpack(bin string) (programs, error) {
 	var p programs
 	var g errgroup.Group
-	g.Go(func() (err error) { p.guest, err = c.program(bin, guestProgram); return })
-	g.Go(func() (err error) { p.runsc, err = c.program(bin, runscProgram); return })
+	g.Go(func() (err error) { p.Guest, err = c.program(bin, guestProgram); return })
+	g.Go(func() (err error) { p.Runsc, err = c.program(bin, runscProgram); return })
 	return p, g.Wait()
 }
 
-func (c carrier) program(bin, name string) (string, error) {
-	if c.inside == nil {
-		for _, dir := range c.beside {
+func (c Carrier) program(bin, name string) (string, error) {
+	if c.Inside == nil {
+		for _, dir := range c.Beside {
 			path := filepath.Join(dir, name)
 			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
 				return path, nil
 			}
 		}
-		return "", fmt.Errorf("%s is neither inside this build of enclave nor beside it in %s: build with `make build`", name, strings.Join(c.beside, ", "))
+		return "", fmt.Errorf("%s is neither inside this build of enclave nor beside it in %s: build with `make build`", name, strings.Join(c.Beside, ", "))
 	}
-	packed, err := fs.ReadFile(c.inside, name+".zst")
+	packed, err := fs.ReadFile(c.Inside, name+".zst")
 	if err != nil {
 		return "", fmt.Errorf("carried %s: %w", name, err)
 	}
@@ -91,8 +91,8 @@ func (c carrier) program(bin, name string) (string, error) {
 
 // sum returns the digest of the program called name: as listed in SHA256SUMS,
 // or, without that, by unpacking it.
-func (c carrier) sum(name string, packed []byte) (string, error) {
-	list, err := fs.ReadFile(c.inside, "SHA256SUMS")
+func (c Carrier) sum(name string, packed []byte) (string, error) {
+	list, err := fs.ReadFile(c.Inside, "SHA256SUMS")
 	if errors.Is(err, fs.ErrNotExist) {
 		h := sha256.New()
 		if err := unzstd(h, packed); err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/enclave-run/enclave/cmd/enclave/bench"
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/image"
@@ -39,13 +40,13 @@ measured in turn in one run, say more than the figures. Nothing is asserted.`,
 }
 
 func (p *program) bench(ctx context.Context, c bench.Config) error {
-	if p.opts.Backend = gvisorBackend; p.opts.remote() {
+	if p.opts.Backend = all.Default().Name; p.opts.remote() {
 		return fmt.Errorf("bench measures this host: unset ENCLAVE_BASE_URL")
 	}
-	if _, err := p.chooseBackend(); err != nil {
+	if _, err := p.chooseBackend(ctx); err != nil {
 		return err
 	}
-	s, images, err := p.bootable(ctx, gvisorBackend)
+	s, images, err := p.bootable(ctx, all.Default().Name)
 	if err != nil {
 		return err
 	}
@@ -60,13 +61,13 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	if c.Rootfs, err = images.Rootfs(digest); err != nil {
 		return err
 	}
-	c.Runsc, c.Docker, c.Missing = progs.Runsc, p.opts.DockerHost, map[string]string{}
-	for _, b := range []string{dockerBackend, qemuBackend} {
-		if err := p.cannotBench(ctx, b); err != nil {
-			c.Missing[b] = message(err)
+	c.Runsc, c.Docker, c.Missing = progs.Runsc, p.opts.Programs.DockerHost, map[string]string{}
+	for _, k := range all.Kinds() {
+		if _, err := p.able(ctx, k); err != nil {
+			c.Missing[k.Name] = message(err)
 		}
 	}
-	if c.Missing[qemuBackend] == "" {
+	if c.Missing[bench.RawMachine] == "" {
 		if c.Machine, err = p.rawMachine(ctx, s, progs.Guest); err != nil {
 			return err
 		}
@@ -84,30 +85,25 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	return err
 }
 
-// cannotBench says why a backend can't be measured here.
-func (p *program) cannotBench(ctx context.Context, backend string) error {
-	if backend == dockerBackend {
-		return p.dockerAnswers()
-	}
-	_, err := p.machineAnswers(ctx, backend)
-	return err
-}
-
 // rawMachine is what a boot of QEMU takes that is of the same kernel and the same
 // first file system as the machines of s.
 func (p *program) rawMachine(ctx context.Context, s *statedir.Dir, guest string) (m bench.Machine, err error) {
-	info, err := p.machineAnswers(ctx, qemuBackend)
+	k, err := all.Named(bench.RawMachine)
 	if err != nil {
 		return m, err
 	}
-	if m.QEMU, err = qemu.Find(p.opts.Machine.QEMU); err != nil {
-		return m, err
-	}
-	k, err := kernel.Newest(s.File("kernels"))
+	able, err := p.able(ctx, k)
 	if err != nil {
 		return m, err
 	}
-	m.Kernel, m.KVM = k.Vmlinux(), info.Isolation == backend.MicroVM
-	m.Initrd, err = k.Initramfs(s.File("kernels"), guest)
+	if m.QEMU, err = qemu.Find(p.opts.Programs.QEMU); err != nil {
+		return m, err
+	}
+	boots, err := kernel.Newest(s.File("kernels"))
+	if err != nil {
+		return m, err
+	}
+	m.Kernel, m.KVM = boots.Vmlinux(), able.Isolation == backend.MicroVM
+	m.Initrd, err = boots.Initramfs(s.File("kernels"), guest)
 	return m, err
 }

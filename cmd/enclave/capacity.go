@@ -12,11 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/backend/docker"
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
-	"github.com/enclave-run/enclave/internal/backend/microvm"
-	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/store"
@@ -164,12 +160,9 @@ func (h hostSize) capacity(state string, overcommit float64, reusable func() int
 // sessionsAtOnce returns how many sessions with default limits run at once on this
 // host if nothing else does, and what one more would wait for.
 func (p *program) sessionsAtOnce(name, state string) (int, string, error) {
-	size := map[string]func(backend.Limits) backend.Footprint{
-		gvisorBackend: gvisor.Footprint, dockerBackend: docker.Footprint,
-		qemuBackend: microvm.FootprintQEMU, firecrackerBackend: microvm.FootprintFirecracker,
-	}[name]
-	if size == nil {
-		size = simulator.New().Footprint
+	k, err := all.Named(name)
+	if err != nil {
+		return 0, "", err
 	}
 	a, err := p.opts.Serve.Admission.parse()
 	if err != nil {
@@ -184,7 +177,7 @@ func (p *program) sessionsAtOnce(name, state string) (int, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	n, lack := h.capacity(state, cmp.Or(a.overcommit, 1), func() int64 { return 0 }).AtOnce(size, a.places())
+	n, lack := h.capacity(state, cmp.Or(a.overcommit, 1), func() int64 { return 0 }).AtOnce(k.Footprint, a.places())
 	return n, string(lack), nil
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,9 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -26,19 +30,24 @@ func TestAutoTakesDockerOnlyWhereGVisorCantRun(t *testing.T) {
 		words  []string
 		all    []string // that backend-parity compares
 	}{
-		"both run":    {nil, daemon, gvisorBackend, nil, []string{gvisorBackend, dockerBackend}},
-		"gvisor runs": {nil, nowhere, gvisorBackend, nil, []string{gvisorBackend}},
-		"docker runs": {missing, daemon, dockerBackend, []string{missing.Error(), "using docker", "not a security boundary"}, []string{dockerBackend}},
+		"both run":    {nil, daemon, "gvisor", nil, []string{"gvisor", "docker"}},
+		"gvisor runs": {nil, nowhere, "gvisor", nil, []string{"gvisor"}},
+		"docker runs": {missing, daemon, "docker", []string{missing.Error(), "using docker", "not a security boundary"}, []string{"docker"}},
 		// gVisor then says what it lacks, and parity is of models.
-		"none runs": {missing, nowhere, gvisorBackend, nil, []string{simulatorBackend}},
+		"none runs": {missing, nowhere, "gvisor", nil, []string{"simulator"}},
 	} {
 		var said bytes.Buffer
 		p := newProgram()
-		p.err, p.gvisor = &said, func() error { return tc.gvisor }
-		p.opts.Backend, p.opts.DockerHost, p.opts.State = autoBackend, tc.host, t.TempDir()
+		p.err, p.available = &said, func(ctx context.Context, k all.Kind) (all.Able, error) {
+			if k.Runsc {
+				return all.Able{Isolation: backend.UserspaceKernel}, tc.gvisor
+			}
+			return k.Available(ctx, p.hostOf(&statedir.Dir{Path: p.opts.State}, nil))
+		}
+		p.opts.Backend, p.opts.Programs.DockerHost, p.opts.State = autoBackend, tc.host, t.TempDir()
 		for range 2 {
-			if got, err := p.chooseBackend(); err != nil || got != tc.want {
-				t.Errorf("%s: %q, %v, want %q", name, got, err, tc.want)
+			if got, err := p.chooseBackend(t.Context()); err != nil || got.Name != tc.want {
+				t.Errorf("%s: %q, %v, want %q", name, got.Name, err, tc.want)
 			}
 		}
 		for _, w := range tc.words {
@@ -46,7 +55,7 @@ func TestAutoTakesDockerOnlyWhereGVisorCantRun(t *testing.T) {
 				t.Errorf("%s: %q does not say %q", name, said.String(), w)
 			}
 		}
-		if n := strings.Count(said.String(), notBoundary); n > 1 || tc.words == nil && said.Len() > 0 {
+		if n := strings.Count(said.String(), backend.SharedKernel.Caveat()); n > 1 || tc.words == nil && said.Len() > 0 {
 			t.Errorf("%s: it says %q", name, said.String())
 		}
 		said.Reset()
@@ -64,7 +73,7 @@ func TestAutoTakesDockerOnlyWhereGVisorCantRun(t *testing.T) {
 func TestAWeakerControlPlaneIsNotUsedWithoutAWord(t *testing.T) {
 	t.Parallel()
 	env, _ := onGVisor(t)
-	v := startServe(t, env, "--backend", simulatorBackend)
+	v := startServe(t, env, "--backend", "simulator")
 	defer v.stop(t)
 	out, err := enclaveCommand(t, append(env, "ENCLAVE_BACKEND="), "run", "-c", "enclave.result(1)").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "runs simulator, not gvisor, and so does this session") {

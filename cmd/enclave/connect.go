@@ -230,7 +230,7 @@ func (p *program) spawn(ctx context.Context, s *statedir.Dir) error {
 	defer theirs.Close()
 	cmd := &exec.Cmd{
 		Path:        "/proc/self/exe",
-		Args:        append([]string{programName, "serve", "--embedded", "--state", s.Path, "--backend", p.opts.Backend, "--docker-host", p.opts.DockerHost}, p.opts.Machine.arguments()...),
+		Args:        append([]string{programName, "serve", "--embedded", "--state", s.Path, "--backend", p.opts.Backend}, programArguments(p.opts.Programs)...),
 		Env:         append(p.environ(), "ENCLAVE_BASE_URL=", "ENCLAVE_API_KEY=", "ENCLAVE_TOKEN="),
 		Dir:         "/",
 		Stdout:      log,

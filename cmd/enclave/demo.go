@@ -11,6 +11,7 @@ import (
 
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/statedir"
@@ -96,8 +97,12 @@ func (p *program) bootable(ctx context.Context, backends ...string) (*statedir.D
 	if err := p.sweepTemp(ctx, s); err != nil {
 		return nil, nil, err
 	}
-	for _, b := range backends {
-		if err := p.ensureImage(ctx, images, b, false); err != nil {
+	for _, name := range backends {
+		k, err := all.Named(name)
+		if err == nil {
+			err = p.ensureImage(ctx, images, k, false)
+		}
+		if err != nil {
 			return nil, nil, err
 		}
 	}
@@ -109,8 +114,8 @@ func (p *program) adversarialTargets(c *demo.Config) error {
 		c.Remotes = []demo.Remote{{BaseURL: p.opts.BaseURL, APIKey: p.opts.APIKey, Token: p.opts.Token}}
 		return nil
 	}
-	b, err := p.chooseBackend()
-	c.Backends = []string{b}
+	k, err := p.chooseBackend(context.Background())
+	c.Backends = []string{k.Name}
 	return err
 }
 
@@ -151,8 +156,8 @@ func (p *program) parityTargets(c *demo.Config) error {
 		return nil
 	}
 	if p.opts.Backend != autoBackend {
-		b, err := p.chooseBackend()
-		c.Backends = []string{b}
+		k, err := p.chooseBackend(context.Background())
+		c.Backends = []string{k.Name}
 		return err
 	}
 	if os.Geteuid() == 0 { // without it none runs
@@ -229,8 +234,14 @@ func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.S
 	if err != nil {
 		return nil, err
 	}
+	kind, err := all.Named(b.Backend)
+	if err != nil {
+		return nil, err
+	}
+	host := p.hostOf(s, images)
+	host.Dir, host.Instance = own.Path, own.Instance
 	n, err := p.wire(ctx, nodeConfig{
-		state: locked, images: images, bin: s.File("bin"), kernels: s.File("kernels"), backend: b.Backend, logger: logger,
+		state: locked, host: host, kind: kind, logger: logger,
 		gateway: b.Gateway, table: b.Table,
 		admission: admission{running: b.Places, waiting: b.Places, usual: control.Quotas{PerMinute: control.Unlimited, Waiting: b.Places}},
 	})
@@ -262,10 +273,10 @@ func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.S
 	if inside.LogKey, err = publicKey(own); err != nil {
 		return nil, err
 	}
-	if inside.Versions, err = p.runtimeVersions(ctx, b.Backend, s.File("bin")); err != nil {
+	if inside.Versions, err = kind.Versions(ctx, host); err != nil {
 		return nil, err
 	}
-	if b.Backend != simulatorBackend {
+	if kind.Executes {
 		digest, err := images.Resolve(image.Default)
 		if err != nil {
 			return nil, err

@@ -49,7 +49,7 @@ func demoConfig(t *testing.T, env []string, s *statedir.Dir, backend string) dem
 func TestDemosOnGVisorPassAndLeaveNothing(t *testing.T) {
 	t.Parallel()
 	env, s := onGVisor(t)
-	c := demoConfig(t, env, s, gvisorBackend)
+	c := demoConfig(t, env, s, "gvisor")
 	var out bytes.Buffer
 	c.Out = &out
 
@@ -117,9 +117,9 @@ func TestDemosOnGVisorPassAndLeaveNothing(t *testing.T) {
 func TestAdversarialIsSixOfSixOnEachKernel(t *testing.T) {
 	t.Parallel()
 	for backend, modes := range map[string][]string{
-		dockerBackend:      {"kernel containment (the host's own kernel: not a security boundary)"},
-		qemuBackend:        {"kernel containment", "kernel containment (software emulation: for development and tests)"},
-		firecrackerBackend: {"kernel containment"},
+		"docker":      {"kernel containment (the host's own kernel: not a security boundary)"},
+		"qemu":        {"kernel containment", "kernel containment (software emulation: for development and tests)"},
+		"firecracker": {"kernel containment"},
 	} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
@@ -244,7 +244,7 @@ func TestDemoIsRedOverABrokenControlPlane(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			env, s := simulated(t)
-			c := demoConfig(t, env, s, simulatorBackend)
+			c := demoConfig(t, env, s, "simulator")
 			boot := c.Boot
 			c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) {
 				tc.spoil(&b)
@@ -267,7 +267,7 @@ func TestDemoIsRedOverABrokenControlPlane(t *testing.T) {
 func TestDemoIsRedWhenTheServersLogHasAToken(t *testing.T) {
 	t.Parallel()
 	env, s := simulated(t)
-	c := demoConfig(t, env, s, simulatorBackend)
+	c := demoConfig(t, env, s, "simulator")
 	boot := c.Boot
 	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) {
 		plane, err := boot(ctx, b)

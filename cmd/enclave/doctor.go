@@ -13,7 +13,7 @@ import (
 	"strings"
 
 	"github.com/enclave-run/enclave/cmd/enclave/doctor"
-	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/route"
@@ -46,7 +46,7 @@ neither way.`,
 
 // doctor exits with 1 if a check failed.
 func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
-	backends := []string{gvisorBackend, dockerBackend, qemuBackend, firecrackerBackend, simulatorBackend}
+	backends := all.Names()
 	if p.opts.Backend != autoBackend {
 		backends = []string{p.opts.Backend}
 	}
@@ -69,14 +69,10 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		show.out, show.color = p.styled(p.out)
 	}
 	err = doctor.Run(ctx, doctor.Config{
-		State: state.Path, Backends: backends, Docker: p.opts.DockerHost, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
-		Firecracker: p.opts.Machine.Firecracker, Jailer: p.opts.Machine.Jailer,
-		Machine: func(b string) (microvm.Config, error) { return p.machineConfig(b, "") },
-		Programs: func(bin string) (string, string, error) {
-			progs, err := p.carrier.Unpack(bin)
-			return progs.Runsc, progs.Guest, err
-		},
-		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
+		State: state.Path, Backends: backends, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
+		Kernels: state.File("kernels"), Options: p.opts.Programs,
+		Programs: func(bin string) (string, string, error) { return p.programs(bin)() },
+		Scratch:  func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
 		Gateway: func(ctx context.Context) error {
 			g, err := startGateway(ctx, slog.New(slog.DiscardHandler), gatewayNeeds{sessions: 1}, p.err) // it logs only what comes later
 			if err != nil {
@@ -155,7 +151,7 @@ func (p *program) room(ctx context.Context, s *statedir.Dir) (r doctor.Room, rem
 		defer locked.Unlock()
 		return p.removeState(ctx, locked, own.File("bin"))
 	}
-	return doctor.Room{Sandboxes: own.File("sandboxes"), Containers: own.File("containers"), Machines: own.File("machines"), Programs: own.File("bin"), Instance: own.Instance}, remove, nil
+	return doctor.Room{Dir: own.Path, Programs: own.File("bin"), Instance: own.Instance}, remove, nil
 }
 
 // findings are told as they come, and summed up.

@@ -13,7 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/terminal"
 	"github.com/spf13/cobra"
@@ -37,19 +38,18 @@ type program struct {
 	environ  func() []string
 	now      func() time.Time
 	carrier  statedir.Carrier
-	gvisor   func() error // says why this host can't run it
+	// available replaces the question what a kind of backend can do here: for tests.
+	available func(context.Context, all.Kind) (all.Able, error)
 
 	opts   options
-	warned bool // that docker is no boundary
-
-	warnedOfEmulation bool
+	warned map[string]bool // of what, so that nothing is said twice
 }
 
 func newProgram() *program {
 	return &program{
 		in: os.Stdin, out: outlet(os.Stdout), err: outlet(os.Stderr),
 		env: os.Getenv, environ: os.Environ, now: time.Now,
-		carrier: statedir.NewCarrier(carried()), gvisor: gvisor.Available,
+		carrier: statedir.NewCarrier(carried()), warned: map[string]bool{},
 	}
 }
 
@@ -162,12 +162,12 @@ log that can be checked offline.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&p.opts.State, "state", p.opts.State, "state `DIR`ectory (ENCLAVE_STATE)")
-	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "what isolates: auto, gvisor, firecracker, qemu, docker ("+notBoundary+") or simulator (ENCLAVE_BACKEND)")
-	f.StringVar(&p.opts.DockerHost, "docker-host", p.opts.DockerHost, "`SOCKET` of the Docker daemon, for --backend docker (ENCLAVE_DOCKER_HOST, DOCKER_HOST)")
-	f.StringVar(&p.opts.Machine.QEMU, "qemu", p.opts.Machine.QEMU, "QEMU's `PROGRAM`, for --backend qemu; empty is the one on PATH (ENCLAVE_QEMU)")
-	f.StringVar(&p.opts.Machine.Firecracker, "firecracker-bin", p.opts.Machine.Firecracker, "`PROGRAM` of Firecracker, for --backend firecracker (ENCLAVE_FIRECRACKER_BIN)")
-	f.StringVar(&p.opts.Machine.Jailer, "jailer-bin", p.opts.Machine.Jailer, "`PROGRAM` of Firecracker's jailer (ENCLAVE_JAILER_BIN)")
-	_ = root.RegisterFlagCompletionFunc("backend", completeWords(backends[:]...)) // fails for a flag that is not there
+	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "isolation `BACKEND`: "+strings.Join(backendNames(), ", ")+"; docker is "+backend.SharedKernel.Caveat()+" (ENCLAVE_BACKEND)")
+	f.StringVar(&p.opts.Programs.DockerHost, "docker-host", p.opts.Programs.DockerHost, "`SOCKET` of the Docker daemon, for --backend docker (ENCLAVE_DOCKER_HOST, DOCKER_HOST)")
+	f.StringVar(&p.opts.Programs.QEMU, "qemu", p.opts.Programs.QEMU, "QEMU's `PROGRAM`, for --backend qemu; empty is the one on PATH (ENCLAVE_QEMU)")
+	f.StringVar(&p.opts.Programs.Firecracker, "firecracker-bin", p.opts.Programs.Firecracker, "`PROGRAM` of Firecracker, for --backend firecracker (ENCLAVE_FIRECRACKER_BIN)")
+	f.StringVar(&p.opts.Programs.Jailer, "jailer-bin", p.opts.Programs.Jailer, "`PROGRAM` of Firecracker's jailer (ENCLAVE_JAILER_BIN)")
+	_ = root.RegisterFlagCompletionFunc("backend", completeWords(backendNames()...)) // fails for a flag that is not there
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Work:"},
 		&cobra.Group{ID: "look", Title: "Look:"},

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ func TestForeignDirectoryIsNeverRemoved(t *testing.T) {
 func TestOptionsAreReadFromTheEnvironmentAndChecked(t *testing.T) {
 	env := map[string]string{"ENCLAVE_STATE": "/srv/e", "ENCLAVE_BACKEND": "simulator", "ENCLAVE_LISTEN": "127.0.0.1:1", "ENCLAVE_API_KEY": "k", "DOCKER_HOST": "unix:///d", "ENCLAVE_QEMU": "/q", "ENCLAVE_JAILER_BIN": "/j"}
 	got := defaults(func(k string) string { return env[k] })
-	want := options{State: "/srv/e", Backend: "simulator", DockerHost: "unix:///d", Machine: machineOptions{"/q", "firecracker", "/j"}, Serve: got.Serve, APIKey: "k"}
+	want := options{State: "/srv/e", Backend: "simulator", Programs: all.Options{DockerHost: "unix:///d", QEMU: "/q", Firecracker: "firecracker", Jailer: "/j"}, Serve: got.Serve, APIKey: "k"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

@@ -45,25 +45,25 @@ func notary(t *testing.T) demo.Notary {
 func onKernels(t *testing.T, backends ...string) (demo.Config, *statedir.Dir) {
 	t.Helper()
 	env, s := onGVisor(t)
-	c := demoConfig(t, env, s, gvisorBackend)
+	c := demoConfig(t, env, s, "gvisor")
 	c.Backends = backends
 	p := newProgram()
 	p.opts.State = s.Path
-	if slices.ContainsFunc(backends, isMachine) {
-		if err := os.Remove(p.kernels()); err != nil {
+	if slices.Contains(backends, "qemu") || slices.Contains(backends, "firecracker") {
+		if err := os.Remove(filepath.Join(p.opts.State, "kernels")); err != nil {
 			t.Fatal(err)
 		}
-		if err := testenv.Link(testenv.Kernels(t), p.kernels()); err != nil {
+		if err := testenv.Link(testenv.Kernels(t), filepath.Join(p.opts.State, "kernels")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	p.err = io.Discard
 	p.carrier.Beside = []string{filepath.Dir(testenv.Binaries(t).Guest)}
-	if slices.Contains(backends, dockerBackend) {
-		p.opts.DockerHost = testenv.Docker(t)
+	if slices.Contains(backends, "docker") {
+		p.opts.Programs.DockerHost = testenv.Docker(t)
 	}
-	if slices.Contains(backends, firecrackerBackend) {
-		p.opts.Machine.Firecracker, p.opts.Machine.Jailer = testenv.Firecracker(t)
+	if slices.Contains(backends, "firecracker") {
+		p.opts.Programs.Firecracker, p.opts.Programs.Jailer = testenv.Firecracker(t)
 	}
 	images, err := image.Open(s.File("images"))
 	if err != nil {
@@ -75,7 +75,7 @@ func onKernels(t *testing.T, backends ...string) (demo.Config, *statedir.Dir) {
 
 func TestRealKernelsAreCertified(t *testing.T) {
 	t.Parallel()
-	realBackends := []string{gvisorBackend, dockerBackend}
+	realBackends := []string{"gvisor", "docker"}
 	c, s := onKernels(t, realBackends...)
 	var out bytes.Buffer
 	c.Out = &out
@@ -147,8 +147,8 @@ func TestAMachineHasTheVerdictOfTheOthers(t *testing.T) {
 		isolation []string
 		count     string
 	}{
-		qemuBackend:        {[]string{gvisorBackend, dockerBackend}, []string{"emulated", "microvm"}, "Three kernels."},
-		firecrackerBackend: {[]string{gvisorBackend}, []string{"microvm"}, "Two kernels."},
+		"qemu":        {[]string{"gvisor", "docker"}, []string{"emulated", "microvm"}, "Three kernels."},
+		"firecracker": {[]string{"gvisor"}, []string{"microvm"}, "Two kernels."},
 	} {
 		t.Run(machine, func(t *testing.T) {
 			t.Parallel()
@@ -191,7 +191,7 @@ func leavesNothing(t *testing.T, s *statedir.Dir) {
 // verdict, and there is no certificate.
 func TestOneBrokenKernelIsNotCertified(t *testing.T) {
 	t.Parallel()
-	c, s := onKernels(t, gvisorBackend, dockerBackend)
+	c, s := onKernels(t, "gvisor", "docker")
 	var out bytes.Buffer
 	c.Out = &out
 	table, err := egress.Standard()
@@ -204,7 +204,7 @@ func TestOneBrokenKernelIsNotCertified(t *testing.T) {
 	}
 	boot := c.Boot
 	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) {
-		if b.Backend == dockerBackend {
+		if b.Backend == "docker" {
 			b.Gateway = control.Gateway(brokenGate{Gateway: real, keep: func(t audit.Type) bool { return t != audit.EgressDenied }})
 		}
 		return boot(ctx, b)
@@ -227,7 +227,7 @@ func TestTwoServersAreComparedAndCertified(t *testing.T) {
 	t.Parallel()
 	host := testenv.Docker(t)
 	keys, urls, logs := []string{}, []string{}, []string{}
-	for _, b := range []string{gvisorBackend, dockerBackend} {
+	for _, b := range []string{"gvisor", "docker"} {
 		env, _ := onGVisor(t)
 		env = append(env, "ENCLAVE_BACKEND="+b, "ENCLAVE_DOCKER_HOST="+host)
 		v := startServe(t, env)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/terminal"
@@ -22,7 +23,7 @@ func (p *program) prepare(ctx context.Context, quiet bool) (string, error) {
 	if p.opts.remote() {
 		return "", nil
 	}
-	backend, err := p.chooseBackend()
+	kind, err := p.chooseBackend(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -34,19 +35,19 @@ func (p *program) prepare(ctx context.Context, quiet bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return backend, p.ensureImage(ctx, images, backend, quiet)
+	return kind.Name, p.ensureImage(ctx, images, kind, quiet)
 }
 
 // ensureImage builds the default image if there is none.
-func (p *program) ensureImage(ctx context.Context, images *image.Store, backend string, quiet bool) error {
-	if backend == simulatorBackend {
+func (p *program) ensureImage(ctx context.Context, images *image.Store, kind all.Kind, quiet bool) error {
+	if !kind.Executes {
 		return nil // it executes nothing, so there is nothing to start from
 	}
 	if _, err := images.Resolve(image.Default); !errors.Is(err, image.ErrNotFound) {
 		return err
 	}
 	// Before a minute of building: nothing could start from it.
-	if err := p.answers(ctx, backend); err != nil {
+	if _, err := p.able(ctx, kind); err != nil {
 		return err
 	}
 	if !quiet {

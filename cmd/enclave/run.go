@@ -19,6 +19,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/request"
 )
 
@@ -139,8 +140,8 @@ func (p *program) runSession(ctx context.Context, f runFlags, req enclave.Sessio
 	// weaker backend for a stronger one without a word.
 	if has := k.about.Backend; has != ready {
 		fmt.Fprintf(p.err, "enclave: warning: the control plane on %s (process %d) runs %s, not %s, and so does this session\n", p.opts.State, k.about.PID, visible(has), ready)
-		if has == dockerBackend {
-			p.warnOfDocker()
+		if k, err := all.Named(has); err == nil {
+			p.warn(k)
 		}
 	}
 	return k.explain(p.drive(ctx, k, f, req))
@@ -159,7 +160,7 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 	if !f.quiet {
 		// A control plane in the background says it in its log alone.
 		if s := h.Session(); s.Isolation == backend.Emulated.String() && !p.opts.remote() {
-			p.warnOfEmulation(backend.Info{Name: visible(s.Backend), Isolation: backend.Emulated})
+			p.warnOfEmulation(visible(s.Backend), backend.Emulated)
 		}
 		fmt.Fprintf(p.err, "session %s\n", visible(h.ID()))
 	}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/httpapi"
 	"github.com/enclave-run/enclave/internal/image"
@@ -59,7 +60,7 @@ func (p *program) serve(ctx context.Context) error {
 	if err := p.opts.Serve.validate(); err != nil {
 		return err
 	}
-	backend, err := p.chooseBackend()
+	kind, err := p.chooseBackend(ctx)
 	if err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func (p *program) serve(ctx context.Context) error {
 	if err := locked.Describe(statedir.Holder{PID: os.Getpid(), Mode: statedir.ModeServe, Listen: tcp.Addr().String()}); err != nil {
 		return statedir.Unwritable(s.Path, err)
 	}
-	return p.host(ctx, locked, backend, tcp, p.err)
+	return p.host(ctx, locked, kind, tcp, p.err)
 }
 
 // serveEmbedded runs the control plane behind `enclave run`. It says on the
@@ -103,7 +104,7 @@ func (p *program) serveEmbedded(ctx context.Context) (err error) {
 	if err := cmp.Or(p.opts.Serve.Observe.validate(), p.opts.Serve.Webhook.validate()); err != nil {
 		return err
 	}
-	backend, err := p.chooseBackend()
+	kind, err := p.chooseBackend(ctx)
 	if err != nil {
 		return err
 	}
@@ -118,13 +119,13 @@ func (p *program) serveEmbedded(ctx context.Context) (err error) {
 		return err
 	}
 	defer locked.Unlock()
-	return p.host(ctx, locked, backend, nil, ready)
+	return p.host(ctx, locked, kind, nil, ready)
 }
 
 // host runs a control plane on a locked state directory: on tcp and the
 // socket, or, if tcp is nil, on the socket until nobody needs it. Where it is
 // reached, or that it serves, is said on say.
-func (p *program) host(ctx context.Context, s *statedir.Locked, backend string, tcp net.Listener, say io.Writer) (err error) {
+func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, tcp net.Listener, say io.Writer) (err error) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -146,7 +147,7 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, backend string, 
 	if err != nil {
 		return err
 	}
-	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.File("bin"), kernels: s.File("kernels"), backend: backend, logger: logger, serve: p.opts.Serve, admission: admission})
+	n, err := p.wire(ctx, nodeConfig{state: s, host: p.hostOf(s.Dir, images), kind: kind, logger: logger, serve: p.opts.Serve, admission: admission})
 	if err != nil {
 		return err
 	}
@@ -168,7 +169,7 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, backend string, 
 	if tcp == nil {
 		mode = statedir.ModeEmbedded
 	}
-	holders := newLeases(greeting{Mode: mode, Backend: backend, Version: version})
+	holders := newLeases(greeting{Mode: mode, Backend: kind.Name, Version: version})
 	api := n.server.Handler
 	socket, err := statedir.Listen(s.Socket())
 	if err != nil {
@@ -207,7 +208,7 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, backend string, 
 			return err
 		}
 		var building sync.WaitGroup
-		building.Go(func() { p.firstImage(ctx, images, backend) })
+		building.Go(func() { p.firstImage(ctx, images, kind) })
 		defer func() { cancel(); building.Wait() }()
 	} else {
 		if _, err := io.WriteString(say, readyWord); err != nil {
@@ -258,8 +259,8 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, backend string, 
 
 // firstImage builds the default image if there is none. Until then the control
 // plane answers, and says that it is not ready.
-func (p *program) firstImage(ctx context.Context, images *image.Store, backend string) {
-	if err := p.ensureImage(ctx, images, backend, false); err != nil && ctx.Err() == nil {
+func (p *program) firstImage(ctx context.Context, images *image.Store, kind all.Kind) {
+	if err := p.ensureImage(ctx, images, kind, false); err != nil && ctx.Err() == nil {
 		fmt.Fprintf(p.err, "enclave: %s\n", message(err))
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/cmd/enclave/soak"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -42,19 +43,19 @@ should, or if the cycles were not reached.`,
 				return errors.New("--real, --simulated, --clean and --for can't be negative")
 			}
 			if simulated > 0 {
-				c.Backends = append(c.Backends, simulatorBackend)
+				c.Backends = append(c.Backends, all.Modelled().Name)
 			}
 			if real > 0 {
-				p.opts.Backend = gvisorBackend
-				if _, err := p.chooseBackend(); err != nil {
+				p.opts.Backend = all.Default().Name
+				if _, err := p.chooseBackend(cmd.Context()); err != nil {
 					return err
 				}
-				c.Backends = append(c.Backends, gvisorBackend)
+				c.Backends = append(c.Backends, all.Default().Name)
 			}
 			if len(c.Backends) == 0 {
 				return errors.New("nothing to do: --real and --simulated are both 0")
 			}
-			c.Cycles = map[string]int{simulatorBackend: simulated, gvisorBackend: real}
+			c.Cycles = map[string]int{all.Modelled().Name: simulated, all.Default().Name: real}
 			return p.soak(cmd.Context(), c)
 		},
 	}

@@ -7,12 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/spf13/cobra"
@@ -154,47 +153,14 @@ func (p *program) destroyAll(ctx context.Context, s *statedir.Locked, bin string
 	if err != nil {
 		return err
 	}
-	if some, err := anySandbox(s.File("machines")); err != nil {
-		return err
-	} else if some {
-		if err := microvm.Clear(ctx, s.File("machines"), s.Instance); err != nil {
-			return err
-		}
-	}
-	for backend, dir := range map[string]string{gvisorBackend: "sandboxes", dockerBackend: "containers"} {
-		if some, err := anySandbox(s.File(dir)); err != nil {
-			return err
-		} else if !some {
-			continue
-		}
-		if err := p.destroyOn(ctx, nodeConfig{state: s, images: images, bin: bin, kernels: s.File("kernels"), backend: backend}); err != nil {
+	host := p.hostOf(s.Dir, images)
+	host.Programs = p.programs(bin)
+	for _, k := range all.Kinds() {
+		if err := k.Clear(ctx, host); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// anySandbox reports whether there is a sandbox in a backend's directory: each has
-// one of its own there, from before it is made to after it is gone.
-func anySandbox(dir string) (bool, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return slices.ContainsFunc(entries, fs.DirEntry.IsDir), err
-}
-
-// destroyOn destroys every sandbox of a backend.
-func (p *program) destroyOn(ctx context.Context, c nodeConfig) error {
-	b, err := p.openBackend(c)
-	if err != nil {
-		return fmt.Errorf("open %s to destroy its sandboxes: %w", c.backend, err)
-	}
-	ids, err := b.List(ctx)
-	for _, id := range ids {
-		err = errors.Join(err, b.Destroy(ctx, id))
-	}
-	return errors.Join(err, closeBackend(b)(ctx))
 }
 
 // sweepTemp removes the state directories of demos that were killed.

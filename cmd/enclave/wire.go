@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,9 +13,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
-	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
-	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/httpapi"
@@ -31,13 +27,11 @@ import (
 
 // A nodeConfig is what a node is made of.
 type nodeConfig struct {
-	state   *statedir.Locked
-	images  *image.Store
-	bin     string // where carried programs are unpacked
-	kernels string // the directory of guest kernels
-	backend string // any but autoBackend
-	logger  *slog.Logger
-	serve   serveOptions // where traces and webhooks go, what is kept; the zero value sends no traces and keeps all
+	state  *statedir.Locked
+	host   all.Host
+	kind   all.Kind
+	logger *slog.Logger
+	serve  serveOptions // where traces and webhooks go, what is kept; the zero value sends no traces and keeps all
 
 	admission admission
 
@@ -78,7 +72,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	n.failed = failed
 
 	// What an operator sees of it.
-	metrics, err := observe.NewMetrics(version, c.backend)
+	metrics, err := observe.NewMetrics(version, c.kind.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -126,11 +120,12 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	n.background(life, failed, teller.Run)
 
 	// What isolates.
-	b, err := p.openBackend(c)
+	b, err := c.kind.Open(ctx, c.host)
 	if err != nil {
 		return nil, err
 	}
-	n.onClose(closeBackend(b))
+	n.onClose(func(context.Context) error { return b.Close() })
+	p.warnOfEmulation(c.kind.Name, b.Info().Isolation)
 
 	// The only way out.
 	table := c.table
@@ -156,7 +151,7 @@ func (p *program) wire(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 	config := control.Config{
 		Backend: b, Store: n.store, Keys: n.store, Log: n.store, Gateway: out, Table: *table,
-		Image: defaultImage(c.images, c.backend), Logger: c.logger, Now: p.now,
+		Image: func(context.Context) (string, error) { return c.kind.Image(c.host.Images, image.Default) }, Logger: c.logger, Now: p.now,
 		Observer: metrics, Tracer: traces, Webhook: reach.Check, Retention: retention,
 	}
 	c.admission.configure(&config)
@@ -229,64 +224,6 @@ func (n *node) close(ctx context.Context) error {
 	n.undo = nil
 	return errors.Join(errs...)
 }
-
-// openBackend opens the backend of c.
-func (p *program) openBackend(c nodeConfig) (backend.Backend, error) {
-	if c.backend == simulatorBackend {
-		return simulator.New(), nil
-	}
-	if c.backend == dockerBackend {
-		return p.openDocker(c)
-	}
-	if isMachine(c.backend) {
-		b, err := p.openMachine(c)
-		if err != nil {
-			return nil, err
-		}
-		p.warnOfEmulation(b.Info())
-		return b, nil
-	}
-	progs, err := p.carrier.Unpack(c.bin)
-	if err != nil {
-		return nil, err
-	}
-	return gvisor.New(gvisor.Config{
-		Dir: c.state.File("sandboxes"), Instance: c.state.Instance,
-		Runsc: progs.Runsc, Guest: progs.Guest, Rootfs: c.images.Rootfs,
-	})
-}
-
-// closeBackend lets go of what the backend holds in the kernel.
-func closeBackend(b backend.Backend) func(context.Context) error {
-	return func(context.Context) error {
-		if c, ok := b.(interface{ Close() error }); ok {
-			return c.Close()
-		}
-		return nil
-	}
-}
-
-// noImage is the digest that the simulator gives for the image it has not.
-var noImage = func() string {
-	sum := sha256.Sum256([]byte("enclave: the simulator has no image"))
-	return "sha256:" + hex.EncodeToString(sum[:])
-}()
-
-// defaultImage returns how the control plane finds the image of a session.
-func defaultImage(images *image.Store, backend string) func(context.Context) (string, error) {
-	return func(context.Context) (string, error) {
-		digest, err := images.Resolve(image.Default)
-		if errors.Is(err, image.ErrNotFound) {
-			if backend == simulatorBackend {
-				return noImage, nil
-			}
-			return "", fmt.Errorf("the default image is not there yet: %s", imageHelp)
-		}
-		return digest, err
-	}
-}
-
-const imageHelp = "`enclave image build` makes it, `enclave image pull REF` and `enclave image import FILE` bring one"
 
 // publicTable is the table of addresses by which rules are validated and
 // connections are judged: the public internet, without what is this host's own at

@@ -62,8 +62,13 @@ var table = map[string][]string{
 	"internal/store/storetest":   {"internal/session", "internal/audit"},
 	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/strictjson", "internal/control", "internal/request", "internal/session", "internal/audit", "internal/auth"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
-	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
-	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep", "internal/safepath"},
+	// The one list of kinds: whoever opens a backend opens it here.
+	"internal/backend/all": {
+		"internal/backend", "internal/backend/gvisor", "internal/backend/docker", "internal/backend/microvm", "internal/backend/microvm/kernel",
+		"internal/backend/microvm/qemu", "internal/backend/simulator", "internal/image",
+	},
+	"internal/backend/gvisor": {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
+	"internal/backend/docker": {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep", "internal/safepath"},
 	// One path for every machine monitor, over what speaks to each and what machines
 	// boot. The boot channel, on which a guest reports what its kernel counts, is wire's.
 	"internal/backend/microvm": {

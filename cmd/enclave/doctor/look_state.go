@@ -32,8 +32,8 @@ func (h *host) lookInRoom(ctx context.Context, c Config) {
 		h.sync = learn(time.Duration(0), err)
 		h.database = learn(database{}, err)
 	} else {
-		h.sync = learn(syncTime(room.Sandboxes))
-		h.database = learn(lookAtDatabase(ctx, filepath.Join(c.State, "db", "enclave.db"), room.Sandboxes, h.server.value.held))
+		h.sync = learn(syncTime(room.Dir))
+		h.database = learn(lookAtDatabase(ctx, filepath.Join(c.State, "db", "enclave.db"), room.Dir, h.server.value.held))
 	}
 	h.lookAtPrograms(ctx, c, room, err)
 	if err != nil {

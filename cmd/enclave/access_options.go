@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -10,8 +11,8 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
-	"github.com/enclave-run/enclave/internal/webhook"
 	"github.com/spf13/cobra"
 )
 
@@ -78,7 +79,7 @@ func (o *accessOptions) validate() error {
 	if err != nil {
 		return err
 	}
-	if _, err = o.oidcReach(nowhere); err != nil {
+	if _, err = o.issuerRanges(); err != nil {
 		return err
 	}
 	// What a Verifier refuses is refused before anything is opened.
@@ -115,34 +116,17 @@ func (o *accessOptions) issuers() ([]auth.Issuer, error) {
 	return out, nil
 }
 
-// oidcReach is where issuers may be: as webhooks, but with ranges of their own.
-func (o *accessOptions) oidcReach(own func(netip.Addr) bool) (webhook.Reach, error) {
-	return reachOf("--oidc-allow", o.OIDCAllow, own)
+// issuerRanges is where issuers may be besides the public internet.
+func (o *accessOptions) issuerRanges() ([]netip.Prefix, error) {
+	return prefixes("--oidc-allow", o.OIDCAllow)
 }
 
-// oidcTimeout is how long one document of an issuer may take.
-const oidcTimeout = 5 * time.Second
-
-// verifier returns the judge of tokens on a host with these addresses. The
-// caller holds the lock of s.
-func (o *accessOptions) verifier(s *statedir.Dir, own func(netip.Addr) bool, now func() time.Time) (*auth.Verifier, error) {
-	secret, err := loadTokenSecret(s)
-	if err != nil {
-		return nil, err
+// certificate opens the certificate of o. The caller holds the lock of s.
+func (o *accessOptions) certificate(s *statedir.Dir, listen string, now func() time.Time, log *slog.Logger) (*server.Certificate, error) {
+	if o.TLS == selfSigned {
+		return server.OwnCertificate(s, listen, o.Hosts, now, log)
 	}
-	issuers, err := o.issuers()
-	if err != nil {
-		return nil, err
-	}
-	reach, err := o.oidcReach(own)
-	if err != nil {
-		return nil, err
-	}
-	client, err := guardedClient(reach, oidcTimeout)
-	if err != nil {
-		return nil, err
-	}
-	return auth.NewVerifier(auth.VerifierConfig{Secret: secret, Issuers: issuers, Client: client, Now: now})
+	return server.OpenCertificate(o.TLSCert, o.TLSKey, now, log)
 }
 
 // validateListen refuses to speak plain HTTP to others than this host.

@@ -1,17 +1,15 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/spf13/cobra"
 )
 
 // admissionOptions say how many sessions a control plane takes on.
@@ -23,19 +21,6 @@ type admissionOptions struct {
 	Overcommit string   // --memory-overcommit, ENCLAVE_MEMORY_OVERCOMMIT
 	Gateway    string   // --gateway-memory, ENCLAVE_GATEWAY_MEMORY
 }
-
-// An admission is admissionOptions, understood.
-type admission struct {
-	running, waiting int
-	usual            control.Quotas
-	special          map[string]control.Quotas
-	drain            time.Duration
-	overcommit       float64 // 0 is 1
-	gatewayMemory    int64   // bytes; 0 is what its sessions need, if this host has it
-}
-
-// places is how many sessions run at once.
-func (a admission) places() int { return cmp.Or(a.running, control.DefaultMaxRunning) }
 
 // usualQuota names the quotas of every organisation that has none of its own.
 const usualQuota = "default"
@@ -62,50 +47,58 @@ func (o *admissionOptions) flags(c *cobra.Command) {
 
 func (o *admissionOptions) validate() error {
 	_, err := o.parse()
+	if err == nil {
+		_, err = o.drain()
+	}
 	return err
 }
 
+// drain is how long sessions run on when the control plane is told to end.
+func (o *admissionOptions) drain() (time.Duration, error) {
+	if o.Drain == "" {
+		return 30 * time.Second, nil
+	}
+	d, err := time.ParseDuration(o.Drain)
+	if err != nil || d < 0 || d > 24*time.Hour {
+		return 0, fmt.Errorf("--drain %q is not a duration from 0s to 24h, such as 30s or 2m", o.Drain)
+	}
+	return d, nil
+}
+
 // parse understands o, or says in words what it does not.
-func (o *admissionOptions) parse() (admission, error) {
-	a := admission{special: map[string]control.Quotas{}, drain: 30 * time.Second}
+func (o *admissionOptions) parse() (server.Admission, error) {
+	a := server.Admission{Special: map[string]control.Quotas{}}
 	for _, n := range []struct {
 		flag, text string
 		to         *int
-	}{{"--max-running", o.MaxRunning, &a.running}, {"--max-waiting", o.MaxWaiting, &a.waiting}} {
+	}{{"--max-running", o.MaxRunning, &a.Running}, {"--max-waiting", o.MaxWaiting, &a.Waiting}} {
 		if n.text == "" {
 			continue
 		}
 		v, err := positive(n.text)
 		if err != nil {
-			return admission{}, fmt.Errorf("%s %q %w", n.flag, n.text, err)
+			return server.Admission{}, fmt.Errorf("%s %q %w", n.flag, n.text, err)
 		}
 		*n.to = int(v)
-	}
-	if o.Drain != "" {
-		d, err := time.ParseDuration(o.Drain)
-		if err != nil || d < 0 || d > 24*time.Hour {
-			return admission{}, fmt.Errorf("--drain %q is not a duration from 0s to 24h, such as 30s or 2m", o.Drain)
-		}
-		a.drain = d
 	}
 	if o.Overcommit != "" {
 		times, err := strconv.ParseFloat(o.Overcommit, 64)
 		if err != nil || !(times >= 0.1 && times <= 100) {
-			return admission{}, fmt.Errorf("--memory-overcommit %q is not a number from 0.1 to 100", o.Overcommit)
+			return server.Admission{}, fmt.Errorf("--memory-overcommit %q is not a number from 0.1 to 100", o.Overcommit)
 		}
-		a.overcommit = times
+		a.Overcommit = times
 	}
 	if o.Gateway != "" {
 		v, err := positive(o.Gateway)
 		if err != nil {
-			return admission{}, fmt.Errorf("--gateway-memory %q %w", o.Gateway, err)
+			return server.Admission{}, fmt.Errorf("--gateway-memory %q %w", o.Gateway, err)
 		}
 		if v > 1<<30 {
-			return admission{}, fmt.Errorf("--gateway-memory %d is more MiB than any host has", v)
+			return server.Admission{}, fmt.Errorf("--gateway-memory %d is more MiB than any host has", v)
 		}
-		a.gatewayMemory = int64(v) << 20
-		if err := enoughMemory(a.places(), a.gatewayMemory); err != nil {
-			return admission{}, err
+		a.GatewayMemory = int64(v) << 20
+		if err := server.EnoughMemory(a.Places(), a.GatewayMemory); err != nil {
+			return server.Admission{}, err
 		}
 	}
 	seen := map[string]bool{}
@@ -113,28 +106,23 @@ func (o *admissionOptions) parse() (admission, error) {
 		org, bounds, ok := strings.Cut(text, ":")
 		// Of a name that nobody can have the bounds would bind nobody.
 		if !ok || !auth.ValidOrg(org) {
-			return admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60, or the same of default", text)
+			return server.Admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60, or the same of default", text)
 		}
 		if seen[org] {
-			return admission{}, fmt.Errorf("--quota names %q twice", org)
+			return server.Admission{}, fmt.Errorf("--quota names %q twice", org)
 		}
 		seen[org] = true
 		q, err := parseQuotas(bounds)
 		if err != nil {
-			return admission{}, fmt.Errorf("--quota %q: %w", text, err)
+			return server.Admission{}, fmt.Errorf("--quota %q: %w", text, err)
 		}
 		if org == usualQuota {
-			a.usual = q
+			a.Usual = q
 		} else {
-			a.special[org] = q
+			a.Special[org] = q
 		}
 	}
 	return a, nil
-}
-
-// configure gives a to a control plane.
-func (a admission) configure(c *control.Config) {
-	c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf = a.running, a.waiting, a.usual, maps.Clone(a.special)
 }
 
 func parseQuotas(text string) (control.Quotas, error) {

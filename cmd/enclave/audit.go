@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
 	"github.com/spf13/cobra"
@@ -192,7 +193,7 @@ func (p *program) auditKey() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			key, err := publicKey(s)
+			key, err := server.PublicKey(s)
 			if err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 )
 
@@ -51,6 +52,17 @@ func (p *program) programs(bin string) func() (runsc, guest string, err error) {
 		progs, err := p.carrier.Unpack(bin)
 		return progs.Runsc, progs.Guest, err
 	}
+}
+
+// assemble builds a control plane of this program, and says what its isolation must
+// have said of it.
+func (p *program) assemble(ctx context.Context, c server.Config) (*server.Server, error) {
+	c.Now, c.Version, c.Crash = p.now, version, p.err
+	n, err := server.New(ctx, c)
+	if err == nil {
+		p.warnOfEmulation(c.Kind.Name, n.Isolation)
+	}
+	return n, err
 }
 
 // able says what a kind of backend can do on this host, or why it can't run.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/spf13/cobra"
 )
@@ -53,11 +54,11 @@ func (p *program) present(ctx context.Context) (*enclave.Client, func()) {
 	if err != nil {
 		return nil, nil
 	}
-	k, err := hold(ctx, s)
+	k, err := server.Hold(ctx, s)
 	if err != nil {
 		return nil, nil
 	}
-	return k.client, k.close
+	return k.Client, k.Close
 }
 
 // completeImages completes the names and digests of this host's images.

@@ -14,6 +14,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/spf13/cobra"
 )
@@ -94,7 +95,7 @@ func (p *program) bootable(ctx context.Context, backends ...string) (*statedir.D
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := p.sweepTemp(ctx, s); err != nil {
+	if err := server.Sweep(ctx, s, p.hostOf(s, nil)); err != nil {
 		return nil, nil, err
 	}
 	for _, name := range backends {
@@ -197,7 +198,7 @@ func labelled(name, list string) ([][2]string, error) {
 func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.Store, b demo.Boot) (_ *demo.Plane, err error) {
 	var undo []func(context.Context) error
 	closeAll := func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, stopTime)
+		ctx, cancel := context.WithTimeout(ctx, server.StopTime)
 		defer cancel()
 		var errs []error
 		for i := len(undo) - 1; i >= 0; i-- {
@@ -227,7 +228,7 @@ func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.S
 	}
 	undo = append(undo, func(ctx context.Context) error {
 		defer locked.Unlock()
-		return p.removeState(ctx, locked, s.File("bin"))
+		return server.Remove(ctx, locked, p.hostOf(s, images))
 	})
 	log := &demo.Record{}
 	logger, err := newLogger(log)
@@ -240,20 +241,20 @@ func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.S
 	}
 	host := p.hostOf(s, images)
 	host.Dir, host.Instance = own.Path, own.Instance
-	n, err := p.wire(ctx, nodeConfig{
-		state: locked, host: host, kind: kind, logger: logger,
-		gateway: b.Gateway, table: b.Table,
-		admission: admission{running: b.Places, waiting: b.Places, usual: control.Quotas{PerMinute: control.Unlimited, Waiting: b.Places}},
+	n, err := p.assemble(ctx, server.Config{
+		State: locked, Host: host, Kind: kind, Logger: logger,
+		Gateway: b.Gateway, Table: b.Table,
+		Admission: server.Admission{Running: b.Places, Waiting: b.Places, Usual: control.Quotas{PerMinute: control.Unlimited, Waiting: b.Places}},
 	})
 	if err != nil {
 		return nil, err
 	}
-	undo = append(undo, n.close)
+	undo = append(undo, n.Close)
 	k, plaintext, err := auth.Generate(p.now(), auth.Local().Org, "demo", auth.Owner)
 	if err != nil {
 		return nil, err
 	}
-	if err := n.store.SaveKey(ctx, k); err != nil {
+	if err := n.Store.SaveKey(ctx, k); err != nil {
 		return nil, err
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -261,16 +262,16 @@ func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.S
 		return nil, fmt.Errorf("listen on a free port: %w", err)
 	}
 	served := make(chan error, 1)
-	go func() { served <- n.server.Serve(l) }()
+	go func() { served <- n.HTTP.Serve(l) }()
 	undo = append(undo, func(ctx context.Context) error {
-		err := n.server.Shutdown(ctx)
+		err := n.HTTP.Shutdown(ctx)
 		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
 			err = errors.Join(err, serr)
 		}
 		return err
 	})
-	inside := &demo.Inside{Vault: n.vault, Log: log.Bytes, Instance: own.Instance}
-	if inside.LogKey, err = publicKey(own); err != nil {
+	inside := &demo.Inside{Vault: n.Vault, Log: log.Bytes, Instance: own.Instance}
+	if inside.LogKey, err = server.PublicKey(own); err != nil {
 		return nil, err
 	}
 	if inside.Versions, err = kind.Versions(ctx, host); err != nil {

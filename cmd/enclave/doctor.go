@@ -17,6 +17,7 @@ import (
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/route"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/terminal"
 	"github.com/spf13/cobra"
@@ -54,7 +55,7 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	switch {
 	case err == nil:
 		// What a doctor that was killed has left.
-		if err := p.sweepTemp(ctx, state); err != nil && !errors.Is(err, fs.ErrPermission) {
+		if err := server.Sweep(ctx, state, p.hostOf(state, nil)); err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, statedir.ErrNone):
@@ -69,30 +70,30 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		show.out, show.color = p.styled(p.out)
 	}
 	err = doctor.Run(ctx, doctor.Config{
-		State: state.Path, Backends: backends, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
+		State: state.Path, Backends: backends, Quick: quick, Now: p.now, GatewayUser: server.GatewayUser,
 		Kernels: state.File("kernels"), Options: p.opts.Programs,
 		Programs: func(bin string) (string, string, error) { return p.programs(bin)() },
 		Scratch:  func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
 		Gateway: func(ctx context.Context) error {
-			g, err := startGateway(ctx, slog.New(slog.DiscardHandler), gatewayNeeds{sessions: 1}, p.err) // it logs only what comes later
+			g, err := server.StartGateway(ctx, slog.New(slog.DiscardHandler), server.GatewayNeeds{Sessions: 1}, p.err) // it logs only what comes later
 			if err != nil {
 				return err
 			}
-			return g.close(ctx)
+			return g.Close(ctx)
 		},
 		Table: func() (*egress.Table, error) {
 			kernel, err := route.Open() // until this program ends, which is soon
 			if err != nil {
 				return nil, err
 			}
-			return publicTable(kernel.Own)
+			return server.PublicTable(kernel.Own)
 		},
 		Holder: func() (bool, int, string, string, error) {
 			h, held, err := state.Held()
 			return held, h.PID, h.Mode, h.Listen, err
 		},
 		Dial:   func(ctx context.Context) (net.Conn, error) { return statedir.Dial(ctx, state.Socket()) },
-		AtOnce: func(b string) (int, string, error) { return p.sessionsAtOnce(b, state.Path) },
+		AtOnce: func(b string) (int, string, error) { return p.atOnce(b, state.Path) },
 		Images: func() (*image.Store, error) { return openImages(state) },
 	}, show.tell)
 	if code := in.status(); code != 0 {
@@ -105,6 +106,20 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		return err
 	}
 	return show.end()
+}
+
+// atOnce returns how many sessions run at once on a kind of backend, and what one more
+// would wait for.
+func (p *program) atOnce(name, state string) (int, string, error) {
+	k, err := all.Named(name)
+	if err != nil {
+		return 0, "", err
+	}
+	a, err := p.opts.Serve.Admission.parse()
+	if err != nil {
+		return 0, "", err
+	}
+	return server.AtOnce(k, a, state)
 }
 
 // openImages opens the images of a state directory that has some. Those of one
@@ -146,10 +161,10 @@ func (p *program) room(ctx context.Context, s *statedir.Dir) (r doctor.Room, rem
 		return r, nil, err
 	}
 	remove = func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, stopTime)
+		ctx, cancel := context.WithTimeout(ctx, server.StopTime)
 		defer cancel()
 		defer locked.Unlock()
-		return p.removeState(ctx, locked, own.File("bin"))
+		return server.Remove(ctx, locked, p.hostOf(own, nil))
 	}
 	return doctor.Room{Dir: own.Path, Programs: own.File("bin"), Instance: own.Instance}, remove, nil
 }

@@ -34,8 +34,8 @@ func (p *program) withClient(ctx context.Context, f func(*enclave.Client) error)
 	if err != nil {
 		return err
 	}
-	defer k.close()
-	return k.explain(f(k.client))
+	defer k.Close()
+	return explain(k, f(k.Client))
 }
 
 func (p *program) keyCreate() *cobra.Command {

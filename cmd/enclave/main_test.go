@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -92,10 +93,10 @@ func scriptCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, 
 			ts.Check(err)
 			for range 10 {
 				ts.Check(ts.Exec("enclave", "session", "list"))
-				k, err := hold(t.Context(), s)
+				k, err := server.Hold(t.Context(), s)
 				if err == nil {
 					leases.Store(ts.Getenv("WORK"), k)
-					ts.Defer(k.close)
+					ts.Defer(k.Close)
 					return
 				}
 			}
@@ -103,7 +104,7 @@ func scriptCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, 
 		},
 		"drop": func(ts *testscript.TestScript, neg bool, args []string) {
 			if k, ok := leases.Load(ts.Getenv("WORK")); ok {
-				k.(*link).close()
+				k.(*server.Link).Close()
 			}
 		},
 		// fill FILE writes code of more than 10 MiB.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -72,29 +71,4 @@ func (o *observeOptions) logger(w io.Writer) (*slog.Logger, error) {
 // newLogger returns the logger of a control plane that no operator set up.
 func newLogger(w io.Writer) (*slog.Logger, error) {
 	return (&observeOptions{LogFormat: "text", LogLevel: "info"}).logger(w)
-}
-
-// traces returns where the traces of a node go, and closes them with it.
-func (n *node) traces(ctx context.Context, endpoint string, log *slog.Logger) (*observe.Traces, error) {
-	if endpoint == "" {
-		return observe.NoTraces(), nil
-	}
-	t, err := observe.NewTraces(ctx, endpoint, version, log)
-	if err != nil {
-		return nil, err
-	}
-	n.onClose(t.Close)
-	return t, nil
-}
-
-// askForGauges has what is asked at each scrape known to m.
-func (n *node) askForGauges(m *observe.Metrics, p *program) error {
-	return m.Ask(observe.Asked{
-		Census:     n.plane.Census,
-		Reserved:   n.plane.Reservations,
-		Broken:     func() bool { return n.store.Err() != nil },
-		Unsigned:   n.store.Unsigned,
-		Checkpoint: n.store.Checkpoint,
-		Now:        p.now,
-	})
 }

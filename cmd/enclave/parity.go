@@ -12,6 +12,7 @@ import (
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
 	"github.com/spf13/cobra"
@@ -137,26 +138,26 @@ func (p *program) logKeys(flags []string) (map[string]string, error) {
 // certifier returns the signer of the log of s, beside a server that may be
 // running. If there is no log yet, one is begun.
 func (p *program) certifier(ctx context.Context, s *statedir.Dir) (*audit.Signer, error) {
-	if _, err := os.Lstat(s.File("db", nextKey)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(s.File("db", server.NextKey)); !errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("a rotation of the log's key in %s is not finished: the next `enclave run` finishes it", s.Path), err)
 	}
-	if _, err := os.Lstat(s.File("db", auditKey)); err == nil {
-		return loadSigner(s)
+	if _, err := os.Lstat(s.File("db", server.AuditKey)); err == nil {
+		return server.LoadSigner(s)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, statedir.Unwritable(s.Path, err)
 	}
-	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
+	wait, cancel := context.WithTimeout(ctx, 3*server.LeaseGrace)
 	defer cancel()
 	locked, err := s.Lock(wait, statedir.ModeCommand)
 	if err != nil {
 		return nil, err
 	}
 	defer locked.Unlock()
-	st, closeStore, err := openStore(ctx, s, "", store.Options{Now: p.now})
+	st, closeStore, err := server.OpenStore(ctx, s, "", store.Options{Now: p.now})
 	if err != nil {
 		return nil, err
 	}
-	signer, err := settleKey(ctx, s, st)
+	signer, err := server.SettleKey(ctx, s, st)
 	return signer, errors.Join(err, closeStore())
 }
 

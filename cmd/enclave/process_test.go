@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"golang.org/x/sys/unix"
@@ -134,8 +135,8 @@ func awaitFile(t *testing.T, watch int, name string) {
 	}
 }
 
-// A server is `enclave serve` in a process of its own.
-type server struct {
+// A served is `enclave serve` in a process of its own.
+type served struct {
 	cmd       *exec.Cmd
 	url, key  string
 	stdout    string
@@ -146,9 +147,9 @@ type server struct {
 var servesForm = regexp.MustCompile(`enclave serves (https?://\S+)`)
 
 // startServe starts a server and waits until it says where it serves.
-func startServe(t *testing.T, env []string, more ...string) *server {
+func startServe(t *testing.T, env []string, more ...string) *served {
 	t.Helper()
-	v := &server{cmd: enclaveCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0"}, more...)...), ending: make(chan struct{}), stderrEnd: make(chan string, 1)}
+	v := &served{cmd: enclaveCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0"}, more...)...), ending: make(chan struct{}), stderrEnd: make(chan string, 1)}
 	stderr, err := v.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -198,7 +199,7 @@ func startServe(t *testing.T, env []string, more ...string) *server {
 	return v
 }
 
-func (v *server) stop(t *testing.T) string {
+func (v *served) stop(t *testing.T) string {
 	t.Helper()
 	if err := v.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -446,7 +447,7 @@ func TestRecordVerifiesOfflineAndEveryFlippedBitIsFound(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	waitGone(t, s)
-	key, err := publicKey(s)
+	key, err := server.PublicKey(s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,12 +15,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/request"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/spf13/cobra"
 )
 
 // runFlags is what `enclave run` was asked for.
@@ -135,25 +135,25 @@ func (p *program) runSession(ctx context.Context, f runFlags, req enclave.Sessio
 	if err != nil {
 		return err
 	}
-	defer k.close()
+	defer k.Close()
 	// One that runs already was started for what somebody else chose: nobody gets a
 	// weaker backend for a stronger one without a word.
-	if has := k.about.Backend; has != ready {
-		fmt.Fprintf(p.err, "enclave: warning: the control plane on %s (process %d) runs %s, not %s, and so does this session\n", p.opts.State, k.about.PID, visible(has), ready)
+	if has := k.About.Backend; has != ready {
+		fmt.Fprintf(p.err, "enclave: warning: the control plane on %s (process %d) runs %s, not %s, and so does this session\n", p.opts.State, k.About.PID, visible(has), ready)
 		if k, err := all.Named(has); err == nil {
 			p.warn(k)
 		}
 	}
-	return k.explain(p.drive(ctx, k, f, req))
+	return explain(k, p.drive(ctx, k, f, req))
 }
 
 // drive runs req on k and shows it. If ctx ends it tears the session down.
-func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.SessionRequest) error {
+func (p *program) drive(ctx context.Context, k *server.Link, f runFlags, req enclave.SessionRequest) error {
 	// The session is asked for even if the interrupt comes at this moment: what
 	// was sent may exist, and only its id can end it.
 	create, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	h, err := k.client.Run(create, req)
+	h, err := k.Client.Run(create, req)
 	if err != nil {
 		return err
 	}
@@ -166,10 +166,10 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 	}
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
-	if k.lost != nil {
+	if k.Lost != nil {
 		go func() {
 			select {
-			case <-k.lost:
+			case <-k.Lost:
 				stop()
 			case <-watching.Done():
 			}
@@ -178,7 +178,7 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 	show := runView{out: p.out, err: p.err, raw: f.raw, live: !f.json}
 	begun := func() {}
 	if !f.quiet {
-		begun = p.sayTurn(watching, k.client, h.ID())
+		begun = p.sayTurn(watching, k.Client, h.ID())
 	}
 	defer func() { begun() }()
 	for e, err := range h.Stream(watching) {
@@ -204,14 +204,14 @@ func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.Se
 	} else if err := show.end(s, f.quiet); err != nil {
 		return err
 	}
-	return verdict(s, k.log())
+	return verdict(s, logOf(k))
 }
 
 // abandon tears down a session that can't be followed to its end: whoever
 // interrupts run leaves nothing running.
-func (p *program) abandon(ctx context.Context, k *link, h *enclave.Handle, cause error) error {
+func (p *program) abandon(ctx context.Context, k *server.Link, h *enclave.Handle, cause error) error {
 	select {
-	case <-k.lost: // a remote control plane is never lost: the channel is nil
+	case <-k.Lost: // a remote control plane is never lost: the channel is nil
 		return fmt.Errorf("session %s could not be followed to its end: `enclave session show %s` says what became of it", visible(h.ID()), visible(h.ID()))
 	default:
 	}

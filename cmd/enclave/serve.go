@@ -18,16 +18,14 @@ import (
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/httpapi"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
-	"github.com/enclave-run/enclave/internal/store"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
-const (
-	leaseGrace = 2 * time.Second  // a background control plane outlives its last client by so much
-	lockWait   = 15 * time.Second // and waits so long for one that is ending
-)
+// lockWait is how long a background control plane waits for one that is ending.
+const lockWait = 15 * time.Second
 
 func (p *program) serveCommand() *cobra.Command {
 	var embedded bool
@@ -69,7 +67,7 @@ func (p *program) serve(ctx context.Context) error {
 		return err
 	}
 	// A background control plane without clients is about to end.
-	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
+	wait, cancel := context.WithTimeout(ctx, 3*server.LeaseGrace)
 	if h, held, err := s.Held(); err == nil && held && h.Mode != statedir.ModeEmbedded {
 		cancel()
 	}
@@ -93,8 +91,8 @@ func (p *program) serve(ctx context.Context) error {
 // serveEmbedded runs the control plane behind `enclave run`. It says on the
 // ready pipe that it serves, or why it does not.
 func (p *program) serveEmbedded(ctx context.Context) (err error) {
-	ready := os.NewFile(readyFD, "ready")
-	unix.CloseOnExec(readyFD)
+	ready := os.NewFile(server.ReadyFD, "ready")
+	unix.CloseOnExec(server.ReadyFD)
 	defer func() {
 		if err != nil {
 			_, _ = io.WriteString(ready, err.Error()) // the client may be gone; the log has it too
@@ -132,12 +130,16 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, t
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	admission, err := p.opts.Serve.Admission.parse()
+	c, err := p.opts.Serve.config()
 	if err != nil {
 		return err
 	}
-	if tcp == nil && admission.usual.PerMinute == 0 {
-		admission.usual.PerMinute = control.Unlimited // nobody drives it but this host's root
+	patience, err := p.opts.Serve.Admission.drain()
+	if err != nil {
+		return err
+	}
+	if tcp == nil && c.Admission.Usual.PerMinute == 0 {
+		c.Admission.Usual.PerMinute = control.Unlimited // nobody drives it but this host's root
 	}
 	logger, err := p.opts.Serve.Observe.logger(p.err)
 	if err != nil {
@@ -147,7 +149,8 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, t
 	if err != nil {
 		return err
 	}
-	n, err := p.wire(ctx, nodeConfig{state: s, host: p.hostOf(s.Dir, images), kind: kind, logger: logger, serve: p.opts.Serve, admission: admission})
+	c.State, c.Host, c.Kind, c.Logger = s, p.hostOf(s.Dir, images), kind, logger
+	n, err := p.assemble(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -161,79 +164,78 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, t
 		err = errors.Join(err, more)
 	}
 	defer func() {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), server.StopTime)
 		defer cancel()
-		ending(n.close(stop))
+		ending(n.Close(stop))
 	}()
 	mode := statedir.ModeServe
 	if tcp == nil {
 		mode = statedir.ModeEmbedded
 	}
-	holders := newLeases(greeting{Mode: mode, Backend: kind.Name, Version: version})
-	api := n.server.Handler
+	holders := server.NewLeases(server.Greeting{Mode: mode, Backend: kind.Name, Version: version})
+	api := n.HTTP.Handler
 	socket, err := statedir.Listen(s.Socket())
 	if err != nil {
 		return err
 	}
 	defer os.Remove(s.Socket())
 	// Leases are taken on the socket alone.
-	n.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, local := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); local && r.URL.Path == leasePath {
+	n.HTTP.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, local := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); local && r.URL.Path == server.LeasePath {
 			holders.ServeHTTP(w, r)
 			return
 		}
 		api.ServeHTTP(w, r)
 	})
 	ended := make(chan error, 3)
-	go func() { ended <- n.server.Serve(socket) }()
+	go func() { ended <- n.HTTP.Serve(socket) }()
 	if tcp != nil {
-		size, err := measureHost(s.Path)
+		size, err := server.MeasureHost(s.Path)
 		if err != nil {
 			return err
 		}
-		tcp = httpapi.NewDoor(tcp, size.connections())
+		tcp = httpapi.NewDoor(tcp, size.Connections())
 		at := &place{url: "http://" + tcp.Addr().String(), state: s.Path}
 		if access := &p.opts.Serve.Access; access.encrypted() {
-			cert, err := access.openCertificate(s.Dir, tcp.Addr().String(), p.now, logger)
+			cert, err := access.certificate(s.Dir, tcp.Addr().String(), p.now, logger)
 			if err != nil {
 				return err
 			}
-			tcp = cert.listener(tcp)
-			at.url, at.fingerprint = "https://"+tcp.Addr().String(), cert.fingerprint()
+			tcp = cert.Listener(tcp)
+			at.url, at.fingerprint = "https://"+tcp.Addr().String(), cert.Fingerprint()
 		} else if access.InsecurePlain {
 			logger.Warn("plain HTTP: every machine on the way can read the credentials and all else", "listen", tcp.Addr().String())
 		}
-		go func() { ended <- n.server.Serve(tcp) }()
-		if err := p.welcome(ctx, n.store, at); err != nil {
+		go func() { ended <- n.HTTP.Serve(tcp) }()
+		if err := p.welcome(ctx, n.Store, at); err != nil {
 			return err
 		}
 		var building sync.WaitGroup
 		building.Go(func() { p.firstImage(ctx, images, kind) })
 		defer func() { cancel(); building.Wait() }()
 	} else {
-		if _, err := io.WriteString(say, readyWord); err != nil {
+		if _, err := io.WriteString(say, server.ReadyWord); err != nil {
 			logger.Warn("the client that started this control plane is gone", "err", err)
 		}
 		if c, ok := say.(io.Closer); ok {
 			c.Close()
 		}
 		go func() {
-			if holders.unused(ctx, leaseGrace, func() bool { return n.plane.Active() > 0 }) == nil {
+			if holders.Unused(ctx, server.LeaseGrace, func() bool { return n.Plane.Active() > 0 }) == nil {
 				ended <- nil
 			}
 		}()
 	}
 
-	patience := admission.drain
 	select {
 	case err = <-ended:
-	case err = <-n.failed:
-		err = fmt.Errorf("the control plane can't go on: %w", broken(err, s.Path))
+	case err = <-n.Failed:
+		err = fmt.Errorf("the control plane can't go on: %w", server.Broken(err, s.Path))
 		failed = true
-		logger.Error("ending at once", "err", err, "sessions", n.plane.Active())
+		logger.Error("ending at once", "err", err, "sessions", n.Plane.Active())
 		patience = 0 // nothing that sessions still do would be kept
 	case sig := <-signals:
-		logger.Info("ending", "signal", sig.String(), "sessions", n.plane.Active())
+		logger.Info("ending", "signal", sig.String(), "sessions", n.Plane.Active())
 		go func() {
 			if _, ok := <-signals; ok {
 				os.Exit(signalStatus(sig)) // the second one does not wait
@@ -244,12 +246,12 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, t
 	// clients can still follow them; then streams and leases, then requests.
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer done()
-	ending(n.stopPlane(stop))
-	holders.end()
+	ending(n.Stop(stop))
+	holders.End()
 	last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()
-	if n.server.Shutdown(last) != nil {
-		n.server.Close()
+	if n.HTTP.Shutdown(last) != nil {
+		n.HTTP.Close()
 	}
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
@@ -270,12 +272,4 @@ func portTaken(addr string, err error) error {
 		return fmt.Errorf("address %s is taken by another program: choose another with `enclave serve --listen 127.0.0.1:PORT`", addr)
 	}
 	return fmt.Errorf("listen on %s: %w", addr, err)
-}
-
-// broken says what to do about a database that takes no writes any more.
-func broken(err error, state string) error {
-	if err == nil || !errors.Is(err, store.ErrBroken) {
-		return err
-	}
-	return fmt.Errorf("%w\nthe disk of %s did not take a write: see that it has space and works, and start the server again; nothing that was acknowledged is lost", err, state)
 }

@@ -29,8 +29,8 @@ func (p *program) client(ctx context.Context, f func(context.Context, *enclave.C
 	if err != nil {
 		return err
 	}
-	defer k.close()
-	return k.explain(f(ctx, k.client))
+	defer k.Close()
+	return explain(k, f(ctx, k.Client))
 }
 
 func (p *program) sessionList() *cobra.Command {

@@ -17,6 +17,7 @@ import (
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/cmd/enclave/soak"
 	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -149,7 +150,7 @@ func (p *program) startSoaked(ctx context.Context, s *statedir.Dir, backend stri
 		return nil, err
 	}
 	own.Instance = state.Instance
-	local := &enclave.Client{BaseURL: "http://localhost", HTTPClient: &http.Client{Transport: socketTransport(state)}}
+	local := &enclave.Client{BaseURL: "http://localhost", HTTPClient: &http.Client{Transport: server.SocketTransport(state)}}
 	made, err := local.CreateKey(ctx, enclave.KeyRequest{OrgID: soakedTenant, User: "soak", Role: "developer"})
 	if err != nil {
 		return nil, fmt.Errorf("make a key of another organisation: %w", err)
@@ -176,7 +177,9 @@ func (p *program) removeSoaked(ctx context.Context, dir, bin string) error {
 		return err
 	}
 	defer locked.Unlock()
-	return p.removeState(ctx, locked, bin)
+	h := p.hostOf(locked.Dir, nil)
+	h.Programs = p.programs(bin)
+	return server.Remove(ctx, locked, h)
 }
 
 // linkTree makes to a copy of the tree from whose files are the same files.

@@ -1,47 +1,16 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/spf13/cobra"
 )
-
-// tokenSecret returns the secret that this state directory's tokens are signed
-// with, or an error that is fs.ErrNotExist if there is none yet.
-func tokenSecret(s *statedir.Dir) ([]byte, error) {
-	raw, err := statedir.ReadFile(s.File("db", "token.key"))
-	if err != nil {
-		return nil, fmt.Errorf("token key: %w", err)
-	}
-	secret, err := hex.DecodeString(strings.TrimSpace(string(raw)))
-	if err != nil || len(secret) < auth.SecretLen {
-		return nil, fmt.Errorf("token key: %s has not %d bytes in hex", s.File("db", "token.key"), auth.SecretLen)
-	}
-	return secret, nil
-}
-
-// loadTokenSecret is tokenSecret, and makes one if there is none. The caller
-// holds the lock.
-func loadTokenSecret(s *statedir.Dir) ([]byte, error) {
-	secret, err := tokenSecret(s)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return secret, err
-	}
-	secret = make([]byte, auth.SecretLen)
-	rand.Read(secret) // never fails
-	if err := statedir.WriteFile(s.File("db", "token.key"), []byte(hex.EncodeToString(secret)+"\n"), 0o600); err != nil {
-		return nil, fmt.Errorf("token key: %w", err)
-	}
-	return secret, nil
-}
 
 func (p *program) tokenCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -76,7 +45,7 @@ func (p *program) tokenCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			secret, err := tokenSecret(s)
+			secret, err := server.TokenSecret(s)
 			if errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("%s has no token key yet: the first start of `enclave serve` makes it", s.Path)
 			}

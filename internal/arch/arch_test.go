@@ -104,6 +104,13 @@ var table = map[string][]string{
 	// Metrics, traces and logs: what control and the gateway tell it through
 	// interfaces of their own.
 	"internal/observe": {"internal/control", "internal/session"},
+	// A whole control plane on a state directory: what package main, its demos, and
+	// whatever else runs one, are given. It decides nothing.
+	"internal/server": {
+		".", "internal/audit", "internal/auth", "internal/backend", "internal/backend/all", "internal/cgroup", "internal/control", "internal/egress",
+		"internal/gateway", "internal/httpapi", "internal/image", "internal/observe", "internal/route", "internal/safepath", "internal/secret",
+		"internal/statedir", "internal/store", "internal/terminal", "internal/webhook",
+	},
 	// Holds the API to its document. Only tests import it.
 	"internal/contract": {"api"},
 	// A whole control plane in a test's process, wired as cmd/enclave does. Only

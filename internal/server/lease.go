@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"context"
@@ -11,12 +11,15 @@ import (
 	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
-// leasePath is served on the control socket alone. A client holds the control
-// plane by keeping its answer open.
-const leasePath = "/lease"
+// LeaseGrace is by how much a background control plane outlives its last client.
+const LeaseGrace = 2 * time.Second
 
-// A greeting is the one line that a lease begins with.
-type greeting struct {
+// LeasePath is served on the control socket alone. A client holds the control
+// plane by keeping its answer open.
+const LeasePath = "/lease"
+
+// A Greeting is the one line that a lease begins with.
+type Greeting struct {
 	PID     int    `json:"pid"`
 	Mode    string `json:"mode"`
 	Backend string `json:"backend"`
@@ -27,7 +30,7 @@ type greeting struct {
 // no lease is given: a client either holds the control plane or knows that it
 // does not, never something between.
 type leases struct {
-	greet greeting
+	greet Greeting
 
 	mu     sync.Mutex
 	n      int
@@ -37,7 +40,7 @@ type leases struct {
 	over   chan struct{} // closed when all leases end
 }
 
-func newLeases(g greeting) *leases {
+func NewLeases(g Greeting) *leases {
 	g.PID = os.Getpid()
 	return &leases{greet: g, change: make(chan struct{}, 1), over: make(chan struct{})}
 }
@@ -84,18 +87,18 @@ func (l *leases) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// end gives no more leases and ends those there are. It is called once.
-func (l *leases) end() {
+// End gives no more leases and ends those there are. It is called once.
+func (l *leases) End() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
 	close(l.over)
 }
 
-// unused returns once nobody has held a lease for grace and busy then reports
+// Unused returns once nobody has held a lease for grace and busy then reports
 // false. From that moment on no lease is given. It returns the error of ctx if
 // that ends first.
-func (l *leases) unused(ctx context.Context, grace time.Duration, busy func() bool) error {
+func (l *leases) Unused(ctx context.Context, grace time.Duration, busy func() bool) error {
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	for {

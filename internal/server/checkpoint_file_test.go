@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"bytes"
@@ -11,12 +11,9 @@ import (
 	"testing"
 
 	"golang.org/x/mod/sumdb/tlog"
-	"golang.org/x/sys/unix"
 
-	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/store"
-	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 // noteOf returns a checkpoint of a log of n events, of the given name.
@@ -100,18 +97,18 @@ func TestStoreDoesNotOpenOnACheckpointFileOfAnother(t *testing.T) {
 		if err := os.WriteFile(path, []byte(c.content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := openStore(t.Context(), s, path, store.Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, _, err := OpenStore(t.Context(), s, path, store.Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for name, path := range map[string]string{"a directory": t.TempDir(), "a device": "/dev/full", "no directory": filepath.Join(t.TempDir(), "x", "y")} {
-		if _, _, err := openStore(t.Context(), s, path, store.Options{}); err == nil {
+		if _, _, err := OpenStore(t.Context(), s, path, store.Options{}); err == nil {
 			t.Errorf("%s: opened", name)
 		}
 	}
 	// None of these left the database locked or changed.
 	path := filepath.Join(t.TempDir(), "checkpoints")
-	_, closeStore, err := openStore(t.Context(), s, path, store.Options{})
+	_, closeStore, err := OpenStore(t.Context(), s, path, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,64 +122,11 @@ func TestLogThatIsGoneIsNotBegunAnew(t *testing.T) {
 	if _, err := makeSignerKey(s); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := openStore(t.Context(), s, "", store.Options{})
+	_, _, err := OpenStore(t.Context(), s, "", store.Options{})
 	if err == nil || !strings.Contains(err.Error(), "put the database back") {
 		t.Errorf("a key without its database: %v", err)
 	}
 	if _, err := os.Lstat(s.Database()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a new database was made all the same: %v", err)
-	}
-}
-
-func TestCheckpointFileMustBeAbsolute(t *testing.T) {
-	if err := (&checkpointOptions{File: "log.checkpoints"}).validate(); err == nil {
-		t.Error("a file in whichever directory serve is started from")
-	}
-}
-
-// Events that nobody else would see are not accepted: a full second place ends
-// the server.
-func TestServerEndsWhenItsCheckpointFileIsFull(t *testing.T) {
-	t.Parallel()
-	testenv.Need(t, "root")
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=16k"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	env, _ := simulated(t)
-	v := startServe(t, env, "--checkpoint-file", filepath.Join(dir, "checkpoints"))
-	junk, err := os.Create(filepath.Join(dir, "junk"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer junk.Close()
-	for err == nil {
-		_, err = junk.Write(make([]byte, 512))
-	}
-	if !errors.Is(err, unix.ENOSPC) {
-		t.Fatal(err)
-	}
-	// The last page of the file may have room for some records more.
-	c := &enclave.Client{BaseURL: v.url, APIKey: v.key}
-	for {
-		h, err := c.Run(t.Context(), enclave.SessionRequest{Code: "1"})
-		if err != nil {
-			break
-		}
-		if _, err := c.Export(t.Context(), h.ID()); err != nil { // has it signed
-			break
-		}
-	}
-	said := <-v.stderrEnd
-	if err := v.cmd.Wait(); err == nil || !strings.Contains(said, "publish checkpoint") || !strings.Contains(said, "no space left") {
-		t.Errorf("the server ended with %v: %s", err, said)
-	}
-	if _, last, _ := strings.Cut(said, "\nenclave: "); strings.Count(last, "no space left") != 1 {
-		t.Errorf("why it ended is not said once: %s", last)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"crypto/ecdsa"
@@ -27,9 +27,9 @@ import (
 	"github.com/enclave-run/enclave/internal/statedir"
 )
 
-// A certificate is what the server proves itself with. It is read again when
+// A Certificate is what the server proves itself with. It is read again when
 // its files change; what can't be read leaves the one there is.
-type certificate struct {
+type Certificate struct {
 	cert, key string // paths
 	now       func() time.Time
 	log       *slog.Logger
@@ -40,40 +40,32 @@ type certificate struct {
 	looked time.Time // when they were last looked at
 }
 
-// openCertificate returns the certificate of o, making the server's own if it
-// is to have one. The caller holds the lock of s.
-func (o *accessOptions) openCertificate(s *statedir.Dir, listen string, now func() time.Time, log *slog.Logger) (*certificate, error) {
-	c := &certificate{cert: o.TLSCert, key: o.TLSKey, now: now, log: log}
-	if o.TLS == selfSigned {
-		c.cert = s.File("db", "tls.pem")
-		c.key = c.cert
-		if err := ensureSelfSigned(c.cert, listen, o.Hosts, now()); err != nil {
-			return nil, fmt.Errorf("the server's own certificate: %w", err)
-		}
-	}
+// OpenCertificate returns the certificate whose chain and key are in files.
+func OpenCertificate(cert, key string, now func() time.Time, log *slog.Logger) (*Certificate, error) {
+	c := &Certificate{cert: cert, key: key, now: now, log: log}
 	if err := c.load(); err != nil {
 		return nil, fmt.Errorf("TLS certificate: %w", err)
 	}
 	return c, nil
 }
 
-// listener speaks TLS on l: 1.2 or newer, and HTTP/1.1 in it.
-func (c *certificate) listener(l net.Listener) net.Listener {
+// Listener speaks TLS on l: 1.2 or newer, and HTTP/1.1 in it.
+func (c *Certificate) Listener(l net.Listener) net.Listener {
 	return tls.NewListener(l, &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current(), nil },
 	})
 }
 
-// fingerprint returns the SHA-256 of the certificate, in hex.
-func (c *certificate) fingerprint() string {
+// Fingerprint returns the SHA-256 of the certificate, in hex.
+func (c *Certificate) Fingerprint() string {
 	sum := sha256.Sum256(c.current().Certificate[0])
 	return hex.EncodeToString(sum[:])
 }
 
 // current returns the certificate, after a look at its files if the last is a
 // second ago.
-func (c *certificate) current() *tls.Certificate {
+func (c *Certificate) current() *tls.Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := c.now(); now.Sub(c.looked) >= time.Second || now.Before(c.looked) {
@@ -85,14 +77,14 @@ func (c *certificate) current() *tls.Certificate {
 	return c.loaded
 }
 
-func (c *certificate) load() error {
+func (c *Certificate) load() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.reload()
 }
 
 // reload loads the files if they are not as they were. The caller holds mu.
-func (c *certificate) reload() error {
+func (c *Certificate) reload() error {
 	var state strings.Builder
 	for _, path := range []string{c.cert, c.key} {
 		// Whoever could exchange them could be the server.
@@ -119,6 +111,16 @@ func (c *certificate) reload() error {
 	}
 	c.loaded = &pair
 	return nil
+}
+
+// OwnCertificate returns the certificate that the server makes for itself, for the
+// address that it listens on and some names. The caller holds the lock of s.
+func OwnCertificate(s *statedir.Dir, listen string, hosts []string, now func() time.Time, log *slog.Logger) (*Certificate, error) {
+	path := s.File("db", "tls.pem")
+	if err := ensureSelfSigned(path, listen, hosts, now()); err != nil {
+		return nil, fmt.Errorf("the server's own certificate: %w", err)
+	}
+	return OpenCertificate(path, path, now, log)
 }
 
 // ownLife is how long the server's own certificate is good.

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"cmp"
@@ -40,8 +40,8 @@ type hostSize struct {
 	disk   int64  // bytes of the file system of the state directory
 }
 
-// measureHost measures the host, and whatever container this process is in.
-func measureHost(state string) (hostSize, error) {
+// MeasureHost measures the host, and whatever container this process is in.
+func MeasureHost(state string) (hostSize, error) {
 	var h hostSize
 	var err error
 	if h.memory, err = memoryTotal(); err != nil {
@@ -114,10 +114,10 @@ func (h hostSize) filesForSessions() int64 {
 	return max(1, min(own/2, gateway))
 }
 
-// connections is how many connections the API may have: the half of this process's
+// Connections is how many connections the API may have: the half of this process's
 // descriptors that is no session's, without those of the store and of what the
 // server itself connects to.
-func (h hostSize) connections() int {
+func (h hostSize) Connections() int {
 	return int(max(64, int64(min(h.files, 1<<30))/2-keptFiles))
 }
 
@@ -133,7 +133,7 @@ func (h hostSize) diskReserve() int64 {
 // organisation for which the operator names none: a quarter of the file system as
 // it was when the store was first opened.
 func capacityOf(ctx context.Context, state string, overcommit float64, s *store.Store) (c control.Capacity, share int64, err error) {
-	h, err := measureHost(state)
+	h, err := MeasureHost(state)
 	if err != nil {
 		return c, 0, err
 	}
@@ -157,27 +157,19 @@ func (h hostSize) capacity(state string, overcommit float64, reusable func() int
 	}
 }
 
-// sessionsAtOnce returns how many sessions with default limits run at once on this
-// host if nothing else does, and what one more would wait for.
-func (p *program) sessionsAtOnce(name, state string) (int, string, error) {
-	k, err := all.Named(name)
-	if err != nil {
-		return 0, "", err
-	}
-	a, err := p.opts.Serve.Admission.parse()
-	if err != nil {
-		return 0, "", err
-	}
+// AtOnce returns how many sessions of a kind of backend with default limits
+// run at once on this host if nothing else does, and what one more would wait for.
+func AtOnce(k all.Kind, a Admission, state string) (int, string, error) {
 	for state = filepath.Clean(state); ; state = filepath.Dir(state) { // it need not exist yet
 		if _, err := os.Stat(state); err == nil {
 			break
 		}
 	}
-	h, err := measureHost(state)
+	h, err := MeasureHost(state)
 	if err != nil {
 		return 0, "", err
 	}
-	n, lack := h.capacity(state, cmp.Or(a.overcommit, 1), func() int64 { return 0 }).AtOnce(k.Footprint, a.places())
+	n, lack := h.capacity(state, cmp.Or(a.Overcommit, 1), func() int64 { return 0 }).AtOnce(k.Footprint, a.Places())
 	return n, string(lack), nil
 }
 

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"context"
@@ -10,7 +10,6 @@ import (
 	"os"
 	"sync"
 
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/audit"
@@ -20,25 +19,14 @@ import (
 )
 
 const (
-	gatewayUser  = 64741 // of nobody else: above what Debian gives to users and services
+	GatewayUser  = 64741 // of nobody else: above what Debian gives to users and services
 	gatewayFiles = 65536
 )
 
-// gatewayCommand is the gateway process, which only a control plane starts.
-func (p *program) gatewayCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:    "gateway",
-		Short:  "Serve sandboxes' ways out (started by the control plane)",
-		Hidden: true,
-		Args:   cobra.NoArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return gateway.RunChild(cmd.Context()) },
-	}
-}
-
-// A gate is the gateway that a node serves with.
+// A gate is the gateway that a server serves with.
 type gate interface {
 	control.Gateway
-	close(context.Context) error
+	Close(context.Context) error
 }
 
 // gatewayMemory is the memory of a gateway process for so many sessions: what
@@ -50,30 +38,30 @@ func gatewayMemory(sessions int) (int64, error) {
 		return 0, fmt.Errorf("ask for this host's memory: %w", err)
 	}
 	memory := min(gateway.MemoryFor(sessions, gateway.SessionMemory), int64(host.Totalram)*int64(host.Unit)/4*3)
-	return memory, enoughMemory(sessions, memory)
+	return memory, EnoughMemory(sessions, memory)
 }
 
-// enoughMemory returns an error if so many sessions may take more than memory
+// EnoughMemory returns an error if so many sessions may take more than memory
 // of a gateway process.
-func enoughMemory(sessions int, memory int64) error {
+func EnoughMemory(sessions int, memory int64) error {
 	if least := gateway.LeastMemory(sessions); memory < least {
 		return fmt.Errorf("the gateway of %d sessions needs %d MiB of memory, and has %d: give it more with --gateway-memory, or run fewer sessions with --max-running", sessions, least>>20, memory>>20)
 	}
 	return nil
 }
 
-// gatewayNeeds are what a gateway process is for.
-type gatewayNeeds struct {
-	sessions int    // at once
+// GatewayNeeds are what a gateway process is for.
+type GatewayNeeds struct {
+	Sessions int    // at once
 	memory   int64  // bytes; 0 is gatewayMemory's
 	meters   string // the directory of their byte counts; "" keeps them in memory
 }
 
-// startGateway starts the gateway process. Who is not root can give it no user
+// StartGateway starts the gateway process. Who is not root can give it no user
 // of its own; there the gateway runs in this process, which is enough for the
 // simulator, the only backend that does without root: its packets are our own.
 // What the process says when it crashes goes to crash.
-func startGateway(ctx context.Context, logger *slog.Logger, needs gatewayNeeds, crash io.Writer) (gate, error) {
+func StartGateway(ctx context.Context, logger *slog.Logger, needs GatewayNeeds, crash io.Writer) (gate, error) {
 	if os.Geteuid() != 0 {
 		t, err := egress.Standard()
 		if err != nil {
@@ -88,8 +76,8 @@ func startGateway(ctx context.Context, logger *slog.Logger, needs gatewayNeeds, 
 	}
 	g := &gateways{logger: logger, config: gateway.SpawnConfig{
 		Argv: []string{"/proc/self/exe", "gateway"},
-		UID:  gatewayUser, GID: gatewayUser,
-		Sessions: needs.sessions, Memory: needs.memory, Files: gatewayFiles, Meters: needs.meters,
+		UID:  GatewayUser, GID: GatewayUser,
+		Sessions: needs.Sessions, Memory: needs.memory, Files: gatewayFiles, Meters: needs.meters,
 		Stderr: crash,
 	}}
 	var limit unix.Rlimit
@@ -98,10 +86,10 @@ func startGateway(ctx context.Context, logger *slog.Logger, needs gatewayNeeds, 
 	}
 	var err error
 	if needs.memory == 0 {
-		if g.config.Memory, err = gatewayMemory(needs.sessions); err != nil {
+		if g.config.Memory, err = gatewayMemory(needs.Sessions); err != nil {
 			return nil, err
 		}
-	} else if err := enoughMemory(needs.sessions, needs.memory); err != nil {
+	} else if err := EnoughMemory(needs.Sessions, needs.memory); err != nil {
 		return nil, err
 	}
 	if needs.meters != "" {
@@ -110,7 +98,7 @@ func startGateway(ctx context.Context, logger *slog.Logger, needs gatewayNeeds, 
 			return nil, err
 		}
 	}
-	if _, err := gateway.BoundsFor(g.config.Memory, g.config.Files, needs.sessions); err != nil {
+	if _, err := gateway.BoundsFor(g.config.Memory, g.config.Files, needs.Sessions); err != nil {
 		return nil, fmt.Errorf("%w: raise the limit of open files (LimitNOFILE= of its unit, or ulimit -n), or run fewer sessions with --max-running", err)
 	}
 	_, err = g.process(ctx)
@@ -119,7 +107,7 @@ func startGateway(ctx context.Context, logger *slog.Logger, needs gatewayNeeds, 
 
 type inProcess struct{ *gateway.Gateway }
 
-func (inProcess) close(context.Context) error { return nil }
+func (inProcess) Close(context.Context) error { return nil }
 
 // gateways is the gateway process, and its successor when it dies: the death of
 // one ends the sessions that it served, and no others.
@@ -165,7 +153,7 @@ func (g *gateways) Serve(ctx context.Context, packets net.Conn, session string, 
 	return p.Serve(ctx, packets, session, grant, rec)
 }
 
-func (g *gateways) close(context.Context) error {
+func (g *gateways) Close(context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"bytes"
@@ -14,30 +14,7 @@ import (
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
-	"github.com/spf13/cobra"
 )
-
-// checkpointOptions is where each checkpoint of the log is also written. None by
-// default: the place is worth something only if who can write the database can't
-// change what is there, and that only an operator can arrange.
-type checkpointOptions struct {
-	File string // --checkpoint-file, ENCLAVE_CHECKPOINT_FILE
-}
-
-func checkpointDefaults(or func(name, def string) string) checkpointOptions {
-	return checkpointOptions{File: or("ENCLAVE_CHECKPOINT_FILE", "")}
-}
-
-func (o *checkpointOptions) flags(c *cobra.Command) {
-	c.Flags().StringVar(&o.File, "checkpoint-file", o.File, "append each signed checkpoint of the audit log to `FILE` too, best on another disk or host; who can't append ends (ENCLAVE_CHECKPOINT_FILE)")
-}
-
-func (o *checkpointOptions) validate() error {
-	if o.File != "" && !filepath.IsAbs(o.File) {
-		return fmt.Errorf("--checkpoint-file %q is not an absolute path", o.File)
-	}
-	return nil
-}
 
 // A checkpointFile is a file that checkpoints of a log are appended to. What is
 // there is never read back but for its end, and never changed: the file may be
@@ -116,10 +93,10 @@ func (c *checkpointFile) append(b []byte) error {
 	return c.f.Sync()
 }
 
-// openStore opens the store of s. If there is to be a checkpoint file, its
+// OpenStore opens the store of s. If there is to be a checkpoint file, its
 // newest checkpoint must be of this log, and each later one is appended to it;
 // an error from there ends Store.Sequence. close closes both.
-func openStore(ctx context.Context, s *statedir.Dir, file string, o store.Options) (_ *store.Store, close func() error, err error) {
+func OpenStore(ctx context.Context, s *statedir.Dir, file string, o store.Options) (_ *store.Store, close func() error, err error) {
 	var second *checkpointFile
 	if file != "" {
 		if second, err = openCheckpointFile(file); err != nil {
@@ -160,7 +137,7 @@ func openStore(ctx context.Context, s *statedir.Dir, file string, o store.Option
 // keepsItsLog refuses a state directory whose database was lost while the key of
 // its log was not: a new log under the old key would look like a fork of it.
 func keepsItsLog(s *statedir.Dir) error {
-	_, err := os.Lstat(s.File("db", auditKey))
+	_, err := os.Lstat(s.File("db", AuditKey))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing was signed yet
 	}

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"crypto/rand"
@@ -12,8 +12,8 @@ import (
 	"github.com/enclave-run/enclave/internal/statedir"
 )
 
-// auditKey is the private key of the log, in db.
-const auditKey = "audit.key"
+// AuditKey is the private key of the log, in db.
+const AuditKey = "audit.key"
 
 // makeSignerKey makes the key of this state directory's log. The public half is
 // kept beside it, for everyone to read. The caller holds the lock.
@@ -29,14 +29,14 @@ func makeSignerKey(s *statedir.Dir) ([]byte, error) {
 	if err := failpoint.Hit("signer.make.public"); err != nil {
 		return nil, err
 	}
-	if err := statedir.WriteFile(s.File("db", auditKey), private, 0o600); err != nil {
+	if err := statedir.WriteFile(s.File("db", AuditKey), private, 0o600); err != nil {
 		return nil, err
 	}
 	return private, failpoint.Hit("signer.make.private")
 }
 
-// publicKey returns the key that verifies what s signs.
-func publicKey(s *statedir.Dir) (string, error) {
+// PublicKey returns the key that verifies what s signs.
+func PublicKey(s *statedir.Dir) (string, error) {
 	raw, err := statedir.ReadFile(s.File("audit.vkey"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("%s has no audit log yet: run a session first", s.Path)

@@ -13,6 +13,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -64,7 +65,7 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	c.Runsc, c.Docker, c.Missing = progs.Runsc, p.opts.Programs.DockerHost, map[string]string{}
 	for _, k := range all.Kinds() {
 		if _, err := p.able(ctx, k); err != nil {
-			c.Missing[k.Name] = message(err)
+			c.Missing[k.Name] = ui.Message(err)
 		}
 	}
 	if c.Missing[bench.RawMachine] == "" {
@@ -73,10 +74,10 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 		}
 	}
 	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	err = bench.Run(ctx, c)
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		if errors.Is(err, context.Canceled) {
 			err = errors.New("interrupted: what was measured is incomplete, and no report was written")
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 )
 
 // autoBackend stands for the best backend that this host can run.
@@ -129,7 +130,7 @@ func (p *program) realBackends(ctx context.Context) (names []string, absent []de
 		}
 		able, err := p.able(ctx, k)
 		if err != nil {
-			why := strings.TrimPrefix(message(err), backend.ErrUnavailable.Error()+": ")
+			why := strings.TrimPrefix(ui.Message(err), backend.ErrUnavailable.Error()+": ")
 			fmt.Fprintf(p.err, "enclave: %s is not compared: %s\n", k.Name, why)
 			absent = append(absent, demo.Absent{Backend: k.Name, Reason: why})
 			continue
@@ -155,13 +156,4 @@ func (p *program) warnOfEmulation(name string, i backend.Isolation) {
 		p.warned[i.String()] = true
 		fmt.Fprintf(p.err, "enclave: warning: KVM boots no guest here: %s emulates the processor, which is slow and %s\n", name, i.Caveat())
 	}
-}
-
-// inWords returns an isolation, or what has it, and what must be said of that.
-func inWords(what, isolation string) string {
-	i, err := backend.ParseIsolation(isolation)
-	if err != nil || i.Caveat() == "" {
-		return what
-	}
-	return what + " (" + i.Caveat() + ")"
 }

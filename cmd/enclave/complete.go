@@ -8,6 +8,7 @@ import (
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -30,14 +31,14 @@ func (p *program) completeSessions(cmd *cobra.Command, _ []string, _ string) ([]
 	}
 	var ids []cobra.Completion
 	for _, s := range page.Items {
-		if visible(s.ID) != s.ID {
+		if ui.Visible(s.ID) != s.ID {
 			continue // the shell would write it on a terminal
 		}
 		about := string(s.Phase)
-		if l := joinLabels(s.Labels); l != "" {
+		if l := ui.JoinLabels(s.Labels); l != "" {
 			about += " " + l
 		}
-		ids = append(ids, cobra.CompletionWithDesc(s.ID, visible(about)))
+		ids = append(ids, cobra.CompletionWithDesc(s.ID, ui.Visible(about)))
 	}
 	return ids, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -57,7 +58,7 @@ is booted for every real backend of this host.`,
 
 // demo runs a demo against the control planes that targets chooses.
 func (p *program) demo(ctx context.Context, evidence string, run func(context.Context, demo.Config) error, targets func(*demo.Config) error) error {
-	out, color := p.styled(p.out)
+	out, color := ui.Styled(p.out, p.env("NO_COLOR") != "")
 	c := demo.Config{
 		Out: out, Err: p.err, Color: color,
 		Evidence: evidence, Temp: os.TempDir(), Now: p.now,
@@ -65,8 +66,8 @@ func (p *program) demo(ctx context.Context, evidence string, run func(context.Co
 	if err := targets(&c); err != nil {
 		return err
 	}
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	err := func() error {
 		if len(c.Remotes) > 0 {
 			return run(ctx, c)
@@ -78,7 +79,7 @@ func (p *program) demo(ctx context.Context, evidence string, run func(context.Co
 		c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
 		return run(ctx, c)
 	}()
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		return &exit{code, err}
 	}
 	return err

@@ -20,6 +20,7 @@ import (
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/terminal"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -63,11 +64,11 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	default:
 		return err
 	}
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	show := &findings{p: p, json: asJSON, out: p.out}
 	if !asJSON {
-		show.out, show.color = p.styled(p.out)
+		show.out, show.color = ui.Styled(p.out, p.env("NO_COLOR") != "")
 	}
 	err = doctor.Run(ctx, doctor.Config{
 		State: state.Path, Backends: backends, Quick: quick, Now: p.now, GatewayUser: server.GatewayUser,
@@ -96,7 +97,7 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		AtOnce: func(b string) (int, string, error) { return p.atOnce(b, state.Path) },
 		Images: func() (*image.Store, error) { return openImages(state) },
 	}, show.tell)
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		if errors.Is(err, context.Canceled) {
 			err = nil // what was interrupted is no news; what could not be removed is
 		}
@@ -206,25 +207,25 @@ func (f *findings) tell(n doctor.Finding) error {
 	if f.color {
 		mark = terminal.Paint(marks[n.Status].style, mark)
 	}
-	text := visible(n.Doc)
+	text := ui.Visible(n.Doc)
 	switch n.Status {
 	case doctor.Passed:
 		if n.Detail != "" {
-			text += " (" + visible(n.Detail) + ")"
+			text += " (" + ui.Visible(n.Detail) + ")"
 		}
 	case doctor.NotRun:
-		text += "\n       not looked at: " + visible(n.Detail)
+		text += "\n       not looked at: " + ui.Visible(n.Detail)
 	default:
 		for i, l := range strings.Split(n.Detail, "\n") {
 			label := "seen: "
 			if i > 0 {
 				label = "      "
 			}
-			text += "\n       " + label + visible(l)
+			text += "\n       " + label + ui.Visible(l)
 		}
 	}
 	if n.Do != "" {
-		text += "\n       do:   " + visible(n.Do)
+		text += "\n       do:   " + ui.Visible(n.Do)
 	}
 	_, err := fmt.Fprintf(w, "  %s %s\n", mark, text)
 	return err
@@ -243,7 +244,7 @@ func (f *findings) end() error {
 		}{map[string]int{
 			"passed": count[doctor.Passed], "failed": count[doctor.Failed], "warnings": count[doctor.Warned], "notRun": count[doctor.NotRun],
 		}, f.all}
-		if err := printJSON(f.p.out, report); err != nil {
+		if err := ui.PrintJSON(f.p.out, report); err != nil {
 			return err
 		}
 	} else if _, err := fmt.Fprintf(f.p.out, "\n%d hold, %d do not, %d could be better, %d were not looked at\n",

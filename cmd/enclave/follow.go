@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"unicode/utf8"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) sessionResult() *cobra.Command {
@@ -28,7 +28,7 @@ the whole result: exit code, output, denials and that value.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(p.out, r)
+					return ui.PrintJSON(p.out, r)
 				}
 				_, err = fmt.Fprintf(p.out, "%s\n", r.JSON)
 				return err
@@ -62,14 +62,14 @@ bytes are not UTF-8, base64.`,
 				if !s.Phase.Ended() && !follow {
 					return fmt.Errorf("session %s is %s: follow it with `enclave session logs --follow %s`", s.ID, s.Phase, s.ID)
 				}
-				show := runView{out: p.out, err: p.err, raw: raw, live: true}
+				show := ui.RunView{Out: p.out, Err: p.err, Raw: raw, Live: true}
 				whole := false
 				for e, err := range h.Stream(ctx) {
 					whole = whole || e.Result != nil
 					if err == nil && asJSON {
 						err = p.logLine(e)
 					} else if err == nil {
-						err = show.event(e)
+						err = show.Event(e)
 					}
 					if err != nil {
 						return err
@@ -114,10 +114,10 @@ func (p *program) logLine(e enclave.StreamEvent) error {
 // watch runs f, which may take as long as a session does, until it is
 // interrupted.
 func (p *program) watch(ctx context.Context, f func(context.Context, *enclave.Client) error) error {
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	err := p.client(ctx, f)
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		return &exit{code, nil}
 	}
 	return err

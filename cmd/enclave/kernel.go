@@ -9,6 +9,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -49,7 +50,7 @@ func (p *program) bringKernel(ctx context.Context, asJSON bool, bring func(ctx c
 		return err
 	}
 	if asJSON {
-		return printJSON(p.out, kernelItem(k))
+		return ui.PrintJSON(p.out, kernelItem(k))
 	}
 	_, err = fmt.Fprintf(p.out, "%s %s\n", k.Package, k.Version)
 	return err
@@ -136,16 +137,16 @@ func (p *program) kernelList() *cobra.Command {
 				for _, k := range all {
 					items = append(items, kernelItem(k))
 				}
-				return printJSON(p.out, map[string]any{"items": items})
+				return ui.PrintJSON(p.out, map[string]any{"items": items})
 			}
 			if len(all) == 0 {
 				fmt.Fprintf(p.err, "enclave: %s\n", kernel.ErrNone)
 			}
-			t := newTable(p.out, "PACKAGE", "VERSION", "DIGEST", "MODULES")
+			t := ui.NewTable(p.out, "PACKAGE", "VERSION", "DIGEST", "MODULES")
 			for _, k := range all {
-				t.row(k.Package, k.Version, "sha256:"+k.Digest, strings.Join(k.Modules, " "))
+				t.Row(k.Package, k.Version, "sha256:"+k.Digest, strings.Join(k.Modules, " "))
 			}
-			return t.flush()
+			return t.Flush()
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")

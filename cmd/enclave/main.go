@@ -17,8 +17,8 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/terminal"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 // programName is what this program calls itself when it starts itself again.
@@ -47,41 +47,10 @@ type program struct {
 
 func newProgram() *program {
 	return &program{
-		in: os.Stdin, out: outlet(os.Stdout), err: outlet(os.Stderr),
+		in: os.Stdin, out: ui.Outlet(os.Stdout), err: ui.Outlet(os.Stderr),
 		env: os.Getenv, environ: os.Environ, now: time.Now,
 		carrier: statedir.NewCarrier(carried()), warned: map[string]bool{},
 	}
-}
-
-// outlet returns the program's way out through f, the only one that its commands
-// have: a terminal gets what is inert on it, everything else what it is given.
-func outlet(f *os.File) io.Writer {
-	if term.IsTerminal(int(f.Fd())) {
-		return terminal.New(f, terminal.ASCII(os.Getenv))
-	}
-	return f
-}
-
-// onTerminal reports whether w is the program's way out to a terminal.
-func onTerminal(w io.Writer) bool {
-	_, ok := w.(*terminal.Writer)
-	return ok
-}
-
-// styled returns w for text of our own, and whether it takes styles.
-func (p *program) styled(w io.Writer) (io.Writer, bool) {
-	if t, ok := w.(*terminal.Writer); ok && p.env("NO_COLOR") == "" {
-		return t.Styled(), true
-	}
-	return w, false
-}
-
-// unfiltered returns w for bytes that are passed on as they are, if raw says so.
-func unfiltered(w io.Writer, raw bool) io.Writer {
-	if t, ok := w.(*terminal.Writer); ok && raw {
-		return t.Unfiltered()
-	}
-	return w
 }
 
 // An exit ends the program with a status of its own. Without err it ends
@@ -131,7 +100,7 @@ func (p *program) main(args []string) int {
 		}
 	}
 	if e.err != nil {
-		fmt.Fprintf(p.err, "enclave: %s\n", message(e.err))
+		fmt.Fprintf(p.err, "enclave: %s\n", ui.Message(e.err))
 	}
 	return e.code
 }
@@ -213,20 +182,4 @@ func refuseWords(c *cobra.Command) {
 			return nil
 		}
 	}
-}
-
-// message returns err as it is shown: what a workload, a server or a file
-// contributed to it is escaped, the line breaks that we made are kept.
-func message(err error) string {
-	lines := strings.Split(err.Error(), "\n")
-	for i, l := range lines {
-		lines[i] = visible(l)
-	}
-	return strings.Join(lines, "\n")
-}
-
-// typed reports whether r is a terminal, at which somebody types.
-func typed(r io.Reader) bool {
-	f, ok := r.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -8,9 +8,9 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/observe"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 // observeOptions is what an operator sees of a control plane, and where.
@@ -65,7 +65,7 @@ func (o *observeOptions) logger(w io.Writer) (*slog.Logger, error) {
 	if o.LogFormat != "text" && o.LogFormat != "json" {
 		return nil, fmt.Errorf("--log-format %q is neither text nor json", o.LogFormat)
 	}
-	return observe.NewLogger(w, o.LogFormat, level, visible)
+	return observe.NewLogger(w, o.LogFormat, level, ui.Visible)
 }
 
 // newLogger returns the logger of a control plane that no operator set up.

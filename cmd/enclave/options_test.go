@@ -2,8 +2,6 @@ package main
 
 import (
 	"errors"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,7 +9,6 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 )
 
 func TestForeignDirectoryIsNeverRemoved(t *testing.T) {
@@ -57,45 +54,5 @@ func TestOptionsAreReadFromTheEnvironmentAndChecked(t *testing.T) {
 		if err := (&serveOptions{Listen: listen}).validate(); err == nil {
 			t.Errorf("--listen %q: accepted", listen)
 		}
-	}
-}
-
-func TestFilesAreWrittenWholeAndDevicesNeverReplaced(t *testing.T) {
-	p := &program{}
-	dir := t.TempDir()
-	name := filepath.Join(dir, "record.json")
-	good := func(w io.Writer) error { _, err := io.WriteString(w, "whole"); return err }
-	bad := func(w io.Writer) error {
-		_, err := io.WriteString(w, "half")
-		return errors.Join(err, errors.New("no more"))
-	}
-	if err := p.toFile(name, good); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.toFile(name, bad); err == nil {
-		t.Error("a half was written")
-	}
-	entries, err := os.ReadDir(dir)
-	if b, rerr := os.ReadFile(name); err != nil || rerr != nil || string(b) != "whole" || len(entries) != 1 {
-		t.Errorf("%q of %v, %v, %v", b, entries, err, rerr)
-	}
-
-	fifo := filepath.Join(dir, "fifo")
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	read := make(chan string)
-	go func() {
-		b, _ := os.ReadFile(fifo)
-		read <- string(b)
-	}()
-	if err := p.toFile(fifo, good); err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Lstat(fifo); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
-		t.Fatalf("the pipe is %v, %v", info, err)
-	}
-	if got := <-read; got != "whole" {
-		t.Errorf("the pipe got %q", got)
 	}
 }

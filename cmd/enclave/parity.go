@@ -15,6 +15,7 @@ import (
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -104,10 +105,10 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 			if err != nil && !errors.As(err, &failed) {
 				return err
 			}
-			return errors.Join(printJSON(p.out, out), err)
+			return errors.Join(ui.PrintJSON(p.out, out), err)
 		}
 		if err == nil && out.Certificate != "" {
-			_, err = fmt.Fprintf(p.out, "signed with the key %s\ncheck it with: enclave parity verify %s --key KEY\n", out.Key, visible(out.Certificate))
+			_, err = fmt.Fprintf(p.out, "signed with the key %s\ncheck it with: enclave parity verify %s --key KEY\n", out.Key, ui.Visible(out.Certificate))
 		}
 		return err
 	}, func(c *demo.Config) error { // before a minute in which the image is built
@@ -227,7 +228,7 @@ func verifyCertificate(raw []byte, vkey string, pinned map[string]string) (parit
 		return cert, all
 	}
 	var wrong []error
-	for _, label := range sortedKeys(pinned) {
+	for _, label := range ui.SortedKeys(pinned) {
 		found := false
 		for _, b := range cert.Backends {
 			found = found || b.Label == label && b.LogKey == pinned[label]
@@ -252,7 +253,7 @@ func (p *program) showCertificate(c parity.Certificate, properties []property, a
 		}
 	}
 	if asJSON {
-		if err := printJSON(p.out, map[string]any{
+		if err := ui.PrintJSON(p.out, map[string]any{
 			"verified": all, "properties": properties, "time": c.Time, "enclave": c.Enclave, "mode": c.Mode, "host": c.Host,
 			"backends": c.Backends, "workloads": len(c.Workloads), "notRun": notRun, "exceptions": c.Exceptions,
 		}); err != nil {
@@ -262,12 +263,12 @@ func (p *program) showCertificate(c parity.Certificate, properties []property, a
 		return err
 	} else if properties[0].Holds {
 		for _, b := range c.Backends {
-			if _, err := fmt.Fprintf(p.out, "backend %s: %s, %s, image %s, log %s\n", visible(b.Label), visible(b.Kind), visible(inWords(b.Isolation, b.Isolation)), visible(b.Image), visible(b.LogKey)); err != nil {
+			if _, err := fmt.Fprintf(p.out, "backend %s: %s, %s, image %s, log %s\n", ui.Visible(b.Label), ui.Visible(b.Kind), ui.Visible(ui.InWords(b.Isolation, b.Isolation)), ui.Visible(b.Image), ui.Visible(b.LogKey)); err != nil {
 				return err
 			}
 		}
 		if _, err := fmt.Fprintf(p.out, "%s: %d workloads on %d backends, %d not run, %d exceptions, mode %s, Enclave %s, Linux %s on %s\n",
-			c.Time.Format("2006-01-02 15:04:05 UTC"), len(c.Workloads)-len(notRun), len(c.Backends), len(notRun), len(c.Exceptions), visible(c.Mode), visible(c.Enclave), visible(c.Host.Kernel), visible(c.Host.Arch)); err != nil {
+			c.Time.Format("2006-01-02 15:04:05 UTC"), len(c.Workloads)-len(notRun), len(c.Backends), len(notRun), len(c.Exceptions), ui.Visible(c.Mode), ui.Visible(c.Enclave), ui.Visible(c.Host.Kernel), ui.Visible(c.Host.Arch)); err != nil {
 			return err
 		}
 	}

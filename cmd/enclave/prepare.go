@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/statedir"
-	"github.com/enclave-run/enclave/internal/terminal"
+	"github.com/enclave-run/enclave/internal/ui"
 )
 
 // errNotRoot is what a user gets who has not the rights that isolation takes.
@@ -54,54 +53,11 @@ func (p *program) ensureImage(ctx context.Context, images *image.Store, kind all
 		fmt.Fprintln(p.err, "building the sandbox image; this is done once and may take a minute")
 	}
 	start := p.now()
-	show := p.progress(quiet)
-	_, err := images.Build(ctx, show.step)
-	show.end()
+	show := ui.NewProgress(p.err, p.env("TERM"), quiet)
+	_, err := images.Build(ctx, func(s image.Step) { show.Step(s.String(), s.Percent) })
+	show.End()
 	if err == nil && !quiet {
 		fmt.Fprintf(p.err, "built the sandbox image in %s: sessions can run\n", p.now().Sub(start).Round(time.Second))
 	}
 	return err
-}
-
-// progress shows steps: on a terminal in one line that changes, else a line for
-// each tenth of the way.
-type progress struct {
-	p     *program
-	quiet bool
-	live  bool
-	last  int
-	wrote bool
-}
-
-func (p *program) progress(quiet bool) *progress {
-	return &progress{p: p, quiet: quiet, live: onTerminal(p.err) && p.env("TERM") != "dumb", last: -1}
-}
-
-func (g *progress) step(s image.Step) {
-	text := visible(s.String())
-	switch {
-	case g.quiet:
-	case g.live:
-		if r := []rune(text); len(r) > 76 {
-			text = string(r[:76])
-		}
-		g.rewrite("  " + text)
-		g.wrote = true
-	case s.Percent < 0 || s.Percent/10 != g.last/10 || g.last < 0:
-		fmt.Fprintf(g.p.err, "  %s\n", strings.TrimSpace(text))
-		g.last = max(s.Percent, 0)
-	}
-}
-
-func (g *progress) end() {
-	if g.wrote {
-		g.rewrite("")
-	}
-}
-
-// rewrite replaces the line on the terminal.
-func (g *progress) rewrite(text string) {
-	if t, ok := g.p.err.(*terminal.Writer); ok {
-		_ = t.Rewrite(text) // what is not shown is not needed
-	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/request"
+	"github.com/enclave-run/enclave/internal/ui"
 )
 
 // request turns what `enclave run` was given into a request. What the server
@@ -76,17 +77,17 @@ func (f *runFlags) limits() (enclave.Limits, error) {
 	if f.pidsSet {
 		set("--pids", &l.PidsLimit, &f.pids, nil)
 	}
-	memory, err := f.memory.in("--memory", 1<<20)
+	memory, err := f.memory.In("--memory", 1<<20)
 	set("--memory", &l.MemoryMB, memory, err)
-	disk, err := f.disk.in("--disk", 1<<20)
+	disk, err := f.disk.In("--disk", 1<<20)
 	set("--disk", &l.DiskMB, disk, err)
-	output, err := f.output.in("--output", 1)
+	output, err := f.output.In("--output", 1)
 	set("--output", &l.OutputBytes, output, err)
-	egr, err := f.egr.in("--egress", 1)
+	egr, err := f.egr.In("--egress", 1)
 	set("--egress", &l.EgressBytes, egr, err)
-	set("--cpu-seconds", &l.CPUSeconds, f.cpuSeconds.value(), nil)
-	set("--timeout", &l.WallSeconds, f.timeout.value(), nil)
-	set("--cpus", &l.CPUMillis, f.cpus.value(), nil)
+	set("--cpu-seconds", &l.CPUSeconds, f.cpuSeconds.Value(), nil)
+	set("--timeout", &l.WallSeconds, f.timeout.Value(), nil)
+	set("--cpus", &l.CPUMillis, f.cpus.Value(), nil)
 	return l, errors.Join(errs...)
 }
 
@@ -98,7 +99,7 @@ func (p *program) code(f runFlags, args []string) (code, name string, err error)
 		return "", "", errors.New("give -c CODE or a script, not both")
 	case f.codeSet:
 		raw = []byte(f.code)
-	case len(args) == 0 && typed(p.in):
+	case len(args) == 0 && ui.Typed(p.in):
 		return "", "", errors.New("nothing to run: give -c CODE, a script, or code on standard input; see `enclave run --help`")
 	case len(args) == 0 || args[0] == "-":
 		if raw, err = io.ReadAll(io.LimitReader(p.in, request.MaxCode+1)); err != nil {

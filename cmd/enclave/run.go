@@ -1,18 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/signal"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/enclave-run/enclave"
@@ -20,6 +13,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -35,18 +29,18 @@ type runFlags struct {
 	webhookURL   string
 	pids         int64
 	pidsSet      bool
-	memory, disk size
-	output, egr  size
-	cpuSeconds   seconds
-	timeout      seconds
-	cpus         cpus
+	memory, disk ui.Size
+	output, egr  ui.Size
+	cpuSeconds   ui.Seconds
+	timeout      ui.Seconds
+	cpus         ui.CPUs
 	json, quiet  bool
 	raw          bool
 }
 
 func (p *program) runCommand() *cobra.Command {
 	var f runFlags
-	f.memory.unit, f.disk.unit, f.output.unit, f.egr.unit = 1<<20, 1<<20, 1, 1
+	f.memory.Unit, f.disk.Unit, f.output.Unit, f.egr.Unit = 1<<20, 1<<20, 1, 1
 	c := &cobra.Command{
 		Use:   "run [-c CODE | SCRIPT | -]",
 		Short: "Run code in a fresh sandbox",
@@ -106,10 +100,10 @@ func (p *program) run(ctx context.Context, f runFlags, args []string) error {
 	if err != nil {
 		return &exit{statusPlatform, err}
 	}
-	ctx, interrupts := p.interruptible(ctx)
-	defer interrupts.stop()
+	ctx, interrupts := ui.Interruptible(ctx)
+	defer interrupts.Stop()
 	err = p.runSession(ctx, f, req)
-	if code := interrupts.status(); code != 0 {
+	if code := interrupts.Status(); code != 0 {
 		var e *exit
 		if errors.As(err, &e) {
 			err = e.err
@@ -139,7 +133,7 @@ func (p *program) runSession(ctx context.Context, f runFlags, req enclave.Sessio
 	// One that runs already was started for what somebody else chose: nobody gets a
 	// weaker backend for a stronger one without a word.
 	if has := k.About.Backend; has != ready {
-		fmt.Fprintf(p.err, "enclave: warning: the control plane on %s (process %d) runs %s, not %s, and so does this session\n", p.opts.State, k.About.PID, visible(has), ready)
+		fmt.Fprintf(p.err, "enclave: warning: the control plane on %s (process %d) runs %s, not %s, and so does this session\n", p.opts.State, k.About.PID, ui.Visible(has), ready)
 		if k, err := all.Named(has); err == nil {
 			p.warn(k)
 		}
@@ -160,9 +154,9 @@ func (p *program) drive(ctx context.Context, k *server.Link, f runFlags, req enc
 	if !f.quiet {
 		// A control plane in the background says it in its log alone.
 		if s := h.Session(); s.Isolation == backend.Emulated.String() && !p.opts.remote() {
-			p.warnOfEmulation(visible(s.Backend), backend.Emulated)
+			p.warnOfEmulation(ui.Visible(s.Backend), backend.Emulated)
 		}
-		fmt.Fprintf(p.err, "session %s\n", visible(h.ID()))
+		fmt.Fprintf(p.err, "session %s\n", ui.Visible(h.ID()))
 	}
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
@@ -175,10 +169,10 @@ func (p *program) drive(ctx context.Context, k *server.Link, f runFlags, req enc
 			}
 		}()
 	}
-	show := runView{out: p.out, err: p.err, raw: f.raw, live: !f.json}
+	show := ui.RunView{Out: p.out, Err: p.err, Raw: f.raw, Live: !f.json}
 	begun := func() {}
 	if !f.quiet {
-		begun = p.sayTurn(watching, k.Client, h.ID())
+		begun = ui.SayTurn(watching, p.err, k.Client, h.ID())
 	}
 	defer func() { begun() }()
 	for e, err := range h.Stream(watching) {
@@ -189,7 +183,7 @@ func (p *program) drive(ctx context.Context, k *server.Link, f runFlags, req enc
 			begun()
 			begun = func() {}
 		}
-		if err := show.event(e); err != nil {
+		if err := show.Event(e); err != nil {
 			return p.abandon(ctx, k, h, err)
 		}
 	}
@@ -198,10 +192,10 @@ func (p *program) drive(ctx context.Context, k *server.Link, f runFlags, req enc
 		return err
 	}
 	if f.json {
-		if err := printJSON(p.out, s); err != nil {
+		if err := ui.PrintJSON(p.out, s); err != nil {
 			return fmt.Errorf("write the result: %w", err)
 		}
-	} else if err := show.end(s, f.quiet); err != nil {
+	} else if err := show.End(s, f.quiet); err != nil {
 		return err
 	}
 	return verdict(s, logOf(k))
@@ -212,7 +206,7 @@ func (p *program) drive(ctx context.Context, k *server.Link, f runFlags, req enc
 func (p *program) abandon(ctx context.Context, k *server.Link, h *enclave.Handle, cause error) error {
 	select {
 	case <-k.Lost: // a remote control plane is never lost: the channel is nil
-		return fmt.Errorf("session %s could not be followed to its end: `enclave session show %s` says what became of it", visible(h.ID()), visible(h.ID()))
+		return fmt.Errorf("session %s could not be followed to its end: `enclave session show %s` says what became of it", ui.Visible(h.ID()), ui.Visible(h.ID()))
 	default:
 	}
 	down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
@@ -238,167 +232,6 @@ func verdict(s enclave.Session, log string) error {
 		return &exit{*r.ExitCode & 0xff, nil}
 	}
 	return nil
-}
-
-// A runView shows a session while it runs.
-type runView struct {
-	out, err io.Writer
-	raw      bool // a terminal gets output as it is
-	live     bool // output is passed on as it comes
-	open     bool // the last byte on stdout ended no line
-	denials  []enclave.EventData
-}
-
-func (v *runView) event(e enclave.StreamEvent) error {
-	switch e.Kind {
-	case enclave.StreamStdout:
-		if !v.live || len(e.Output) == 0 {
-			return nil
-		}
-		v.open = e.Output[len(e.Output)-1] != '\n'
-		if _, err := unfiltered(v.out, v.raw).Write(e.Output); err != nil {
-			return fmt.Errorf("write the output: %w", err)
-		}
-	case enclave.StreamStderr:
-		if v.live {
-			_, _ = unfiltered(v.err, v.raw).Write(e.Output) // who closed our stderr wants none of it
-		}
-	case enclave.StreamAudit:
-		if e.Audit != nil && e.Audit.Type == "egress_denied" {
-			if d, err := e.Audit.Detail(); err == nil {
-				v.denials = append(v.denials, d)
-			}
-		}
-	}
-	return nil
-}
-
-// end prints the result, and what was denied.
-func (v *runView) end(s enclave.Session, quiet bool) error {
-	if r := s.Result; r != nil {
-		if len(r.JSON) > 0 && string(r.JSON) != "null" {
-			if v.open {
-				fmt.Fprintln(v.out)
-			}
-			var line bytes.Buffer
-			err := json.Compact(&line, r.JSON)
-			if err == nil {
-				_, err = fmt.Fprintf(v.out, "%s\n", line.Bytes())
-			}
-			if err != nil {
-				return fmt.Errorf("write the result: %w", err)
-			}
-		}
-		if r.Truncated && !quiet {
-			fmt.Fprintln(v.err, "output truncated: raise --output")
-		}
-	}
-	if !quiet {
-		for _, line := range denialLines(v.denials) {
-			fmt.Fprintln(v.err, line)
-		}
-	}
-	return nil
-}
-
-// denialLines returns one line for each distinct denial, in the order of the
-// record, with what would permit it.
-func denialLines(denials []enclave.EventData) []string {
-	type key struct {
-		host, protocol, reason string
-		port                   uint16
-	}
-	count := map[key]uint64{}
-	var order []key
-	for _, d := range denials {
-		k := key{d.Host, d.Protocol, d.Reason, d.Port}
-		if count[k] == 0 {
-			order = append(order, k)
-		}
-		count[k] += max(d.Count, 1)
-	}
-	var lines []string
-	for _, k := range order {
-		where := k.host
-		if k.port != 0 {
-			where = joinPort(k.host, k.port)
-		}
-		line := fmt.Sprintf("denied: %s (%s): %s", visible(where), visible(k.protocol), visible(k.reason))
-		if n := count[k]; n > 1 {
-			line += fmt.Sprintf(", %d times", n)
-		}
-		if k.reason == "not_allowed" && (k.protocol == "tcp" || k.protocol == "dns") {
-			rule := k.host
-			if k.port != 0 && k.port != 80 && k.port != 443 {
-				rule = where
-			}
-			line += "; to permit it: --allow " + visible(rule)
-		}
-		lines = append(lines, line)
-	}
-	return lines
-}
-
-func joinPort(host string, port uint16) string {
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return fmt.Sprintf("%s:%d", host, port)
-}
-
-// interrupts turns the first SIGINT, SIGTERM or SIGHUP into the end of a
-// context, so that what was begun is undone, and the second into the end of
-// the program.
-type interrupts struct {
-	first chan os.Signal // holds the first signal
-	stop  func()
-}
-
-func (p *program) interruptible(ctx context.Context) (context.Context, *interrupts) {
-	ctx, cancel := context.WithCancel(ctx)
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	signal.Ignore(syscall.SIGPIPE) // who stops reading our output gets an error, and the session its teardown
-	in := &interrupts{first: make(chan os.Signal, 1)}
-	done := make(chan struct{})
-	in.stop = func() {
-		signal.Stop(signals)
-		close(done)
-		cancel()
-	}
-	go func() {
-		for n := 0; ; n++ {
-			select {
-			case s := <-signals:
-				if n > 0 {
-					os.Exit(signalStatus(s))
-				}
-				in.first <- s
-				cancel()
-			case <-done:
-				return
-			}
-		}
-	}()
-	return ctx, in
-}
-
-// status returns the exit status of an interrupted program, or 0.
-func (in *interrupts) status() int {
-	select {
-	case s := <-in.first:
-		in.first <- s
-		return signalStatus(s)
-	default:
-		return 0
-	}
-}
-
-func signalStatus(s os.Signal) int {
-	if n, ok := s.(syscall.Signal); ok {
-		return 128 + int(n)
-	}
-	return statusInt
 }
 
 // randomKey returns a key that no other request has.

@@ -20,6 +20,7 @@ import (
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -238,7 +239,7 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, t
 		logger.Info("ending", "signal", sig.String(), "sessions", n.Plane.Active())
 		go func() {
 			if _, ok := <-signals; ok {
-				os.Exit(signalStatus(sig)) // the second one does not wait
+				os.Exit(ui.SignalStatus(sig)) // the second one does not wait
 			}
 		}()
 	}
@@ -263,7 +264,7 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, t
 // plane answers, and says that it is not ready.
 func (p *program) firstImage(ctx context.Context, images *image.Store, kind all.Kind) {
 	if err := p.ensureImage(ctx, images, kind, false); err != nil && ctx.Err() == nil {
-		fmt.Fprintf(p.err, "enclave: %s\n", message(err))
+		fmt.Fprintf(p.err, "enclave: %s\n", ui.Message(err))
 	}
 }
 

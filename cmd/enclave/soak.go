@@ -19,6 +19,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -77,11 +78,11 @@ func (p *program) soak(ctx context.Context, c soak.Config) error {
 	if err != nil {
 		return err
 	}
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	c.Start = func(ctx context.Context, backend string) (*soak.Server, error) { return p.startSoaked(ctx, s, backend) }
 	err = soak.Run(ctx, c)
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		if errors.Is(err, context.Canceled) {
 			err = errors.New("interrupted: what was measured is incomplete, and no report was written")
 		}
@@ -115,7 +116,7 @@ func (p *program) startSoaked(ctx context.Context, s *statedir.Dir, backend stri
 		if cmd.Process != nil {
 			_ = cmd.Process.Signal(syscall.SIGTERM)
 			if err = <-ended; err != nil {
-				err = fmt.Errorf("the server ended with %w; the last it said:\n%s", err, message(errors.New(said.tail())))
+				err = fmt.Errorf("the server ended with %w; the last it said:\n%s", err, ui.Message(errors.New(said.tail())))
 			}
 		}
 		return errors.Join(err, p.removeSoaked(ctx, dir, s.File("bin")))

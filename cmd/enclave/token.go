@@ -9,6 +9,7 @@ import (
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -60,7 +61,7 @@ func (p *program) tokenCreate() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(p.out, map[string]any{
+				return ui.PrintJSON(p.out, map[string]any{
 					"token": token, "orgId": g.Org, "user": g.User, "role": g.Role, "expiresAt": expires.UTC(),
 				})
 			}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -61,10 +62,10 @@ func (p *program) uninstall(ctx context.Context, yes bool) error {
 	}
 	fmt.Fprintf(p.err, "this removes %s:\n", s.Path)
 	for _, line := range s.Contents() {
-		fmt.Fprintf(p.err, "  %s\n", visible(line))
+		fmt.Fprintf(p.err, "  %s\n", ui.Visible(line))
 	}
 	if !yes {
-		if !typed(p.in) {
+		if !ui.Typed(p.in) {
 			return errors.New("nothing was removed: say --yes")
 		}
 		fmt.Fprint(p.err, "remove all of it? [y/N] ")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -63,7 +64,7 @@ It says yes or no for each property and exits 1 unless all hold.`,
 				all = all && q.Holds
 			}
 			if asJSON {
-				err = printJSON(p.out, map[string]any{"verified": all, "session": report.Session, "events": report.Events, "outcome": report.Outcome,
+				err = ui.PrintJSON(p.out, map[string]any{"verified": all, "session": report.Session, "events": report.Events, "outcome": report.Outcome,
 					"log": report.Origin, "logSize": report.Log.N, "key": report.Key, "properties": properties})
 			} else {
 				err = p.showVerified(properties, report)
@@ -84,8 +85,8 @@ It says yes or no for each property and exits 1 unless all hold.`,
 // verifyLog checks an exported log, and the checkpoint file called copies unless
 // that is "".
 func (p *program) verifyLog(r io.Reader, vkey, copies string, asJSON bool) error {
-	t := p.tally("verified")
-	o := audit.LogOptions{Progress: func(events, _ int64) { t.show(events, 0) }}
+	t := ui.NewTally(p.err, p.now, "verified")
+	o := audit.LogOptions{Progress: func(events, _ int64) { t.Show(events, 0) }}
 	if copies != "" {
 		f, err := os.Open(copies)
 		if err != nil {
@@ -95,9 +96,9 @@ func (p *program) verifyLog(r io.Reader, vkey, copies string, asJSON bool) error
 		o.Checkpoints = f
 	}
 	report, err := audit.VerifyLog(r, vkey, o)
-	t.end(report.Log.N)
+	t.End(report.Log.N)
 	if asJSON {
-		perr := printJSON(p.out, map[string]any{"verified": err == nil, "reason": say(err), "log": report.Origin, "logSize": report.Log.N, "key": report.Key,
+		perr := ui.PrintJSON(p.out, map[string]any{"verified": err == nil, "reason": say(err), "log": report.Origin, "logSize": report.Log.N, "key": report.Key,
 			"sessions": report.Sessions, "open": report.Open, "rotations": report.Rotations, "checkpoints": report.Checkpoints})
 		if perr != nil {
 			return perr
@@ -110,7 +111,7 @@ func (p *program) verifyLog(r io.Reader, vkey, copies string, asJSON bool) error
 		return nil
 	}
 	_, err = fmt.Fprintf(p.out, "yes  log %s: %d events of %d sessions, %d of them not ended, %d rotations of the key, %d published checkpoints found\n",
-		visible(report.Origin), report.Log.N, report.Sessions, report.Open, report.Rotations, report.Checkpoints)
+		ui.Visible(report.Origin), report.Log.N, report.Sessions, report.Open, report.Rotations, report.Checkpoints)
 	return err
 }
 
@@ -122,7 +123,7 @@ func (p *program) showVerified(properties []property, r audit.Report) error {
 		}
 		line := word + "  " + q.Name
 		if q.Detail != "" {
-			line += ": " + visible(q.Detail)
+			line += ": " + ui.Visible(q.Detail)
 		}
 		if _, err := fmt.Fprintln(p.out, line); err != nil {
 			return err
@@ -132,7 +133,7 @@ func (p *program) showVerified(properties []property, r audit.Report) error {
 		return nil
 	}
 	_, err := fmt.Fprintf(p.out, "session %s, %d events, outcome %s, in log %s of %d events\n",
-		visible(r.Session), r.Events, visible(orDash(r.Outcome)), visible(r.Origin), r.Log.N)
+		ui.Visible(r.Session), r.Events, ui.Visible(orDash(r.Outcome)), ui.Visible(r.Origin), r.Log.N)
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/enclave-run/enclave/internal/webhook"
 	"github.com/spf13/cobra"
 )
@@ -88,9 +89,9 @@ enclave.VerifyWebhook checks a request with it.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(p.out, k)
+					return ui.PrintJSON(p.out, k)
 				}
-				_, err = fmt.Fprintln(p.out, visible(k.PublicKey))
+				_, err = fmt.Fprintln(p.out, ui.Visible(k.PublicKey))
 				return err
 			})
 		},

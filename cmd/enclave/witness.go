@@ -14,6 +14,7 @@ import (
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -92,19 +93,19 @@ of them against an exported log.`,
 				}
 			}
 			w.ask = p.client
-			ctx, in := p.interruptible(cmd.Context())
-			defer in.stop()
+			ctx, in := ui.Interruptible(cmd.Context())
+			defer in.Stop()
 			for {
 				s, err := w.look(ctx)
 				switch bad := (*refusal)(nil); {
-				case in.status() != 0:
-					return &exit{in.status(), nil}
+				case in.Status() != 0:
+					return &exit{in.Status(), nil}
 				case errors.As(err, &bad):
 					return &exit{statusFailed, fmt.Errorf("refused: %w", bad)}
 				case err != nil && once:
 					return &exit{statusUnasked, err}
 				case err != nil:
-					fmt.Fprintf(p.err, "%s could not ask, nothing is known: %s\n", p.now().UTC().Format(time.RFC3339), message(err))
+					fmt.Fprintf(p.err, "%s could not ask, nothing is known: %s\n", p.now().UTC().Format(time.RFC3339), ui.Message(err))
 				default:
 					if err := p.showSeen(s, asJSON); err != nil {
 						return err

@@ -55,6 +55,8 @@ var table = map[string][]string{
 	"internal/filter": {},
 	// What a terminal is shown of the bytes that others chose.
 	"internal/terminal": {},
+	// What the command line shows of sessions, records and progress.
+	"internal/ui": {".", "internal/backend", "internal/terminal"},
 	// Asks the kernel whether an address is this host's own, for those who dial.
 	"internal/route":             {},
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/wire", "internal/filter", "internal/route"},

@@ -1,4 +1,4 @@
-package main
+package ui
 
 import (
 	"fmt"
@@ -8,29 +8,29 @@ import (
 	"time"
 )
 
-// A size is a flag in bytes. A plain number is in unit; a suffix k, M, G or T
+// A Size is a flag in bytes. A plain number is in unit; a suffix k, M, G or T
 // (also KB, MB, KiB, MiB...) says otherwise. All are powers of 1024, as every
 // container tool has it.
-type size struct {
-	unit  int64 // what a plain number counts
+type Size struct {
+	Unit  int64 // what a plain number counts
 	bytes int64
 	set   bool
 }
 
 var suffixes = map[string]int64{"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
-func (s *size) Type() string { return "SIZE" }
+func (s *Size) Type() string { return "SIZE" }
 
-func (s *size) String() string {
+func (s *Size) String() string {
 	if !s.set {
 		return ""
 	}
 	return strconv.FormatInt(s.bytes, 10)
 }
 
-func (s *size) Set(text string) error {
+func (s *Size) Set(text string) error {
 	digits := strings.TrimRight(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-	unit := s.unit
+	unit := s.Unit
 	if strings.TrimSpace(digits) == "" {
 		return fmt.Errorf("%q is not a size such as 512, 100k or 2G", text)
 	}
@@ -55,9 +55,9 @@ func (s *size) Set(text string) error {
 	return nil
 }
 
-// in returns the size in units of n bytes. What is not whole is refused: it
+// In returns the size in units of n bytes. What is not whole is refused: it
 // would be another limit than the one that was written.
-func (s *size) in(flag string, n int64) (*int64, error) {
+func (s *Size) In(flag string, n int64) (*int64, error) {
 	if !s.set {
 		return nil, nil
 	}
@@ -68,22 +68,22 @@ func (s *size) in(flag string, n int64) (*int64, error) {
 	return &v, nil
 }
 
-// seconds is a flag in seconds: a plain number, or a duration such as 30s or 5m.
-type seconds struct {
+// Seconds is a flag in seconds: a plain number, or a duration such as 30s or 5m.
+type Seconds struct {
 	n   int64
 	set bool
 }
 
-func (s *seconds) Type() string { return "DURATION" }
+func (s *Seconds) Type() string { return "DURATION" }
 
-func (s *seconds) String() string {
+func (s *Seconds) String() string {
 	if !s.set {
 		return ""
 	}
 	return strconv.FormatInt(s.n, 10)
 }
 
-func (s *seconds) Set(text string) error {
+func (s *Seconds) Set(text string) error {
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
 		s.n, s.set = n, true
 		return nil
@@ -99,29 +99,29 @@ func (s *seconds) Set(text string) error {
 	return nil
 }
 
-func (s *seconds) value() *int64 {
+func (s *Seconds) Value() *int64 {
 	if !s.set {
 		return nil
 	}
 	return &s.n
 }
 
-// cpus is a flag: a share of CPUs such as 1 or 0.5, kept in thousandths.
-type cpus struct {
+// CPUs is a flag: a share of CPUs such as 1 or 0.5, kept in thousandths.
+type CPUs struct {
 	millis int64
 	set    bool
 }
 
-func (c *cpus) Type() string { return "NUMBER" }
+func (c *CPUs) Type() string { return "NUMBER" }
 
-func (c *cpus) String() string {
+func (c *CPUs) String() string {
 	if !c.set {
 		return ""
 	}
 	return strconv.FormatFloat(float64(c.millis)/1000, 'f', -1, 64)
 }
 
-func (c *cpus) Set(text string) error {
+func (c *CPUs) Set(text string) error {
 	n, err := strconv.ParseFloat(text, 64)
 	if err != nil || math.IsNaN(n) || math.Abs(n) > 1e6 {
 		return fmt.Errorf("%q is not a number of CPUs such as 1 or 0.5", text)
@@ -130,7 +130,7 @@ func (c *cpus) Set(text string) error {
 	return nil
 }
 
-func (c *cpus) value() *int64 {
+func (c *CPUs) Value() *int64 {
 	if !c.set {
 		return nil
 	}

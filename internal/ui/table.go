@@ -1,4 +1,4 @@
-package main
+package ui
 
 import (
 	"encoding/json"
@@ -11,23 +11,23 @@ import (
 	"github.com/enclave-run/enclave/internal/terminal"
 )
 
-// visible returns s with everything escaped that a terminal would obey or hide:
+// Visible returns s with everything escaped that a terminal would obey or hide:
 // control characters, invalid bytes, and the invisible and direction-changing
 // characters of Unicode. What a workload controls is data, also on a screen.
-func visible(s string) string { return terminal.Visible(s) }
+func Visible(s string) string { return terminal.Visible(s) }
 
 // A table writes aligned columns. Every cell is escaped.
 type table struct{ w *tabwriter.Writer }
 
-func newTable(w io.Writer, columns ...string) *table {
+func NewTable(w io.Writer, columns ...string) *table {
 	t := &table{tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)}
-	t.row(columns...)
+	t.Row(columns...)
 	return t
 }
 
-func (t *table) row(cells ...string) {
+func (t *table) Row(cells ...string) {
 	for i, c := range cells {
-		if c = visible(c); c == "" {
+		if c = Visible(c); c == "" {
 			c = "-"
 		}
 		cells[i] = c
@@ -35,19 +35,19 @@ func (t *table) row(cells ...string) {
 	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
 }
 
-func (t *table) flush() error { return t.w.Flush() }
+func (t *table) Flush() error { return t.w.Flush() }
 
-// printJSON writes v as indented JSON on lines of its own. What a terminal would
+// PrintJSON writes v as indented JSON on lines of its own. What a terminal would
 // obey is escaped on the way to one, and the JSON means the same.
-func printJSON(w io.Writer, v any) error {
+func PrintJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
 }
 
-// age returns how long ago t was, in the coarsest unit that says something.
-func age(now, t time.Time) string {
+// Age returns how long ago t was, in the coarsest unit that says something.
+func Age(now, t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
@@ -63,8 +63,8 @@ func age(now, t time.Time) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// megabytes returns n bytes as a number with a unit, in powers of 1024.
-func megabytes(n int64) string {
+// Megabytes returns n bytes as a number with a unit, in powers of 1024.
+func Megabytes(n int64) string {
 	switch {
 	case n >= 1<<30:
 		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))

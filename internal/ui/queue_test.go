@@ -1,4 +1,4 @@
-package main
+package ui
 
 import (
 	"bytes"
@@ -57,9 +57,7 @@ func TestTheTurnIsSaidOnceForEachChange(t *testing.T) {
 			return w.Result()
 		})
 		var out bytes.Buffer
-		p := newProgram()
-		p.err = &out
-		stop := p.sayTurn(t.Context(), &enclave.Client{BaseURL: "http://127.0.0.1", APIKey: "ek_x", HTTPClient: &http.Client{Transport: serve}}, "s-00aa11-2")
+		stop := SayTurn(t.Context(), &out, &enclave.Client{BaseURL: "http://127.0.0.1", APIKey: "ek_x", HTTPClient: &http.Client{Transport: serve}}, "s-00aa11-2")
 		time.Sleep(waitingLog + 20*waitingEvery)
 		stop()
 		want := "waiting: position 2 of 2 (1 of 1 run)\nwaiting: position 1 of 1 (1 of 1 run)\n"

@@ -1,4 +1,4 @@
-package main
+package ui
 
 import (
 	"strings"
@@ -16,45 +16,15 @@ func TestSizesMeanWhatTheySay(t *testing.T) {
 		"512": 512 << 20, "512M": 512 << 20, "512m": 512 << 20, "512MiB": 512 << 20, "512MB": 512 << 20, "2G": 2 << 30,
 		"1.5G": 3 << 29, "1024k": 1 << 20, "1048576b": 1 << 20, "0": 0, "-1": -1 << 20,
 	} {
-		s := size{unit: 1 << 20}
+		s := Size{Unit: 1 << 20}
 		if err := s.Set(text); err != nil || s.bytes != want {
 			t.Errorf("%q is %d, want %d: %v", text, s.bytes, want, err)
 		}
 	}
 	for _, text := range []string{"", "M", "1X", "1e400", "NaN", "inf", "1 2", "0x10", "99999999999999G", "12Mi3"} {
-		s := size{unit: 1 << 20}
+		s := Size{Unit: 1 << 20}
 		if err := s.Set(text); err == nil {
 			t.Errorf("%q is %d", text, s.bytes)
-		}
-	}
-}
-
-func TestLimitsThatAreNamedAreSentAndOthersLeftOut(t *testing.T) {
-	f := runFlags{pids: 7, pidsSet: true}
-	f.memory.unit, f.disk.unit, f.output.unit, f.egr.unit = 1<<20, 1<<20, 1, 1
-	for flag, err := range map[string]error{
-		"memory": f.memory.Set("1G"), "output": f.output.Set("10k"), "timeout": f.timeout.Set("5m"), "cpus": f.cpus.Set("0.5"),
-	} {
-		if err != nil {
-			t.Fatalf("%s: %v", flag, err)
-		}
-	}
-	got, err := f.limits()
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := enclave.Limits{PidsLimit: 7, MemoryMB: 1024, OutputBytes: 10 << 10, WallSeconds: 300, CPUMillis: 500}
-	if d := cmp.Diff(want, got); d != "" {
-		t.Error(d)
-	}
-}
-
-func TestLanguageFollowsTheName(t *testing.T) {
-	for name, want := range map[string]string{
-		"": "python", "a.py": "python", "a": "python", "a.js": "node", "a.MJS": "node", "a.cjs": "node", "x/y.sh": "bash", "a.bash": "bash",
-	} {
-		if got := guessLanguage(name); got != want {
-			t.Errorf("%q is %s, want %s", name, got, want)
 		}
 	}
 }
@@ -82,9 +52,9 @@ func TestDenialsAreCountedAndSayWhatPermitsThem(t *testing.T) {
 
 func TestTableEscapesEveryCell(t *testing.T) {
 	var b strings.Builder
-	tb := newTable(&b, "ID", "LABEL")
-	tb.row("s-1", "a\x1b]0;title\x07\tb\r\nc")
-	if err := tb.flush(); err != nil {
+	tb := NewTable(&b, "ID", "LABEL")
+	tb.Row("s-1", "a\x1b]0;title\x07\tb\r\nc")
+	if err := tb.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	want := "ID   LABEL\ns-1  a\\x1b]0;title\\x07\\tb\\r\\nc\n"
@@ -98,7 +68,7 @@ func FuzzVisibleLeavesNothingThatATerminalObeys(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		got := visible(s)
+		got := Visible(s)
 		if !utf8.ValidString(got) {
 			t.Fatalf("%q became invalid: %q", s, got)
 		}

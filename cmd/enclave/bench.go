@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/enclave-run/enclave/cmd/enclave/bench"
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
@@ -73,7 +74,18 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 			return err
 		}
 	}
-	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
+	logger, err := newLogger(io.Discard)
+	if err != nil {
+		return err
+	}
+	c.Boot = func(ctx context.Context, b server.Boot) (*server.Booted, error) {
+		b.Logger = logger
+		booted, err := p.booter(s, images).Boot(ctx, b)
+		if err == nil {
+			p.warnOfEmulation(b.Kind.Name, booted.Isolation)
+		}
+		return booted, err
+	}
 	ctx, in := ui.Interruptible(ctx)
 	defer in.Stop()
 	err = bench.Run(ctx, c)

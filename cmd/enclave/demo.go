@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"strings"
 
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
-	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend/all"
-	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
@@ -193,89 +189,38 @@ func labelled(name, list string) ([][2]string, error) {
 	return all, nil
 }
 
-// bootDemo starts a control plane in this process, on a state directory of its
-// own below s and a free loopback port, with a key that nobody else has. Only
-// the images are those of s.
-func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.Store, b demo.Boot) (_ *demo.Plane, err error) {
-	var undo []func(context.Context) error
-	closeAll := func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, server.StopTime)
-		defer cancel()
-		var errs []error
-		for i := len(undo) - 1; i >= 0; i-- {
-			errs = append(errs, undo[i](ctx))
-		}
-		undo = nil
-		return errors.Join(errs...)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, closeAll(context.WithoutCancel(ctx)))
-		}
-	}()
+// booter starts control planes on state directories of their own below s, with the
+// images of s.
+func (p *program) booter(s *statedir.Dir, images *image.Store) server.Booter {
+	return server.Booter{Above: s, Host: p.hostOf(s, images), Now: p.now, Version: version, Crash: p.err}
+}
 
-	dir, err := os.MkdirTemp(s.File("tmp"), "demo-")
-	if err != nil {
-		return nil, statedir.Unwritable(s.Path, err)
-	}
-	undo = append(undo, func(context.Context) error { return os.RemoveAll(dir) })
-	own, err := statedir.Open(dir)
+// bootDemo starts a control plane that a demo drives.
+func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.Store, b demo.Boot) (_ *demo.Plane, err error) {
+	kind, err := all.Named(b.Backend)
 	if err != nil {
 		return nil, err
 	}
-	locked, err := own.Lock(ctx, statedir.ModeCommand)
-	if err != nil {
-		return nil, err
-	}
-	undo = append(undo, func(ctx context.Context) error {
-		defer locked.Unlock()
-		return server.Remove(ctx, locked, p.hostOf(s, images))
-	})
 	log := &demo.Record{}
 	logger, err := newLogger(log)
 	if err != nil {
 		return nil, err
 	}
-	kind, err := all.Named(b.Backend)
+	booted, err := p.booter(s, images).Boot(ctx, server.Boot{Kind: kind, Logger: logger, Gateway: b.Gateway, Table: b.Table, Places: b.Places})
 	if err != nil {
 		return nil, err
 	}
-	host := p.hostOf(s, images)
-	host.Dir, host.Instance = own.Path, own.Instance
-	n, err := p.assemble(ctx, server.Config{
-		State: locked, Host: host, Kind: kind, Logger: logger,
-		Gateway: b.Gateway, Table: b.Table,
-		Admission: server.Admission{Running: b.Places, Waiting: b.Places, Usual: control.Quotas{PerMinute: control.Unlimited, Waiting: b.Places}},
-	})
-	if err != nil {
-		return nil, err
-	}
-	undo = append(undo, n.Close)
-	k, plaintext, err := auth.Generate(p.now(), auth.Local().Org, "demo", auth.Owner)
-	if err != nil {
-		return nil, err
-	}
-	if err := n.Store.SaveKey(ctx, k); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("listen on a free port: %w", err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- n.HTTP.Serve(l) }()
-	undo = append(undo, func(ctx context.Context) error {
-		err := n.HTTP.Shutdown(ctx)
-		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
-			err = errors.Join(err, serr)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, booted.Close(context.WithoutCancel(ctx)))
 		}
-		return err
-	})
-	inside := &demo.Inside{Vault: n.Vault, Log: log.Bytes, Instance: own.Instance}
-	if inside.LogKey, err = server.PublicKey(own); err != nil {
+	}()
+	p.warnOfEmulation(kind.Name, booted.Isolation)
+	inside := &demo.Inside{Vault: booted.Vault, Log: log.Bytes, Instance: booted.State.Instance}
+	if inside.LogKey, err = server.PublicKey(booted.State); err != nil {
 		return nil, err
 	}
-	if inside.Versions, err = kind.Versions(ctx, host); err != nil {
+	if inside.Versions, err = kind.Versions(ctx, booted.Host); err != nil {
 		return nil, err
 	}
 	if kind.Executes {
@@ -287,7 +232,7 @@ func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.S
 			return nil, err
 		}
 	}
-	plane := demo.NewPlane(b.Backend, "http://"+l.Addr().String(), plaintext, "")
-	plane.Inside, plane.Close = inside, closeAll
+	plane := demo.NewPlane(kind.Name, booted.URL, booted.Key, "")
+	plane.Inside, plane.Close = inside, booted.Close
 	return plane, nil
 }

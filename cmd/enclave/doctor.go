@@ -3,14 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/enclave-run/enclave/cmd/enclave/doctor"
 	"github.com/enclave-run/enclave/internal/backend/all"
@@ -19,7 +15,6 @@ import (
 	"github.com/enclave-run/enclave/internal/route"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
-	"github.com/enclave-run/enclave/internal/terminal"
 	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
@@ -66,15 +61,17 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	}
 	ctx, in := ui.Interruptible(ctx)
 	defer in.Stop()
-	show := &findings{p: p, json: asJSON, out: p.out}
+	show := &doctor.Shown{Out: p.out, Err: p.err, JSON: asJSON}
 	if !asJSON {
-		show.out, show.color = ui.Styled(p.out, p.env("NO_COLOR") != "")
+		show.Out, show.Color = ui.Styled(p.out, p.env("NO_COLOR") != "")
 	}
 	err = doctor.Run(ctx, doctor.Config{
 		State: state.Path, Backends: backends, Quick: quick, Now: p.now, GatewayUser: server.GatewayUser,
 		Kernels: state.File("kernels"), Options: p.opts.Programs,
 		Programs: func(bin string) (string, string, error) { return p.programs(bin)() },
-		Scratch:  func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
+		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) {
+			return p.scratch(ctx, state)
+		},
 		Gateway: func(ctx context.Context) error {
 			g, err := server.StartGateway(ctx, slog.New(slog.DiscardHandler), server.GatewayNeeds{Sessions: 1}, p.err) // it logs only what comes later
 			if err != nil {
@@ -96,7 +93,7 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 		Dial:   func(ctx context.Context) (net.Conn, error) { return statedir.Dial(ctx, state.Socket()) },
 		AtOnce: func(b string) (int, string, error) { return p.atOnce(b, state.Path) },
 		Images: func() (*image.Store, error) { return openImages(state) },
-	}, show.tell)
+	}, show.Tell)
 	if code := in.Status(); code != 0 {
 		if errors.Is(err, context.Canceled) {
 			err = nil // what was interrupted is no news; what could not be removed is
@@ -106,7 +103,11 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	if err != nil {
 		return err
 	}
-	return show.end()
+	failed, err := show.End()
+	if err == nil && failed {
+		return &exit{code: statusFailed}
+	}
+	return err
 }
 
 // atOnce returns how many sessions run at once on a kind of backend, and what one more
@@ -132,127 +133,11 @@ func openImages(s *statedir.Dir) (*image.Store, error) {
 	return image.Open(s.File("images"))
 }
 
-// room makes a state directory of its own below that of s, or, before there is
-// one, beside where it will be.
-func (p *program) room(ctx context.Context, s *statedir.Dir) (r doctor.Room, remove func(context.Context) error, err error) {
-	above := s.File("tmp")
-	if _, err := os.Stat(above); err != nil {
-		for above = filepath.Dir(s.Path); ; above = filepath.Dir(above) {
-			if _, err := os.Stat(above); err == nil {
-				break
-			}
-		}
-	}
-	dir, err := os.MkdirTemp(above, "enclave-doctor-")
+// scratch is a state directory of its own in which doctor tries backends.
+func (p *program) scratch(ctx context.Context, s *statedir.Dir) (doctor.Room, func(context.Context) error, error) {
+	own, remove, err := server.Scratch(ctx, s, p.hostOf)
 	if err != nil {
-		return r, nil, statedir.Unwritable(above, err)
-	}
-	undo := func() error { return os.RemoveAll(dir) }
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, undo())
-		}
-	}()
-	own, err := statedir.Open(dir)
-	if err != nil {
-		return r, nil, err
-	}
-	locked, err := own.Lock(ctx, statedir.ModeCommand)
-	if err != nil {
-		return r, nil, err
-	}
-	remove = func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, server.StopTime)
-		defer cancel()
-		defer locked.Unlock()
-		return server.Remove(ctx, locked, p.hostOf(own, nil))
+		return doctor.Room{}, nil, err
 	}
 	return doctor.Room{Dir: own.Path, Programs: own.File("bin"), Instance: own.Instance}, remove, nil
-}
-
-// findings are told as they come, and summed up.
-type findings struct {
-	p       *program
-	out     io.Writer
-	json    bool
-	color   bool // out takes styles
-	section string
-	all     []doctor.Finding
-}
-
-// marks are the words for a Status, and their colors.
-var marks = map[doctor.Status]struct {
-	word  string
-	style terminal.Style
-}{
-	doctor.Passed: {"yes", terminal.Green}, doctor.Failed: {"NO", terminal.BoldRed},
-	doctor.Warned: {"but", terminal.Yellow}, doctor.NotRun: {"-", terminal.Dim},
-}
-
-func (f *findings) tell(n doctor.Finding) error {
-	f.all = append(f.all, n)
-	w := f.out
-	if f.json {
-		w = f.p.err // the report comes at the end
-	}
-	if n.Section != f.section {
-		f.section = n.Section
-		if _, err := fmt.Fprintf(w, "%s\n", n.Section); err != nil || f.json {
-			return err
-		}
-	} else if f.json {
-		return nil
-	}
-	mark := fmt.Sprintf("%-4s", marks[n.Status].word)
-	if f.color {
-		mark = terminal.Paint(marks[n.Status].style, mark)
-	}
-	text := ui.Visible(n.Doc)
-	switch n.Status {
-	case doctor.Passed:
-		if n.Detail != "" {
-			text += " (" + ui.Visible(n.Detail) + ")"
-		}
-	case doctor.NotRun:
-		text += "\n       not looked at: " + ui.Visible(n.Detail)
-	default:
-		for i, l := range strings.Split(n.Detail, "\n") {
-			label := "seen: "
-			if i > 0 {
-				label = "      "
-			}
-			text += "\n       " + label + ui.Visible(l)
-		}
-	}
-	if n.Do != "" {
-		text += "\n       do:   " + ui.Visible(n.Do)
-	}
-	_, err := fmt.Fprintf(w, "  %s %s\n", mark, text)
-	return err
-}
-
-// end sums up, and fails if a check did.
-func (f *findings) end() error {
-	count := map[doctor.Status]int{}
-	for _, n := range f.all {
-		count[n.Status]++
-	}
-	if f.json {
-		report := struct {
-			Summary map[string]int   `json:"summary"`
-			Checks  []doctor.Finding `json:"checks"`
-		}{map[string]int{
-			"passed": count[doctor.Passed], "failed": count[doctor.Failed], "warnings": count[doctor.Warned], "notRun": count[doctor.NotRun],
-		}, f.all}
-		if err := ui.PrintJSON(f.p.out, report); err != nil {
-			return err
-		}
-	} else if _, err := fmt.Fprintf(f.p.out, "\n%d hold, %d do not, %d could be better, %d were not looked at\n",
-		count[doctor.Passed], count[doctor.Failed], count[doctor.Warned], count[doctor.NotRun]); err != nil {
-		return err
-	}
-	if count[doctor.Failed] > 0 {
-		return &exit{code: statusFailed}
-	}
-	return nil
 }

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"unicode/utf8"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/ui"
@@ -67,7 +65,7 @@ bytes are not UTF-8, base64.`,
 				for e, err := range h.Stream(ctx) {
 					whole = whole || e.Result != nil
 					if err == nil && asJSON {
-						err = p.logLine(e)
+						err = ui.LogLine(p.out, e)
 					} else if err == nil {
 						err = show.Event(e)
 					}
@@ -90,25 +88,6 @@ bytes are not UTF-8, base64.`,
 	c.Flags().BoolVar(&asJSON, "json", false, "print lines of JSON")
 	c.MarkFlagsMutuallyExclusive("raw", "json")
 	return c
-}
-
-// logLine prints a piece of output as a line of JSON, and nothing for what is
-// none.
-func (p *program) logLine(e enclave.StreamEvent) error {
-	line := struct {
-		Stream string `json:"stream"`
-		Text   string `json:"text,omitempty"`
-		Base64 []byte `json:"base64,omitempty"`
-	}{Stream: e.Kind}
-	switch {
-	case len(e.Output) == 0:
-		return nil
-	case utf8.Valid(e.Output):
-		line.Text = string(e.Output)
-	default:
-		line.Base64 = e.Output
-	}
-	return json.NewEncoder(p.out).Encode(line)
 }
 
 // watch runs f, which may take as long as a session does, until it is

@@ -4,18 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
 	"strings"
 
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
-	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
-	"github.com/enclave-run/enclave/internal/store"
 	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/enclave-run/enclave/internal/verify"
 	"github.com/spf13/cobra"
 )
 
@@ -83,7 +81,7 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 	if err != nil {
 		return err
 	}
-	signer, err := p.certifier(ctx, s)
+	signer, err := server.Certifier(ctx, s, p.now)
 	if err != nil {
 		return err
 	}
@@ -136,32 +134,6 @@ func (p *program) logKeys(flags []string) (map[string]string, error) {
 	return keys, nil
 }
 
-// certifier returns the signer of the log of s, beside a server that may be
-// running. If there is no log yet, one is begun.
-func (p *program) certifier(ctx context.Context, s *statedir.Dir) (*audit.Signer, error) {
-	if _, err := os.Lstat(s.File("db", server.NextKey)); !errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(fmt.Errorf("a rotation of the log's key in %s is not finished: the next `enclave run` finishes it", s.Path), err)
-	}
-	if _, err := os.Lstat(s.File("db", server.AuditKey)); err == nil {
-		return server.LoadSigner(s)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, statedir.Unwritable(s.Path, err)
-	}
-	wait, cancel := context.WithTimeout(ctx, 3*server.LeaseGrace)
-	defer cancel()
-	locked, err := s.Lock(wait, statedir.ModeCommand)
-	if err != nil {
-		return nil, err
-	}
-	defer locked.Unlock()
-	st, closeStore, err := server.OpenStore(ctx, s, "", store.Options{Now: p.now})
-	if err != nil {
-		return nil, err
-	}
-	signer, err := server.SettleKey(ctx, s, st)
-	return signer, errors.Join(err, closeStore())
-}
-
 func (p *program) parityVerify() *cobra.Command {
 	var key string
 	var logKeys []string
@@ -200,8 +172,14 @@ of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
 			if err != nil {
 				return err
 			}
-			cert, properties := verifyCertificate(raw, vkey, pinned)
-			return p.showCertificate(cert, properties, asJSON)
+			cert, properties := verify.Certificate(raw, vkey, pinned)
+			if err := ui.ShowCertificate(p.out, cert, properties, asJSON); err != nil {
+				return err
+			}
+			if !verify.Holds(properties) {
+				return &exit{statusFailed, errors.New("the certificate does not verify")}
+			}
+			return nil
 		},
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			return []cobra.Completion{"json"}, cobra.ShellCompDirectiveFilterFileExt
@@ -212,68 +190,4 @@ of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
 	c.Flags().StringArrayVar(&logKeys, "log-key", nil, "`LABEL=KEY` that a backend's log must have, or a file with it; may be repeated (ENCLAVE_PARITY_LOG_KEYS, with commas)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
-}
-
-// verifyCertificate returns what holds of a certificate, and the certificate if
-// it is signed.
-func verifyCertificate(raw []byte, vkey string, pinned map[string]string) (parity.Certificate, []property) {
-	cert, err := parity.Open(raw, vkey)
-	signed := property{"the file is a certificate in its one canonical form, signed by the key", err == nil, say(err)}
-	if err != nil {
-		return parity.Certificate{}, []property{signed}
-	}
-	err = cert.Check()
-	all := []property{signed, {"nothing is missing; each record is in its log, and the verdict is one", err == nil, say(err)}}
-	if len(pinned) == 0 {
-		return cert, all
-	}
-	var wrong []error
-	for _, label := range ui.SortedKeys(pinned) {
-		found := false
-		for _, b := range cert.Backends {
-			found = found || b.Label == label && b.LogKey == pinned[label]
-		}
-		if !found {
-			wrong = append(wrong, fmt.Errorf("%s is not there, or its log has another key", label))
-		}
-	}
-	err = errors.Join(wrong...)
-	return cert, append(all, property{"the logs have the keys that were given", err == nil, say(err)})
-}
-
-func (p *program) showCertificate(c parity.Certificate, properties []property, asJSON bool) error {
-	all := true
-	for _, q := range properties {
-		all = all && q.Holds
-	}
-	notRun := []string{}
-	for _, w := range c.Workloads {
-		if w.NotRun != "" {
-			notRun = append(notRun, w.Name)
-		}
-	}
-	if asJSON {
-		if err := ui.PrintJSON(p.out, map[string]any{
-			"verified": all, "properties": properties, "time": c.Time, "enclave": c.Enclave, "mode": c.Mode, "host": c.Host,
-			"backends": c.Backends, "workloads": len(c.Workloads), "notRun": notRun, "exceptions": c.Exceptions,
-		}); err != nil {
-			return err
-		}
-	} else if err := p.showVerified(properties, audit.Report{}); err != nil {
-		return err
-	} else if properties[0].Holds {
-		for _, b := range c.Backends {
-			if _, err := fmt.Fprintf(p.out, "backend %s: %s, %s, image %s, log %s\n", ui.Visible(b.Label), ui.Visible(b.Kind), ui.Visible(ui.InWords(b.Isolation, b.Isolation)), ui.Visible(b.Image), ui.Visible(b.LogKey)); err != nil {
-				return err
-			}
-		}
-		if _, err := fmt.Fprintf(p.out, "%s: %d workloads on %d backends, %d not run, %d exceptions, mode %s, Enclave %s, Linux %s on %s\n",
-			c.Time.Format("2006-01-02 15:04:05 UTC"), len(c.Workloads)-len(notRun), len(c.Backends), len(notRun), len(c.Exceptions), ui.Visible(c.Mode), ui.Visible(c.Enclave), ui.Visible(c.Host.Kernel), ui.Visible(c.Host.Arch)); err != nil {
-			return err
-		}
-	}
-	if !all {
-		return &exit{statusFailed, errors.New("the certificate does not verify")}
-	}
-	return nil
 }

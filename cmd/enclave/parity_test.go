@@ -25,6 +25,7 @@ import (
 	"github.com/enclave-run/enclave/internal/parity"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/enclave-run/enclave/internal/verify"
 )
 
 // notary returns who vouches in these tests.
@@ -88,7 +89,7 @@ func TestRealKernelsAreCertified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, properties := verifyCertificate(raw, n.Signer.Public(), nil)
+	cert, properties := verify.Certificate(raw, n.Signer.Public(), nil)
 	for _, p := range properties {
 		if !p.Holds {
 			t.Errorf("%s: %s", p.Name, p.Detail)

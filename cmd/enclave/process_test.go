@@ -23,6 +23,7 @@ import (
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/enclave-run/enclave/internal/verify"
 	"golang.org/x/sys/unix"
 )
 
@@ -454,11 +455,11 @@ func TestRecordVerifiesOfflineAndEveryFlippedBitIsFound(t *testing.T) {
 	if err := os.RemoveAll(s.Path); err != nil { // nothing of the server is needed
 		t.Fatal(err)
 	}
-	verify := func() (int, string) {
+	check := func() (int, string) {
 		out, err := enclaveCommand(t, env, "audit", "verify", record, "--key", key).CombinedOutput()
 		return ended(t, err), string(out)
 	}
-	if code, out := verify(); code != 0 || strings.Count(out, "yes ") != 6 {
+	if code, out := check(); code != 0 || strings.Count(out, "yes ") != 6 {
 		t.Fatalf("exit status %d: %s", code, out)
 	}
 	good, err := os.ReadFile(record)
@@ -468,7 +469,7 @@ func TestRecordVerifiesOfflineAndEveryFlippedBitIsFound(t *testing.T) {
 	for i := range good {
 		bad := bytes.Clone(good)
 		bad[i] ^= 1 << (i % 8)
-		properties, _ := verifyRecord(bytes.NewReader(bad), key)
+		properties, _ := verify.Record(bytes.NewReader(bad), key)
 		all := true
 		for _, q := range properties {
 			all = all && q.Holds
@@ -481,7 +482,7 @@ func TestRecordVerifiesOfflineAndEveryFlippedBitIsFound(t *testing.T) {
 	if err := os.WriteFile(record, good, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, out := verify(); code != 1 || !strings.Contains(out, "NO ") || !strings.Contains(out, "does not verify") {
+	if code, out := check(); code != 1 || !strings.Contains(out, "NO ") || !strings.Contains(out, "does not verify") {
 		t.Errorf("exit status %d: %s", code, out)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"sync"
@@ -16,7 +16,6 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/control"
-	"github.com/enclave-run/enclave/internal/httpapi"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/statedir"
@@ -127,7 +126,7 @@ func (p *program) serveEmbedded(ctx context.Context) (err error) {
 func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, tcp net.Listener, say io.Writer) (err error) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
+	defer func() { signal.Stop(signals); close(signals) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
@@ -135,129 +134,98 @@ func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, t
 	if err != nil {
 		return err
 	}
-	patience, err := p.opts.Serve.Admission.drain()
+	drain, err := p.opts.Serve.Admission.drain()
 	if err != nil {
 		return err
 	}
 	if tcp == nil && c.Admission.Usual.PerMinute == 0 {
 		c.Admission.Usual.PerMinute = control.Unlimited // nobody drives it but this host's root
 	}
-	logger, err := p.opts.Serve.Observe.logger(p.err)
-	if err != nil {
+	if c.Logger, err = p.opts.Serve.Observe.logger(p.err); err != nil {
 		return err
 	}
 	images, err := image.Open(s.File("images"))
 	if err != nil {
 		return err
 	}
-	c.State, c.Host, c.Kind, c.Logger = s, p.hostOf(s.Dir, images), kind, logger
-	n, err := p.assemble(ctx, c)
+	c.State, c.Host, c.Kind = s, p.hostOf(s.Dir, images), kind
+	srv, err := p.assemble(ctx, c)
 	if err != nil {
 		return err
 	}
-	// What can't go on can't be ended in order either: that is not said twice.
 	failed := false
-	ending := func(more error) {
-		if more != nil && failed {
-			logger.Warn("ending out of order", "err", more)
-			return
-		}
-		err = errors.Join(err, more)
-	}
 	defer func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), server.StopTime)
 		defer cancel()
-		ending(n.Close(stop))
+		// What can't go on can't be ended in order either: that is not said twice.
+		if cerr := srv.Close(stop); cerr != nil && failed {
+			c.Logger.Warn("ending out of order", "err", cerr)
+		} else {
+			err = errors.Join(err, cerr)
+		}
 	}()
-	mode := statedir.ModeServe
-	if tcp == nil {
-		mode = statedir.ModeEmbedded
-	}
-	holders := server.NewLeases(server.Greeting{Mode: mode, Backend: kind.Name, Version: version})
-	api := n.HTTP.Handler
-	socket, err := statedir.Listen(s.Socket())
-	if err != nil {
-		return err
-	}
-	defer os.Remove(s.Socket())
-	// Leases are taken on the socket alone.
-	n.HTTP.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, local := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); local && r.URL.Path == server.LeasePath {
-			holders.ServeHTTP(w, r)
-			return
-		}
-		api.ServeHTTP(w, r)
-	})
-	ended := make(chan error, 3)
-	go func() { ended <- n.HTTP.Serve(socket) }()
-	if tcp != nil {
-		size, err := server.MeasureHost(s.Path)
-		if err != nil {
-			return err
-		}
-		tcp = httpapi.NewDoor(tcp, size.Connections())
-		at := &place{url: "http://" + tcp.Addr().String(), state: s.Path}
-		if access := &p.opts.Serve.Access; access.encrypted() {
-			cert, err := access.certificate(s.Dir, tcp.Addr().String(), p.now, logger)
-			if err != nil {
-				return err
-			}
-			tcp = cert.Listener(tcp)
-			at.url, at.fingerprint = "https://"+tcp.Addr().String(), cert.Fingerprint()
-		} else if access.InsecurePlain {
-			logger.Warn("plain HTTP: every machine on the way can read the credentials and all else", "listen", tcp.Addr().String())
-		}
-		go func() { ended <- n.HTTP.Serve(tcp) }()
-		if err := p.welcome(ctx, n.Store, at); err != nil {
-			return err
-		}
-		var building sync.WaitGroup
-		building.Go(func() { p.firstImage(ctx, images, kind) })
-		defer func() { cancel(); building.Wait() }()
-	} else {
+	ready := func(context.Context) error {
 		if _, err := io.WriteString(say, server.ReadyWord); err != nil {
-			logger.Warn("the client that started this control plane is gone", "err", err)
+			c.Logger.Warn("the client that started this control plane is gone", "err", err)
 		}
 		if c, ok := say.(io.Closer); ok {
 			c.Close()
 		}
-		go func() {
-			if holders.Unused(ctx, server.LeaseGrace, func() bool { return n.Plane.Active() > 0 }) == nil {
-				ended <- nil
+		return nil
+	}
+	if tcp != nil {
+		var at *place
+		if tcp, at, err = p.listener(srv, s, tcp, c.Logger); err != nil {
+			return err
+		}
+		var building sync.WaitGroup
+		defer func() { cancel(); building.Wait() }()
+		ready = func(ctx context.Context) error {
+			if err := p.welcome(ctx, srv.Store, at); err != nil {
+				return err
 			}
-		}()
+			building.Go(func() { p.firstImage(ctx, images, kind) })
+			return nil
+		}
 	}
-
-	select {
-	case err = <-ended:
-	case err = <-n.Failed:
-		err = fmt.Errorf("the control plane can't go on: %w", server.Broken(err, s.Path))
-		failed = true
-		logger.Error("ending at once", "err", err, "sessions", n.Plane.Active())
-		patience = 0 // nothing that sessions still do would be kept
-	case sig := <-signals:
-		logger.Info("ending", "signal", sig.String(), "sessions", n.Plane.Active())
-		go func() {
-			if _, ok := <-signals; ok {
-				os.Exit(ui.SignalStatus(sig)) // the second one does not wait
-			}
-		}()
-	}
-	// New sessions are refused at once. Those that run end first, while their
-	// clients can still follow them; then streams and leases, then requests.
-	stop, done := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	defer done()
-	ending(n.Stop(stop))
-	holders.End()
-	last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer done()
-	if n.HTTP.Shutdown(last) != nil {
-		n.HTTP.Close()
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		err = nil
-	}
+	failed, err = srv.Run(ctx, server.Run{TCP: tcp, Ready: ready, Signals: once(signals), Drain: drain})
 	return err
+}
+
+// listener is where the API is reached: over TLS, if the operator says so.
+func (p *program) listener(srv *server.Server, s *statedir.Locked, tcp net.Listener, logger *slog.Logger) (net.Listener, *place, error) {
+	tcp, err := srv.Door(tcp)
+	if err != nil {
+		return nil, nil, err
+	}
+	at := &place{url: "http://" + tcp.Addr().String(), state: s.Path}
+	if access := &p.opts.Serve.Access; access.encrypted() {
+		cert, err := access.certificate(s.Dir, tcp.Addr().String(), p.now, logger)
+		if err != nil {
+			return nil, nil, err
+		}
+		tcp = cert.Listener(tcp)
+		at.url, at.fingerprint = "https://"+tcp.Addr().String(), cert.Fingerprint()
+	} else if access.InsecurePlain {
+		logger.Warn("plain HTTP: every machine on the way can read the credentials and all else", "listen", tcp.Addr().String())
+	}
+	return tcp, at, nil
+}
+
+// once passes the first signal on. The second ends the program at once.
+func once(signals <-chan os.Signal) <-chan os.Signal {
+	first := make(chan os.Signal, 1)
+	go func() {
+		sig, more := <-signals
+		if !more {
+			return
+		}
+		first <- sig
+		if _, more = <-signals; more {
+			os.Exit(ui.SignalStatus(sig))
+		}
+	}()
+	return first
 }
 
 // firstImage builds the default image if there is none. Until then the control

@@ -56,7 +56,7 @@ var table = map[string][]string{
 	// What a terminal is shown of the bytes that others chose.
 	"internal/terminal": {},
 	// What the command line shows of sessions, records and progress.
-	"internal/ui": {".", "internal/backend", "internal/terminal"},
+	"internal/ui": {".", "internal/audit", "internal/backend", "internal/parity", "internal/request", "internal/terminal", "internal/verify"},
 	// Asks the kernel whether an address is this host's own, for those who dial.
 	"internal/route":             {},
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/wire", "internal/filter", "internal/route"},
@@ -98,6 +98,8 @@ var table = map[string][]string{
 	// Compares what control planes recorded of the requests that it says, in the
 	// public API's form, and certifies it with the log's own proofs.
 	"internal/parity": {".", "internal/audit", "internal/request"},
+	// What anybody checks who trusts no server, with a public key alone.
+	"internal/verify": {".", "internal/audit", "internal/parity", "internal/statedir"},
 	// Describes a live sandbox from outside and, over the guest, inside.
 	"internal/posture": {"internal/sandbox", "internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control

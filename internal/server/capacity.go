@@ -40,8 +40,8 @@ type hostSize struct {
 	disk   int64  // bytes of the file system of the state directory
 }
 
-// MeasureHost measures the host, and whatever container this process is in.
-func MeasureHost(state string) (hostSize, error) {
+// measureHost measures the host, and whatever container this process is in.
+func measureHost(state string) (hostSize, error) {
 	var h hostSize
 	var err error
 	if h.memory, err = memoryTotal(); err != nil {
@@ -117,7 +117,7 @@ func (h hostSize) filesForSessions() int64 {
 // Connections is how many connections the API may have: the half of this process's
 // descriptors that is no session's, without those of the store and of what the
 // server itself connects to.
-func (h hostSize) Connections() int {
+func (h hostSize) connections() int {
 	return int(max(64, int64(min(h.files, 1<<30))/2-keptFiles))
 }
 
@@ -133,7 +133,7 @@ func (h hostSize) diskReserve() int64 {
 // organisation for which the operator names none: a quarter of the file system as
 // it was when the store was first opened.
 func capacityOf(ctx context.Context, state string, overcommit float64, s *store.Store) (c control.Capacity, share int64, err error) {
-	h, err := MeasureHost(state)
+	h, err := measureHost(state)
 	if err != nil {
 		return c, 0, err
 	}
@@ -165,7 +165,7 @@ func AtOnce(k all.Kind, a Admission, state string) (int, string, error) {
 			break
 		}
 	}
-	h, err := MeasureHost(state)
+	h, err := measureHost(state)
 	if err != nil {
 		return 0, "", err
 	}

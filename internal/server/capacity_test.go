@@ -33,11 +33,11 @@ func TestAHostKeepsSomethingBackAndLeavesSomething(t *testing.T) {
 }
 
 func TestThisHostCanBeMeasured(t *testing.T) {
-	h, err := MeasureHost(t.TempDir())
+	h, err := measureHost(t.TempDir())
 	if err != nil || h.memory < 1<<20 || h.tasks < 2 || h.files < 2 || h.disk < 1<<20 {
 		t.Errorf("%+v, %v", h, err)
 	}
-	if _, err := MeasureHost("/no/such/directory"); err == nil {
+	if _, err := measureHost("/no/such/directory"); err == nil {
 		t.Error("a directory that is not there was measured")
 	}
 }

@@ -14,9 +14,9 @@ import (
 // LeaseGrace is by how much a background control plane outlives its last client.
 const LeaseGrace = 2 * time.Second
 
-// LeasePath is served on the control socket alone. A client holds the control
+// leasePath is served on the control socket alone. A client holds the control
 // plane by keeping its answer open.
-const LeasePath = "/lease"
+const leasePath = "/lease"
 
 // A Greeting is the one line that a lease begins with.
 type Greeting struct {
@@ -40,7 +40,7 @@ type leases struct {
 	over   chan struct{} // closed when all leases end
 }
 
-func NewLeases(g Greeting) *leases {
+func newLeases(g Greeting) *leases {
 	g.PID = os.Getpid()
 	return &leases{greet: g, change: make(chan struct{}, 1), over: make(chan struct{})}
 }
@@ -87,18 +87,18 @@ func (l *leases) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// End gives no more leases and ends those there are. It is called once.
-func (l *leases) End() {
+// end gives no more leases and ends those there are. It is called once.
+func (l *leases) end() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
 	close(l.over)
 }
 
-// Unused returns once nobody has held a lease for grace and busy then reports
+// unused returns once nobody has held a lease for grace and busy then reports
 // false. From that moment on no lease is given. It returns the error of ctx if
 // that ends first.
-func (l *leases) Unused(ctx context.Context, grace time.Duration, busy func() bool) error {
+func (l *leases) unused(ctx context.Context, grace time.Duration, busy func() bool) error {
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	for {

@@ -12,7 +12,7 @@ import (
 
 func TestUnusedWaitsForTheLastClientAndTheGrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := NewLeases(Greeting{})
+		l := newLeases(Greeting{})
 		start := time.Now()
 		for range 2 {
 			if !l.take() {
@@ -25,7 +25,7 @@ func TestUnusedWaitsForTheLastClientAndTheGrace(t *testing.T) {
 			time.Sleep(20 * time.Second)
 			l.release()
 		}()
-		if err := l.Unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
+		if err := l.unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
 			t.Fatal(err)
 		}
 		if got := time.Since(start); got != 32*time.Second {
@@ -39,7 +39,7 @@ func TestUnusedWaitsForTheLastClientAndTheGrace(t *testing.T) {
 
 func TestUnusedStartsAnewWhenAClientCameAndWent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := NewLeases(Greeting{})
+		l := newLeases(Greeting{})
 		start := time.Now()
 		go func() {
 			time.Sleep(1900 * time.Millisecond)
@@ -48,7 +48,7 @@ func TestUnusedStartsAnewWhenAClientCameAndWent(t *testing.T) {
 			}
 			l.release()
 		}()
-		if err := l.Unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
+		if err := l.unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
 			t.Fatal(err)
 		}
 		if got := time.Since(start); got != 3900*time.Millisecond {
@@ -62,7 +62,7 @@ func TestUnusedStartsAnewWhenAClientCameAndWent(t *testing.T) {
 func TestUnusedGivesTheWholeGraceToWhoCameAtTheLastMoment(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
-			l := NewLeases(Greeting{})
+			l := newLeases(Greeting{})
 			start := time.Now()
 			given := make(chan bool, 1)
 			go func() {
@@ -73,7 +73,7 @@ func TestUnusedGivesTheWholeGraceToWhoCameAtTheLastMoment(t *testing.T) {
 				}
 				given <- ok
 			}()
-			if err := l.Unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
+			if err := l.unused(t.Context(), 2*time.Second, func() bool { return false }); err != nil {
 				t.Fatal(err)
 			}
 			want := 2 * time.Second
@@ -89,10 +89,10 @@ func TestUnusedGivesTheWholeGraceToWhoCameAtTheLastMoment(t *testing.T) {
 
 func TestUnusedWaitsForSessionsWithoutClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := NewLeases(Greeting{})
+		l := newLeases(Greeting{})
 		start := time.Now()
 		busy := func() bool { return time.Since(start) < 5*time.Second }
-		if err := l.Unused(t.Context(), 2*time.Second, busy); err != nil {
+		if err := l.unused(t.Context(), 2*time.Second, busy); err != nil {
 			t.Fatal(err)
 		}
 		if got := time.Since(start); got != 6*time.Second {
@@ -102,10 +102,10 @@ func TestUnusedWaitsForSessionsWithoutClients(t *testing.T) {
 }
 
 func TestUnusedEndsWithItsContext(t *testing.T) {
-	l := NewLeases(Greeting{})
+	l := newLeases(Greeting{})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := l.Unused(ctx, time.Hour, nil); err == nil {
+	if err := l.unused(ctx, time.Hour, nil); err == nil {
 		t.Error("no error")
 	}
 }
@@ -118,7 +118,7 @@ func serveLeases(t *testing.T, s *statedir.Dir, l *leases) {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle(LeasePath, l)
+	mux.Handle(leasePath, l)
 	srv := &http.Server{Handler: mux}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(socket) }()
@@ -130,7 +130,7 @@ func TestHoldIsGreetedAndNoticesTheEnd(t *testing.T) {
 	if _, err := Hold(t.Context(), s); !IsAbsent(err) {
 		t.Fatalf("hold without a server: %v", err)
 	}
-	l := NewLeases(Greeting{Mode: statedir.ModeEmbedded, Backend: "simulator"})
+	l := newLeases(Greeting{Mode: statedir.ModeEmbedded, Backend: "simulator"})
 	serveLeases(t, s, l)
 	a, err := Hold(t.Context(), s)
 	if err != nil {
@@ -149,7 +149,7 @@ func TestHoldIsGreetedAndNoticesTheEnd(t *testing.T) {
 		t.Error("one client's end ended another's lease")
 	default:
 	}
-	l.End()
+	l.end()
 	<-a.Lost
 	if _, err := Hold(t.Context(), s); !IsAbsent(err) {
 		t.Errorf("hold of one that is closing: %v", err)
@@ -165,7 +165,7 @@ func TestHoldWorksInADeepDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serveLeases(t, s, NewLeases(Greeting{}))
+	serveLeases(t, s, newLeases(Greeting{}))
 	k, err := Hold(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)

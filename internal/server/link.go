@@ -51,7 +51,7 @@ func Hold(ctx context.Context, s *statedir.Dir) (*Link, error) {
 	transport := SocketTransport(s)
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel)
-	r, err := http.NewRequestWithContext(life, http.MethodGet, "http://localhost"+LeasePath, nil)
+	r, err := http.NewRequestWithContext(life, http.MethodGet, "http://localhost"+leasePath, nil)
 	if err != nil {
 		cancel()
 		return nil, err

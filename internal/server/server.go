@@ -68,7 +68,9 @@ type Server struct {
 	Failed    <-chan error      // one message, if the server can't go on
 
 	Stop func(context.Context) error // ends all sessions; the second call has the first's result
-	undo []func(context.Context) error
+
+	config Config
+	undo   []func(context.Context) error
 }
 
 // New builds a server on a state directory, top to bottom. The caller closes it.
@@ -76,7 +78,7 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	if err := writeNoCore(); err != nil {
 		return nil, err
 	}
-	srv := &Server{Vault: &secret.Vault{}}
+	srv := &Server{Vault: &secret.Vault{}, config: c}
 	defer func() {
 		if err != nil {
 			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), StopTime)
@@ -280,7 +282,7 @@ func newerStore(err error, state string) error {
 const StopTime = 20 * time.Second
 
 // Broken says what to do about a database that takes no writes any more.
-func Broken(err error, state string) error {
+func broken(err error, state string) error {
 	if err == nil || !errors.Is(err, store.ErrBroken) {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/enclave-run/enclave"
 )
@@ -114,4 +115,23 @@ func joinPort(host string, port uint16) string {
 		host = "[" + host + "]"
 	}
 	return fmt.Sprintf("%s:%d", host, port)
+}
+
+// LogLine prints a piece of output as a line of JSON, and nothing for an event that
+// has none.
+func LogLine(w io.Writer, e enclave.StreamEvent) error {
+	line := struct {
+		Stream string `json:"stream"`
+		Text   string `json:"text,omitempty"`
+		Base64 []byte `json:"base64,omitempty"`
+	}{Stream: e.Kind}
+	switch {
+	case len(e.Output) == 0:
+		return nil
+	case utf8.Valid(e.Output):
+		line.Text = string(e.Output)
+	default:
+		line.Base64 = e.Output
+	}
+	return json.NewEncoder(w).Encode(line)
 }

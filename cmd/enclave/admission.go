@@ -75,7 +75,7 @@ func (o *admissionOptions) parse() (server.Admission, error) {
 		if n.text == "" {
 			continue
 		}
-		v, err := positive(n.text)
+		v, err := server.Positive(n.text)
 		if err != nil {
 			return server.Admission{}, fmt.Errorf("%s %q %w", n.flag, n.text, err)
 		}
@@ -89,7 +89,7 @@ func (o *admissionOptions) parse() (server.Admission, error) {
 		a.Overcommit = times
 	}
 	if o.Gateway != "" {
-		v, err := positive(o.Gateway)
+		v, err := server.Positive(o.Gateway)
 		if err != nil {
 			return server.Admission{}, fmt.Errorf("--gateway-memory %q %w", o.Gateway, err)
 		}
@@ -112,7 +112,7 @@ func (o *admissionOptions) parse() (server.Admission, error) {
 			return server.Admission{}, fmt.Errorf("--quota names %q twice", org)
 		}
 		seen[org] = true
-		q, err := parseQuotas(bounds)
+		q, err := server.ParseQuotas(bounds)
 		if err != nil {
 			return server.Admission{}, fmt.Errorf("--quota %q: %w", text, err)
 		}
@@ -123,48 +123,4 @@ func (o *admissionOptions) parse() (server.Admission, error) {
 		}
 	}
 	return a, nil
-}
-
-func parseQuotas(text string) (control.Quotas, error) {
-	var q control.Quotas
-	seen := map[string]bool{}
-	for part := range strings.SplitSeq(text, ",") {
-		name, value, ok := strings.Cut(part, "=")
-		if !ok || seen[name] {
-			return control.Quotas{}, fmt.Errorf("%q is not NAME=NUMBER, once for each name", part)
-		}
-		seen[name] = true
-		if name == "perMinute" && value == "unlimited" {
-			q.PerMinute = control.Unlimited
-			continue
-		}
-		n, err := positive(value)
-		if err != nil {
-			return control.Quotas{}, fmt.Errorf("%s=%q %w", name, value, err)
-		}
-		switch name {
-		case "concurrent":
-			q.Concurrent = int(n)
-		case "perMinute":
-			q.PerMinute = int(n)
-		case "cpuSecondsPerDay":
-			q.CPUSecondsPerDay = n
-		case "waiting":
-			q.Waiting = int(n)
-		case "storageMb":
-			q.Storage = n << 20
-		default:
-			return control.Quotas{}, fmt.Errorf("%q is not one of concurrent, perMinute, cpuSecondsPerDay, waiting and storageMb", name)
-		}
-	}
-	return q, nil
-}
-
-// positive reads a number that a bound can be.
-func positive(text string) (int64, error) {
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 1 || n > 1_000_000_000 {
-		return 0, fmt.Errorf("is not a number from 1 to 1000000000")
-	}
-	return n, nil
 }

@@ -82,7 +82,12 @@ func (p *program) chooseBackend(ctx context.Context) (all.Kind, error) {
 		if os.Geteuid() != 0 {
 			return all.Kind{}, errNotRoot
 		}
-		return p.chooseReal(ctx), nil
+		k, instead := all.Best(ctx, p.able)
+		if instead != nil {
+			fmt.Fprintf(p.err, "enclave: %s can't run here (%v): using %s\n", all.Default().Name, instead, k.Name)
+		}
+		p.warn(k)
+		return k, nil
 	}
 	k, err := all.Named(p.opts.Backend)
 	if err != nil {
@@ -95,49 +100,19 @@ func (p *program) chooseBackend(ctx context.Context) (all.Kind, error) {
 	return k, nil
 }
 
-// chooseReal returns the kind that auto stands for: the first that can run here. An
-// emulated machine is never chosen: it isolates less than it seems to. If none can
-// run it is the first of all, which says what is missing.
-func (p *program) chooseReal(ctx context.Context) all.Kind {
-	best := all.Default()
-	var why error
-	for _, k := range all.Kinds() {
-		if !k.Executes {
-			continue
-		}
-		able, err := p.able(ctx, k)
-		if k.Name == best.Name {
-			why = err
-		}
-		if err != nil || able.Isolation == backend.Emulated {
-			continue
-		}
-		if k.Name != best.Name {
-			fmt.Fprintf(p.err, "enclave: %s can't run here (%v): using %s\n", best.Name, why, k.Name)
-		}
-		p.warn(k)
-		return k
-	}
-	return best
-}
-
 // realBackends are the kinds that run code and that this host can run, for
 // backend-parity. It says of each other why it is not compared, and returns that too.
 func (p *program) realBackends(ctx context.Context) (names []string, absent []demo.Absent) {
-	for _, k := range all.Kinds() {
-		if !k.Executes {
+	for _, a := range all.Ask(ctx, p.able) {
+		if a.Err != nil {
+			why := strings.TrimPrefix(ui.Message(a.Err), backend.ErrUnavailable.Error()+": ")
+			fmt.Fprintf(p.err, "enclave: %s is not compared: %s\n", a.Kind.Name, why)
+			absent = append(absent, demo.Absent{Backend: a.Kind.Name, Reason: why})
 			continue
 		}
-		able, err := p.able(ctx, k)
-		if err != nil {
-			why := strings.TrimPrefix(ui.Message(err), backend.ErrUnavailable.Error()+": ")
-			fmt.Fprintf(p.err, "enclave: %s is not compared: %s\n", k.Name, why)
-			absent = append(absent, demo.Absent{Backend: k.Name, Reason: why})
-			continue
-		}
-		names = append(names, k.Name)
-		p.warn(k)
-		p.warnOfEmulation(k.Name, able.Isolation)
+		names = append(names, a.Kind.Name)
+		p.warn(a.Kind)
+		p.warnOfEmulation(a.Kind.Name, a.Able.Isolation)
 	}
 	return names, absent
 }

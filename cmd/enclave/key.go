@@ -35,7 +35,7 @@ func (p *program) withClient(ctx context.Context, f func(*enclave.Client) error)
 		return err
 	}
 	defer k.Close()
-	return explain(k, f(k.Client))
+	return k.Explain(f(k.Client))
 }
 
 func (p *program) keyCreate() *cobra.Command {

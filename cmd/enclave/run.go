@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/backend"
@@ -138,83 +137,32 @@ func (p *program) runSession(ctx context.Context, f runFlags, req enclave.Sessio
 			p.warn(k)
 		}
 	}
-	return explain(k, p.drive(ctx, k, f, req))
+	return k.Explain(p.drive(ctx, k, f, req))
+}
+
+// randomKey returns a key that no other request has.
+func randomKey() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
 }
 
 // drive runs req on k and shows it. If ctx ends it tears the session down.
 func (p *program) drive(ctx context.Context, k *server.Link, f runFlags, req enclave.SessionRequest) error {
-	// The session is asked for even if the interrupt comes at this moment: what
-	// was sent may exist, and only its id can end it.
-	create, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
-	h, err := k.Client.Run(create, req)
-	if err != nil {
-		return err
-	}
-	if !f.quiet {
-		// A control plane in the background says it in its log alone.
-		if s := h.Session(); s.Isolation == backend.Emulated.String() && !p.opts.remote() {
-			p.warnOfEmulation(ui.Visible(s.Backend), backend.Emulated)
-		}
-		fmt.Fprintf(p.err, "session %s\n", ui.Visible(h.ID()))
-	}
-	watching, stop := context.WithCancel(ctx)
-	defer stop()
-	if k.Lost != nil {
-		go func() {
-			select {
-			case <-k.Lost:
-				stop()
-			case <-watching.Done():
+	d := ui.Drive{
+		Client: k.Client, Lost: k.Lost, Out: p.out, Err: p.err, JSON: f.json, Raw: f.raw, Quiet: f.quiet,
+		Begun: func(s enclave.Session) {
+			// A control plane in the background says it in its log alone.
+			if s.Isolation == backend.Emulated.String() && !p.opts.remote() {
+				p.warnOfEmulation(ui.Visible(s.Backend), backend.Emulated)
 			}
-		}()
+		},
 	}
-	show := ui.RunView{Out: p.out, Err: p.err, Raw: f.raw, Live: !f.json}
-	begun := func() {}
-	if !f.quiet {
-		begun = ui.SayTurn(watching, p.err, k.Client, h.ID())
-	}
-	defer func() { begun() }()
-	for e, err := range h.Stream(watching) {
-		if err != nil {
-			return p.abandon(ctx, k, h, err)
-		}
-		if e.Kind != enclave.StreamPhase || e.Phase != enclave.Pending {
-			begun()
-			begun = func() {}
-		}
-		if err := show.Event(e); err != nil {
-			return p.abandon(ctx, k, h, err)
-		}
-	}
-	s, err := h.Refresh(context.WithoutCancel(ctx))
+	s, err := d.Run(ctx, req)
 	if err != nil {
 		return err
 	}
-	if f.json {
-		if err := ui.PrintJSON(p.out, s); err != nil {
-			return fmt.Errorf("write the result: %w", err)
-		}
-	} else if err := show.End(s, f.quiet); err != nil {
-		return err
-	}
-	return verdict(s, logOf(k))
-}
-
-// abandon tears down a session that can't be followed to its end: whoever
-// interrupts run leaves nothing running.
-func (p *program) abandon(ctx context.Context, k *server.Link, h *enclave.Handle, cause error) error {
-	select {
-	case <-k.Lost: // a remote control plane is never lost: the channel is nil
-		return fmt.Errorf("session %s could not be followed to its end: `enclave session show %s` says what became of it", ui.Visible(h.ID()), ui.Visible(h.ID()))
-	default:
-	}
-	down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-	defer cancel()
-	if err := h.Teardown(down); err != nil {
-		return fmt.Errorf("%w; and the session may still run: %w", cause, err)
-	}
-	return cause
+	return verdict(s, k.Log())
 }
 
 // verdict returns the error that ends the program as the session ended. Why the
@@ -232,11 +180,4 @@ func verdict(s enclave.Session, log string) error {
 		return &exit{*r.ExitCode & 0xff, nil}
 	}
 	return nil
-}
-
-// randomKey returns a key that no other request has.
-func randomKey() string {
-	var b [16]byte
-	rand.Read(b[:])
-	return hex.EncodeToString(b[:])
 }

@@ -28,7 +28,7 @@ func (p *program) client(ctx context.Context, f func(context.Context, *enclave.C
 		return err
 	}
 	defer k.Close()
-	return explain(k, f(ctx, k.Client))
+	return k.Explain(f(ctx, k.Client))
 }
 
 func (p *program) sessionList() *cobra.Command {

@@ -24,7 +24,7 @@ func TestALostSandboxSaysWhereWhyIs(t *testing.T) {
 		"pids_exceeded": {"killed: pids_exceeded": {}},
 	} {
 		for want, k := range of {
-			err := verdict(enclave.Session{Outcome: enclave.Killed, KillReason: reason}, logOf(k))
+			err := verdict(enclave.Session{Outcome: enclave.Killed, KillReason: reason}, k.Log())
 			var e *exit
 			if !errors.As(err, &e) || e.code != statusKilled || e.Error() != want {
 				t.Errorf("%s ends with %v, want %s", reason, err, want)

@@ -204,3 +204,42 @@ func (k Kind) Check(o Options) error {
 	}
 	return k.check(o)
 }
+
+// An Answer is what a kind can do on a host, or why it can't run there.
+type Answer struct {
+	Kind Kind
+	Able Able
+	Err  error
+}
+
+// Ask asks every kind that runs code, in the order of preference.
+func Ask(ctx context.Context, able func(context.Context, Kind) (Able, error)) []Answer {
+	var all []Answer
+	for _, k := range kinds {
+		if k.Executes {
+			a, err := able(ctx, k)
+			all = append(all, Answer{k, a, err})
+		}
+	}
+	return all
+}
+
+// Best returns the kind that isolates best of those that can run: the first in the
+// order of preference. An emulated machine is never chosen: it isolates less than it
+// seems to. If it is not the default, instead says why that can't run. If none can run
+// it is the default, which says what is missing.
+func Best(ctx context.Context, able func(context.Context, Kind) (Able, error)) (k Kind, instead error) {
+	for _, k := range kinds {
+		if !k.Executes {
+			continue
+		}
+		a, err := able(ctx, k)
+		switch {
+		case err == nil && a.Isolation != backend.Emulated:
+			return k, instead
+		case k.Name == Default().Name:
+			instead = err
+		}
+	}
+	return Default(), nil
+}

@@ -117,7 +117,7 @@ var table = map[string][]string{
 	},
 	// Holds the API to its document. Only tests import it.
 	"internal/contract": {"api"},
-	// A whole control plane in a test's process, wired as cmd/enclave does. Only
+	// A whole control plane in a test's process, assembled as the program's is. Only
 	// tests import it.
 	"internal/lab": {"*"},
 	// Attacks sandboxes. All of it is tests, which import what they like.

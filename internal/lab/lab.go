@@ -6,9 +6,9 @@ package lab
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -21,16 +21,14 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
-	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/gateway"
-	"github.com/enclave-run/enclave/internal/httpapi"
-	"github.com/enclave-run/enclave/internal/observe"
-	"github.com/enclave-run/enclave/internal/store"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
 )
 
 // A Config is what a Plane is made of. Its zero value is that of the examples.
@@ -66,11 +64,11 @@ type Plane struct {
 	URL string
 	Key string // of the owner of organisation acme
 
-	store *store.Store
-	undo  []func() error
+	server *server.Server
+	undo   []func() error
 }
 
-// Open starts a control plane on a directory, which may hold the store of one
+// Open starts a control plane on a directory, which may hold the state of one
 // that was closed. The caller closes it.
 func Open(dir string, c Config) (_ *Plane, err error) {
 	p := &Plane{}
@@ -94,26 +92,6 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	if c.World == nil {
 		c.World = nowhere{}
 	}
-	logger := slog.New(c.Log)
-	ctx, stop := context.WithCancel(context.Background())
-	p.undo = append(p.undo, func() error { stop(); return nil })
-
-	if p.store, err = store.Open(ctx, filepath.Join(dir, "enclave.db"), store.Options{Every: 10 * time.Millisecond, Now: c.Now}); err != nil {
-		return nil, err
-	}
-	p.undo = append(p.undo, p.store.Close)
-	private, _, err := audit.GenerateKey(rand.Reader, "enclave.example/log")
-	if err != nil {
-		return nil, err
-	}
-	signer, err := audit.NewSigner(private)
-	if err != nil {
-		return nil, err
-	}
-	var background sync.WaitGroup
-	background.Go(func() { _ = p.store.Sequence(ctx, signer) }) // its end is the lab's
-	p.undo = append(p.undo, func() error { stop(); background.Wait(); return nil })
-
 	table, err := egress.Standard()
 	if err != nil {
 		return nil, err
@@ -123,41 +101,34 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	metrics, err := observe.NewMetrics("lab", c.Backend.Info().Name)
+	state, err := statedir.Open(filepath.Join(dir, "state"))
 	if err != nil {
 		return nil, err
 	}
-	plane, err := control.New(control.Config{
-		Backend: c.Backend, Store: p.store, Keys: p.store, Log: p.store, Gateway: g, Table: table,
-		Image:    func(context.Context) (string, error) { return c.Image, nil },
-		Logger:   logger,
-		Observer: metrics, Tracer: c.Tracer, Now: c.Now, Quotas: c.Quotas,
-	})
+	ctx := context.Background()
+	locked, err := state.Lock(ended(), statedir.ModeCommand)
 	if err != nil {
 		return nil, err
 	}
-	p.undo = append(p.undo, func() error { return plane.Close(ended()) })
-	if err := plane.Start(ctx); err != nil {
+	p.undo = append(p.undo, func() error { locked.Unlock(); return nil })
+	if p.server, err = server.New(ctx, server.Config{
+		State: locked, Logger: slog.New(c.Log), Now: c.Now, Version: "lab", Crash: io.Discard, Admission: server.Admission{Usual: c.Quotas},
+		Gateway: g, Table: &table, Backend: c.Backend, Image: c.Image, Tracer: c.Tracer, Every: 10 * time.Millisecond,
+	}); err != nil {
 		return nil, err
 	}
-	tokens, err := auth.NewVerifier(auth.VerifierConfig{Secret: []byte(rand.Text() + rand.Text()), Now: c.Now})
-	if err != nil {
-		return nil, err
-	}
-	api, err := httpapi.NewServer(httpapi.Config{Plane: plane, Keys: p.store, Tokens: tokens, Log: logger, Observer: metrics, Metrics: metrics.Handler(), WebhookKey: webhookKey})
-	if err != nil {
-		return nil, err
-	}
-	server := api.HTTPServer()
+	p.undo = append(p.undo, func() error { return p.server.Close(ended()) })
+	api := p.server.HTTP
 	if c.Wrap != nil {
-		server.Handler = c.Wrap(server.Handler)
+		api.Handler = c.Wrap(api.Handler)
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	background.Go(func() { _ = server.Serve(ln) })
-	p.undo = append(p.undo, server.Close)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = api.Serve(ln) }) // its end is the lab's
+	p.undo = append(p.undo, func() error { err := api.Close(); serving.Wait(); return err })
 	p.URL = "http://" + ln.Addr().String()
 	p.Key, err = p.NewKey("acme", auth.Owner)
 	return p, err
@@ -169,7 +140,7 @@ func (p *Plane) NewKey(org, role string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := p.store.SaveKey(context.Background(), k); err != nil {
+	if err := p.server.Store.SaveKey(context.Background(), k); err != nil {
 		return "", fmt.Errorf("save a key: %w", err)
 	}
 	return plaintext, nil
@@ -204,6 +175,3 @@ func (nowhere) DialContext(context.Context, string, string) (net.Conn, error) {
 }
 
 func (nowhere) Opened() []netip.Prefix { return nil }
-
-// webhookKey is a public key: this control plane sends no webhooks.
-const webhookKey = "whpk_6kpsY+KcUgq+9VB7Ey7F+ZVHdq69+ocxrQ6aqwN1z8k="

@@ -6,10 +6,11 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/observe"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // traces returns where the traces of a server go, and closes them with it.
-func (srv *Server) traces(ctx context.Context, endpoint, version string, log *slog.Logger) (*observe.Traces, error) {
+func (srv *Server) traces(ctx context.Context, endpoint, version string, log *slog.Logger) (trace.Tracer, error) {
 	if endpoint == "" {
 		return observe.NoTraces(), nil
 	}

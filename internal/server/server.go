@@ -30,6 +30,7 @@ import (
 	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
 	"github.com/enclave-run/enclave/internal/webhook"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // A Config is what a server is made of. Version, the places of what is sent, and
@@ -52,10 +53,14 @@ type Config struct {
 	Issuers    []auth.Issuer     // of tokens
 	IssuersIn  []netip.Prefix    // where they may be besides the public internet
 
-	// Gateway and table replace those of this host. Only a demo's positive
-	// control sets them.
+	// Gateway and Table replace those of this host, Backend and Image what Kind
+	// opens, and Tracer what Traces leads to. Only positive controls and tests set them.
 	Gateway control.Gateway
 	Table   *egress.Table
+	Backend backend.Backend // the caller closes it; the host's capacity is not asked for
+	Image   string
+	Tracer  trace.Tracer
+	Every   time.Duration // how often the log is signed; 0 is as usual
 }
 
 // A Server is a control plane with all that it stands on.
@@ -92,19 +97,24 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	srv.Failed = failed
 
 	// What an operator sees of it.
-	metrics, err := observe.NewMetrics(c.Version, c.Kind.Name)
+	name := c.Kind.Name
+	if c.Backend != nil {
+		name = c.Backend.Info().Name
+	}
+	metrics, err := observe.NewMetrics(c.Version, name)
 	if err != nil {
 		return nil, err
 	}
-
-	traces, err := srv.traces(life, c.Traces, c.Version, c.Logger)
-	if err != nil {
-		return nil, err
+	tracer := c.Tracer
+	if tracer == nil {
+		if tracer, err = srv.traces(life, c.Traces, c.Version, c.Logger); err != nil {
+			return nil, err
+		}
 	}
 
 	// The record: sessions, events, and the log that is signed.
 	var closeStore func() error
-	if srv.Store, closeStore, err = OpenStore(ctx, c.State.Dir, c.Checkpoint, store.Options{Now: c.Now, Committed: metrics.Committed}); err != nil {
+	if srv.Store, closeStore, err = OpenStore(ctx, c.State.Dir, c.Checkpoint, store.Options{Now: c.Now, Every: c.Every, Committed: metrics.Committed}); err != nil {
 		return nil, err
 	}
 	srv.onClose(func(context.Context) error { return closeStore() })
@@ -140,11 +150,15 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	srv.background(life, failed, teller.Run)
 
 	// The backend.
-	b, err := c.Kind.Open(ctx, c.Host)
-	if err != nil {
-		return nil, err
+	b, digest := c.Backend, func(context.Context) (string, error) { return c.Image, nil }
+	if b == nil {
+		opened, err := c.Kind.Open(ctx, c.Host)
+		if err != nil {
+			return nil, err
+		}
+		srv.onClose(func(context.Context) error { return opened.Close() })
+		b, digest = opened, func(context.Context) (string, error) { return c.Kind.Image(c.Host.Images, image.Default) }
 	}
-	srv.onClose(func(context.Context) error { return b.Close() })
 	srv.Isolation = b.Info().Isolation
 
 	// The only way out.
@@ -167,15 +181,17 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	// The control plane, and how it is reached.
 	config := control.Config{
 		Backend: b, Store: srv.Store, Keys: srv.Store, Log: srv.Store, Gateway: out, Table: *table,
-		Image: func(context.Context) (string, error) { return c.Kind.Image(c.Host.Images, image.Default) }, Logger: c.Logger, Now: c.Now,
-		Observer: metrics, Tracer: traces, Webhook: reach.Check, Retention: c.Retention,
+		Image: digest, Logger: c.Logger, Now: c.Now,
+		Observer: metrics, Tracer: tracer, Webhook: reach.Check, Retention: c.Retention,
 	}
 	c.Admission.configure(&config)
-	var share int64
-	if config.Capacity, share, err = capacityOf(ctx, c.State.Path, cmp.Or(c.Admission.Overcommit, 1), srv.Store); err != nil {
-		return nil, err
+	if c.Backend == nil {
+		var share int64
+		if config.Capacity, share, err = capacityOf(ctx, c.State.Path, cmp.Or(c.Admission.Overcommit, 1), srv.Store); err != nil {
+			return nil, err
+		}
+		config.Quotas.Storage = cmp.Or(config.Quotas.Storage, share)
 	}
-	config.Quotas.Storage = cmp.Or(config.Quotas.Storage, share)
 	if srv.Plane, err = control.New(config); err != nil {
 		return nil, err
 	}

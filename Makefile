@@ -110,7 +110,7 @@ kill-matrix: setup ## switch one control of the product off after the other, and
 	@$(LINK)
 	ENCLAVE_CORPUS=kill ENCLAVE_TEST_BIN=$(TESTBIN) $(CORPUS) -timeout 90m -run TestEveryControlThatIsOff
 
-RACY := . ./internal/audit ./internal/auth ./internal/backend/microvm ./internal/backend/microvm/vsock ./internal/control ./internal/gateway ./internal/httpapi ./internal/lab ./internal/observe ./internal/store ./internal/webhook ./internal/wire
+RACY := . ./internal/audit ./internal/auth ./internal/backend/microvm ./internal/backend/microvm/vsock ./internal/control ./internal/gateway ./internal/httpapi ./internal/planetest ./internal/observe ./internal/store ./internal/webhook ./internal/wire
 race: setup ## the packages with the most concurrency, under the race detector
 	CGO_ENABLED=1 go test -race -timeout 15m -p 2 $(RACY)
 

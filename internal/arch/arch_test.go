@@ -52,14 +52,14 @@ var table = map[string][]string{
 	"internal/sandbox": {"internal/backend", "internal/wire"},
 	"internal/control": {"internal/sandbox", "internal/request", "internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
 	// The filter of system calls of our programs that read what is hostile.
-	"internal/filter": {},
+	"internal/seccomp": {},
 	// What a terminal is shown of the bytes that others chose.
 	"internal/terminal": {},
 	// What the command line shows of sessions, records and progress.
 	"internal/ui": {".", "internal/audit", "internal/backend", "internal/parity", "internal/request", "internal/terminal", "internal/verify"},
 	// Asks the kernel whether an address is this host's own, for those who dial.
 	"internal/route":             {},
-	"internal/gateway":           {"internal/egress", "internal/audit", "internal/wire", "internal/filter", "internal/route"},
+	"internal/gateway":           {"internal/egress", "internal/audit", "internal/wire", "internal/seccomp", "internal/route"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit"},
 	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/strictjson", "internal/control", "internal/request", "internal/session", "internal/audit", "internal/auth"},
@@ -80,7 +80,7 @@ var table = map[string][]string{
 	// The API of a VMM, spoken to Firecracker and served over QEMU: one set of
 	// types, so that both are the same to the backend.
 	"internal/backend/microvm/firecracker": {},
-	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock", "internal/backend/microvm/kernel", "internal/filter"},
+	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock", "internal/backend/microvm/kernel", "internal/seccomp"},
 	// Has a test program be the monitor of QEMU's machines. Only tests import it.
 	"internal/backend/microvm/qemu/qemutest": {"internal/backend/microvm/qemu"},
 	// The kernels of machines: from packages, and what a monitor can boot.
@@ -116,10 +116,10 @@ var table = map[string][]string{
 		"internal/statedir", "internal/store", "internal/terminal", "internal/webhook",
 	},
 	// Holds the API to its document. Only tests import it.
-	"internal/contract": {"api"},
+	"internal/openapitest": {"api"},
 	// A whole control plane in a test's process, assembled as the program's is. Only
 	// tests import it.
-	"internal/lab": {"*"},
+	"internal/planetest": {"*"},
 	// Attacks sandboxes. All of it is tests, which import what they like.
 	"internal/corpus": {},
 	// Only tests import testenv, so this arrow leads from no product code.
@@ -138,7 +138,7 @@ var table = map[string][]string{
 var everywhere = []string{"internal/failpoint"}
 
 // testOnly are packages that only tests import.
-var testOnly = []string{"internal/testenv", "internal/testenv/stranger", "internal/contract", "internal/lab", "internal/store/storetest", "internal/backend/microvm/qemu/qemutest"}
+var testOnly = []string{"internal/testenv", "internal/testenv/stranger", "internal/openapitest", "internal/planetest", "internal/store/storetest", "internal/backend/microvm/qemu/qemutest"}
 
 // long are the files that may have more than 500 lines, each with its reason.
 var long = map[string]string{}

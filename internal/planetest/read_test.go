@@ -1,4 +1,4 @@
-package lab_test
+package planetest_test
 
 import (
 	"context"
@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // Clients that ask for a result of 9 MB and stop reading hold a small part of
@@ -18,7 +18,7 @@ func TestSlowReadersOfAResultHoldNoMemory(t *testing.T) {
 	var waiting sync.WaitGroup
 	waiting.Add(2 * readers)
 	release := make(chan struct{})
-	p, err := lab.Open(t.TempDir(), lab.Config{Wrap: func(next http.Handler) http.Handler {
+	p, err := planetest.Open(t.TempDir(), planetest.Config{Wrap: func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("X-Stuck") != "" {
 				w = &stuck{w, 100_000, sync.OnceFunc(waiting.Done), release}

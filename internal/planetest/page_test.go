@@ -1,4 +1,4 @@
-package lab_test
+package planetest_test
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package lab_test
+package planetest_test
 
 import (
 	"errors"
@@ -9,28 +9,30 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
-	"github.com/enclave-run/enclave/internal/contract"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/openapitest"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // open starts a control plane each of whose answers is held to the document.
-func open(t *testing.T, dir string) *lab.Plane {
+func open(t *testing.T, dir string) *planetest.Plane {
 	t.Helper()
-	p, err := lab.Open(dir, lab.Config{Wrap: func(next http.Handler) http.Handler { return contract.Handler(t, next) }})
+	p, err := planetest.Open(dir, planetest.Config{Wrap: func(next http.Handler) http.Handler { return openapitest.Handler(t, next) }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := p.Close(); err != nil {
-			t.Errorf("close the lab: %v", err)
+			t.Errorf("close the control plane: %v", err)
 		}
 	})
 	return p
 }
 
-func client(p *lab.Plane) *enclave.Client { return &enclave.Client{BaseURL: p.URL, APIKey: p.Key} }
+func client(p *planetest.Plane) *enclave.Client {
+	return &enclave.Client{BaseURL: p.URL, APIKey: p.Key}
+}
 
-func ask(t *testing.T, p *lab.Plane, method, path, key, body string, header ...string) (*http.Response, string) {
+func ask(t *testing.T, p *planetest.Plane, method, path, key, body string, header ...string) (*http.Response, string) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, p.URL+path, strings.NewReader(body))
 	if err != nil {
@@ -56,7 +58,7 @@ func ask(t *testing.T, p *lab.Plane, method, path, key, body string, header ...s
 }
 
 // What a real control plane says of sessions that end in every way is as the
-// document says: contract.Handler judges each answer.
+// document says: openapitest.Handler judges each answer.
 func TestRealAnswersAreAsTheDocumentSays(t *testing.T) {
 	p := open(t, t.TempDir())
 	c := client(p)

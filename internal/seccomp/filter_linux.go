@@ -1,8 +1,8 @@
-// Package filter is the filter of system calls of those programs of ours that
+// Package seccomp is the filter of system calls of those programs of ours that
 // read what is hostile: the gateway, and the monitor of an emulated machine. It
 // refuses whatever is not named; what else a process gives up, and when, is its
 // own.
-package filter
+package seccomp
 
 import (
 	"fmt"

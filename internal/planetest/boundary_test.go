@@ -1,4 +1,4 @@
-package lab_test
+package planetest_test
 
 import (
 	"encoding/json"
@@ -11,7 +11,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
-	"github.com/enclave-run/enclave/internal/contract"
+	"github.com/enclave-run/enclave/internal/openapitest"
 )
 
 // wordy are the parts of a request that the document also bounds in words, so
@@ -87,7 +87,7 @@ func edges(s *openapi3.Schema, at string, yield func(at string, v any)) {
 // The document and the server draw every edge at the same place: for each that
 // a request can be on either side of, what the one refuses the other does.
 func TestDocumentAndServerAgreeOnEveryEdge(t *testing.T) {
-	d, err := contract.Load()
+	d, err := openapitest.Load()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package lab_test
+package planetest_test
 
 import (
 	"encoding/json"
@@ -8,14 +8,14 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // Fifty clients that send one request with one key at once have one session,
 // which runs once; and it is the same after a restart.
 func TestOneKeyIsOneSession(t *testing.T) {
 	dir := t.TempDir()
-	p, err := lab.Open(dir, lab.Config{})
+	p, err := planetest.Open(dir, planetest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package lab_test
+package planetest_test
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // An id that no event of the stream has is either none, which is refused, or
@@ -69,7 +69,7 @@ func TestSlowReadersHoldNoMemory(t *testing.T) {
 	var waiting sync.WaitGroup
 	waiting.Add(readers)
 	release := make(chan struct{})
-	p, err := lab.Open(t.TempDir(), lab.Config{Wrap: func(next http.Handler) http.Handler {
+	p, err := planetest.Open(t.TempDir(), planetest.Config{Wrap: func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("X-Stuck") != "" {
 				w = &stuck{w, 100_000, sync.OnceFunc(waiting.Done), release}

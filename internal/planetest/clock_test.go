@@ -1,4 +1,4 @@
-package lab_test
+package planetest_test
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/audit"
-	"github.com/enclave-run/enclave/internal/contract"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/openapitest"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // A clock that is set by days, forward and back, while sessions run changes
@@ -21,8 +21,8 @@ import (
 // and streams, and not which session an idempotency key stands for.
 func TestAClockThatJumpsByDaysIsOnlySeenInTimesOfDay(t *testing.T) {
 	var days atomic.Int64
-	p, err := lab.Open(t.TempDir(), lab.Config{
-		Wrap: func(next http.Handler) http.Handler { return contract.Handler(t, next) },
+	p, err := planetest.Open(t.TempDir(), planetest.Config{
+		Wrap: func(next http.Handler) http.Handler { return openapitest.Handler(t, next) },
 		Now: func() time.Time {
 			return time.Now().Round(0).AddDate(0, 0, int(days.Load())) // Round takes the monotonic reading away
 		},

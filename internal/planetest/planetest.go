@@ -1,8 +1,8 @@
-// Package lab is a whole control plane in the process of a test: the API on a
+// Package planetest is a whole control plane in the process of a test: the API on a
 // loopback port, the real store, log and gateway, and the simulator, which
 // executes nothing, or the backend that a test gives it. Only tests import it. It
 // reaches no network.
-package lab
+package planetest
 
 import (
 	"context"
@@ -127,7 +127,7 @@ func Open(dir string, c Config) (_ *Plane, err error) {
 		return nil, err
 	}
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = api.Serve(ln) }) // its end is the lab's
+	serving.Go(func() { _ = api.Serve(ln) }) // its end is the Plane's
 	p.undo = append(p.undo, func() error { err := api.Close(); serving.Wait(); return err })
 	p.URL = "http://" + ln.Addr().String()
 	p.Key, err = p.NewKey("acme", auth.Owner)

@@ -1,4 +1,4 @@
-package contract
+package openapitest
 
 import (
 	"bytes"

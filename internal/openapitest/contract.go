@@ -1,7 +1,7 @@
-// Package contract holds a server of the API to its OpenAPI document: a Handler
+// Package openapitest holds a server of the API to its OpenAPI document: a Handler
 // lets each exchange through and reports what the document does not say of it.
 // Only tests import it.
-package contract
+package openapitest
 
 import (
 	"bytes"

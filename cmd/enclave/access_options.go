@@ -50,7 +50,7 @@ func (o *accessOptions) flags(c *cobra.Command) {
 	f.StringVar(&o.TLSCert, "tls-cert", o.TLSCert, "`FILE` with the certificate chain, read again when it changes (ENCLAVE_TLS_CERT)")
 	f.StringVar(&o.TLSKey, "tls-key", o.TLSKey, "`FILE` with the certificate's private key (ENCLAVE_TLS_KEY)")
 	f.StringVar(&o.TLS, "tls", o.TLS, "`self-signed`: with a certificate of the server's own, whose fingerprint is printed (ENCLAVE_TLS)")
-	f.BoolVar(&o.InsecurePlain, "insecure-plain-http", o.InsecurePlain, "let every machine on the way read the credentials and all else (ENCLAVE_INSECURE_PLAIN_HTTP=true)")
+	f.BoolVar(&o.InsecurePlain, "insecure-plain-http", o.InsecurePlain, "serve without TLS beyond this host: every machine on the way can read the credentials and everything else (ENCLAVE_INSECURE_PLAIN_HTTP=true)")
 	f.StringVar(&o.RootKeyFile, "root-key-file", o.RootKeyFile, "new `FILE` that the first start writes the root key to, instead of printing it (ENCLAVE_ROOT_KEY_FILE)")
 	f.StringArrayVar(&o.OIDC, "oidc", o.OIDC, "`ISSUER` of tokens: issuer=URL,audience=NAME,org=NAME[,org=NAME...][,org-claim=CLAIM][,role-claim=CLAIM]; repeatable (ENCLAVE_OIDC, separated by spaces)")
 	f.StringSliceVar(&o.OIDCAllow, "oidc-allow", o.OIDCAllow, "private or loopback `CIDR` that an issuer may be in; repeatable (ENCLAVE_OIDC_ALLOW, separated by commas)")

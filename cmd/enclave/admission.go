@@ -36,11 +36,11 @@ func admissionDefaults(env func(string) string) admissionOptions {
 
 func (o *admissionOptions) flags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.MaxRunning, "max-running", o.MaxRunning, "run so `MANY` sessions at once; others wait (ENCLAVE_MAX_RUNNING; default 128)")
-	f.StringVar(&o.MaxWaiting, "max-waiting", o.MaxWaiting, "let so `MANY` sessions wait; more are refused (ENCLAVE_MAX_WAITING; default 10000)")
+	f.StringVar(&o.MaxRunning, "max-running", o.MaxRunning, "run this `MANY` sessions at once; others wait (ENCLAVE_MAX_RUNNING; default 128)")
+	f.StringVar(&o.MaxWaiting, "max-waiting", o.MaxWaiting, "let this `MANY` sessions wait; more are refused (ENCLAVE_MAX_WAITING; default 10000)")
 	f.StringArrayVar(&o.Quotas, "quota", o.Quotas, "`QUOTA` of an organisation, ORG:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100,storageMb=10000, or of all others, default:...; "+
 		"perMinute=unlimited is no bound; repeatable (ENCLAVE_QUOTA, separated by spaces)")
-	f.StringVar(&o.Overcommit, "memory-overcommit", o.Overcommit, "let sessions that run be able to take so many `TIMES` the memory that the host has for them, from 0.1 to 100 (ENCLAVE_MEMORY_OVERCOMMIT; default 1)")
+	f.StringVar(&o.Overcommit, "memory-overcommit", o.Overcommit, "admit sessions up to this many `TIMES` the memory that the host has for them, from 0.1 to 100 (ENCLAVE_MEMORY_OVERCOMMIT; default 1)")
 	f.StringVar(&o.Drain, "drain", o.Drain, "when told to end, let sessions run on for this `DURATION` (ENCLAVE_DRAIN; default 30s)")
 	f.StringVar(&o.Gateway, "gateway-memory", o.Gateway, "memory limit of the gateway process in `MIB`; what each session may take of it follows from --max-running (ENCLAVE_GATEWAY_MEMORY; default what they need at most, within three quarters of this host's)")
 }

@@ -19,7 +19,7 @@ func checkpointDefaults(or func(name, def string) string) checkpointOptions {
 }
 
 func (o *checkpointOptions) flags(c *cobra.Command) {
-	c.Flags().StringVar(&o.File, "checkpoint-file", o.File, "append each signed checkpoint of the audit log to `FILE` too, best on another disk or host; who can't append ends (ENCLAVE_CHECKPOINT_FILE)")
+	c.Flags().StringVar(&o.File, "checkpoint-file", o.File, "also append each signed checkpoint of the audit log to `FILE`, best on another disk or host; the server ends if it cannot (ENCLAVE_CHECKPOINT_FILE)")
 }
 
 func (o *checkpointOptions) validate() error {

@@ -23,7 +23,7 @@ func (p *program) doctorCommand() *cobra.Command {
 	var asJSON, quick bool
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "Say what holds on this host, what does not, and what to do",
+		Short: "Check this host, and say what to fix",
 		Long: `Doctor looks at everything that sandboxes need of this host, then starts some and
 puts the contract of each backend and the posture of a live sandbox to the test.
 It works beside a server, repairs nothing, and leaves nothing behind.

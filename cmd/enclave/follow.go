@@ -84,7 +84,7 @@ bytes are not UTF-8, base64.`,
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the session has ended")
-	c.Flags().BoolVar(&raw, "raw", false, "give a terminal the bytes as they are: the code can do with it what it likes")
+	c.Flags().BoolVar(&raw, "raw", false, "pass bytes to a terminal unchanged: the code can then control the terminal")
 	c.Flags().BoolVar(&asJSON, "json", false, "print lines of JSON")
 	c.MarkFlagsMutuallyExclusive("raw", "json")
 	return c

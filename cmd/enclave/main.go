@@ -159,8 +159,8 @@ log that can be checked offline.`,
 	return root
 }
 
-// refuseWords has c and the commands below it say how they are used to who gives
-// them other words than they take. Cobra shows help for a word that is no command
+// refuseWords has c and the commands below it answer other words than they take with
+// how they are used. Cobra shows help for a word that is not a command
 // of a group, and ends with 0: a script would take that for success.
 func refuseWords(c *cobra.Command) {
 	for _, child := range c.Commands() {

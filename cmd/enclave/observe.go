@@ -32,7 +32,7 @@ func observeDefaults(or func(name, def string) string) observeOptions {
 func (o *observeOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.LogFormat, "log-format", o.LogFormat, "`FORMAT` of the log on stderr: text or json (ENCLAVE_LOG_FORMAT)")
-	f.StringVar(&o.LogLevel, "log-level", o.LogLevel, "least `LEVEL` that is logged: debug, info, warn or error (ENCLAVE_LOG_LEVEL)")
+	f.StringVar(&o.LogLevel, "log-level", o.LogLevel, "lowest `LEVEL` that is logged: debug, info, warn or error (ENCLAVE_LOG_LEVEL)")
 	f.StringVar(&o.OTLPEndpoint, "otlp-endpoint", o.OTLPEndpoint, "`URL` of an OpenTelemetry collector that traces are sent to, by OTLP over HTTP (OTEL_EXPORTER_OTLP_ENDPOINT)")
 }
 

@@ -166,7 +166,7 @@ of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
 				return err
 			}
 			if info.Size() > parity.MaxCertificate {
-				return &exit{statusFailed, fmt.Errorf("%s has more than %d bytes: it is no certificate", args[0], parity.MaxCertificate)}
+				return &exit{statusFailed, fmt.Errorf("%s has more than %d bytes: it is not a certificate", args[0], parity.MaxCertificate)}
 			}
 			raw, err := os.ReadFile(args[0])
 			if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/enclave-run/enclave/internal/ui"
 )
 
-// errNotRoot is what a user gets who has not the rights that isolation takes.
+// errNotRoot is for a user who lacks the rights that isolation takes.
 var errNotRoot = errors.New("running code in a sandbox needs root: sudo enclave ... (`--backend simulator` models outcomes without root, and runs nothing)")
 
 // prepare makes this host ready to run a session, with progress on stderr. It

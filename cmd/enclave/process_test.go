@@ -240,7 +240,7 @@ func TestServeIsDrivenBySocketAndByKey(t *testing.T) {
 	}
 	wrong := append(remote, "ENCLAVE_API_KEY=ek_0000000000000000_"+strings.Repeat("0", 64))
 	out, err = enclaveCommand(t, wrong, "run", "-c", "1").CombinedOutput()
-	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "unauthorized") || !strings.Contains(string(out), "ENCLAVE_API_KEY is none of this server's") {
+	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "unauthorized") || !strings.Contains(string(out), "the server does not know this ENCLAVE_API_KEY") {
 		t.Errorf("by a wrong key: %v, %s", err, out)
 	}
 	for set, want := range map[string]string{"ENCLAVE_TOKEN=": "set ENCLAVE_API_KEY or ENCLAVE_TOKEN", "ENCLAVE_TOKEN=a.b.c": "ENCLAVE_TOKEN is none for this server"} {

@@ -17,8 +17,8 @@ func (p *program) auditRotateKey() *cobra.Command {
 		Long: `Rotate-key makes a new key for the log of this host, writes into the log an event
 that both keys sign, and destroys the old key. No server may be running.
 
-Who pinned the old public key goes on verifying with it: an exported record has
-the rotations with it. An interrupted rotation is finished, or undone, by the
+The old public key still verifies what follows: an exported record has the
+rotations with it. An interrupted rotation is finished, or undone, by the
 next command that opens the log.`,
 		Example: "  sudo enclave audit rotate-key > log.vkey",
 		Args:    cobra.NoArgs,

@@ -64,7 +64,7 @@ func (p *program) sessionList() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().IntVar(&limit, "limit", 50, "at most so many")
+	c.Flags().IntVar(&limit, "limit", 50, "list at most this many")
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
 }

@@ -28,7 +28,7 @@ are in the file.
 
 With --checkpoints the log must also have had every checkpoint of that file, which
 ` + "`enclave serve --checkpoint-file`" + ` wrote where the log's server can't change it: so a
-log that was rewritten by who has its key, or cut off, is found.
+log that was cut off, or rewritten with its own key, is found.
 
 It says yes or no for each property and exits 1 unless all hold.`,
 		Example: `  enclave audit verify record.json --key log.vkey

@@ -20,9 +20,9 @@ type place struct {
 }
 
 // welcome says where the control plane is, and at the first start how to use
-// it. The root key is shown then and never again. Who has lost it, or whose
-// server died between saving and showing it, is root on this machine and makes
-// another over the socket.
+// it. The root key is shown then and never again. If it is lost, or the
+// server died between saving and showing it, root on this machine makes another
+// over the socket.
 func (p *program) welcome(ctx context.Context, st *store.Store, at *place) error {
 	fmt.Fprintf(p.err, "enclave serves %s · state %s · process %d\n", at.url, at.state, os.Getpid())
 	if at.fingerprint != "" {

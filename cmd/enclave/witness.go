@@ -26,8 +26,8 @@ func (p *program) auditWitness() *cobra.Command {
 		Short: "Remember the log's last checkpoint and refuse a log that does not continue it",
 		Long: `Witness asks a server for the newest checkpoint of its log and for the proof that
 the log only grew since the last one it saw, which it keeps in a file of its own.
-Run it where who can change the server's database or has the log's key can't
-change that file.
+Run it where nobody who can change the server's database, or has the log's key,
+can change that file.
 
 It exits 1, and says why, if the log became shorter, was forked or rewritten, or
 is signed by another key than the one that was pinned or one that follows it in

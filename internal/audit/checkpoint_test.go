@@ -91,7 +91,7 @@ func TestOpenCheckpointRefuses(t *testing.T) {
 		"a size that overflows":       sign(strings.Replace(text, "\n5\n", "\n9223372036854775808\n", 1), s.signer),
 		"a short root":                sign("log.example/a\n5\n"+base64.StdEncoding.EncodeToString(make([]byte, 31))+"\n", s.signer),
 		"no root":                     sign("log.example/a\n5\n", s.signer),
-		"a text that is no statement": sign("hello\n", s.signer),
+		"a text that is not a statement": sign("hello\n", s.signer),
 		"too long":                    append(bytes.Clone(good), make([]byte, maxCheckpoint)...),
 	} {
 		if tree, err := OpenCheckpoint(c, s.Public()); err == nil {

@@ -324,7 +324,7 @@ func TestCheckpointFile(t *testing.T) {
 		"garbage without end":        {rec(one) + strings.Repeat("x\n", 2*maxCheckpoint), -1},
 		"a line without end":         {rec(one) + strings.Repeat("x", 2*maxCheckpoint), -1},
 		"an edited size":             {strings.Replace(rec(two), "\n9\n", "\n09\n", 1), -1},
-		"a torn mark that is no end": {rec(one) + "--- torn\n" + rec(two), 2},
+		"a torn mark that is not an end": {rec(one) + "--- torn\n" + rec(two), 2},
 	} {
 		n := 0
 		var bad error

@@ -12,7 +12,7 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// An Observer is told what a Plane does, for metrics. It is required: who wants
+// An Observer is told what a Plane does, for metrics. It is required: a caller that wants
 // none gives one that does nothing and says so.
 //
 // Its methods are called from many goroutines at once, on a session's way, and

@@ -134,7 +134,7 @@ func TestEachLineIsTranslated(t *testing.T) {
 	seen := map[string]*attack{}
 	for _, a := range attacks(t) {
 		if _, ok := lines[a.id]; !ok {
-			t.Errorf("%s is no line of the corpus", a.id)
+			t.Errorf("%s is not a line of the corpus", a.id)
 		}
 		if seen[a.id] != nil {
 			t.Errorf("%s is translated twice", a.id)

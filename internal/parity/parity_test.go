@@ -114,7 +114,7 @@ func TestOrderNumberAndVerdictCount(t *testing.T) {
 		"an exit code":             func(r *Record) { r.Verdict.ExitCode = &seven },
 		"a result":                 func(r *Record) { r.Verdict.Result = json.RawMessage("0") },
 		"truncated":                func(r *Record) { r.Verdict.Truncated = true },
-		"data that is no object":   func(r *Record) { r.Events[4].Data = json.RawMessage("[]") },
+		"data that is not an object":   func(r *Record) { r.Events[4].Data = json.RawMessage("[]") },
 		"data that is null":        func(r *Record) { r.Events[4].Data = json.RawMessage("null") },
 		"a result that is no JSON": func(r *Record) { r.Verdict.Result = json.RawMessage("{") },
 		"a kind nobody knows":      func(r *Record) { r.Kind = "chroot" },

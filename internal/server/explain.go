@@ -46,13 +46,13 @@ func advise(err error, c *enclave.Client) error {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return fmt.Errorf("%w: nothing listens where ENCLAVE_BASE_URL points", err)
 	case errors.Is(err, enclave.ErrUnauthorized) && c.APIKey != "":
-		return fmt.Errorf("%w: ENCLAVE_API_KEY is none of this server's, or was revoked", err)
+		return fmt.Errorf("%w: the server does not know this ENCLAVE_API_KEY, or it was revoked", err)
 	case errors.Is(err, enclave.ErrUnauthorized) && c.Token != "":
-		return fmt.Errorf("%w: ENCLAVE_TOKEN is none for this server, or has expired", err)
+		return fmt.Errorf("%w: the server does not accept this ENCLAVE_TOKEN, or it has expired", err)
 	case errors.Is(err, enclave.ErrUnauthorized):
 		return fmt.Errorf("%w: set ENCLAVE_API_KEY or ENCLAVE_TOKEN", err)
 	case errors.As(err, &refused) && refused.Code == "http_400" && strings.HasPrefix(c.BaseURL, "http://"):
-		return fmt.Errorf("%w: that is no answer of Enclave's: if the server speaks TLS, ENCLAVE_BASE_URL begins with https://", err)
+		return fmt.Errorf("%w: the response is not from an Enclave server: if the server speaks TLS, ENCLAVE_BASE_URL must begin with https://", err)
 	}
 	return err
 }

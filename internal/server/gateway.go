@@ -57,8 +57,8 @@ type GatewayNeeds struct {
 	meters   string // the directory of their byte counts; "" keeps them in memory
 }
 
-// StartGateway starts the gateway process. Who is not root can give it no user
-// of its own; there the gateway runs in this process, which is enough for the
+// StartGateway starts the gateway process. Without root it can't be given its own
+// user; there the gateway runs in this process, which is enough for the
 // simulator, the only backend that does without root: its packets are our own.
 // What the process says when it crashes goes to crash.
 func StartGateway(ctx context.Context, logger *slog.Logger, needs GatewayNeeds, crash io.Writer) (gate, error) {

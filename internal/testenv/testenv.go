@@ -53,7 +53,7 @@ func need(t testing.TB, name string, known map[string]func() error, require stri
 	}
 	probe := known[name]
 	if probe == nil {
-		t.Fatalf("%q is no need that a test can have", name)
+		t.Fatalf("%q is not a need that a test can have", name)
 	}
 	err := probe()
 	switch {

@@ -20,7 +20,7 @@ func Interruptible(ctx context.Context) (context.Context, *interrupts) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	signal.Ignore(syscall.SIGPIPE) // who stops reading our output gets an error, and the session its teardown
+	signal.Ignore(syscall.SIGPIPE) // a reader that stops gets an error, and the session its teardown
 	in := &interrupts{first: make(chan os.Signal, 1)}
 	done := make(chan struct{})
 	in.Stop = func() {

@@ -69,7 +69,7 @@ func TestEventsOutOfRuleAreRefused(t *testing.T) {
 		"a result that is no JSON":  start + frame(Result, "{"),
 		"a result of two values":    start + frame(Result, "1 2"),
 		"a result with NaN":         start + frame(Result, "NaN"),
-		"a result that is no text":  start + frame(Result, "\"\xff\""),
+		"a result that is not a text":  start + frame(Result, "\"\xff\""),
 		"a deep result":             start + frame(Result, strings.Repeat("[", MaxDepth+1)+strings.Repeat("]", MaxDepth+1)),
 		"a short exit":              start + frame(Exited, "\x00"),
 		"an exit code of 256":       start + frame(Exited, "\x00\x00\x01\x00\x00\x00\x00\x00"),

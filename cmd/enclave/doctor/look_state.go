@@ -59,7 +59,7 @@ func lookAtDir(path string) (directory, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case err == nil && !info.IsDir():
-		return d, fmt.Errorf("%s is no directory", path)
+		return d, fmt.Errorf("%s is not a directory", path)
 	case err == nil:
 		d.exists, d.mode = true, info.Mode()
 		if st, ok := info.Sys().(*syscall.Stat_t); ok {

@@ -68,7 +68,7 @@ func (f Firecracker) launcher() (launcher, error) {
 			return missing("the program "+p.name+" is missing, or can't be trusted: name it with ENCLAVE_"+strings.ToUpper(p.name)+"_BIN", err)
 		}
 		if info, err := os.Stat(real); err != nil || info.Mode()&0o111 == 0 {
-			return missing("the program "+p.name, fmt.Errorf("%s is no program", real))
+			return missing("the program "+p.name, fmt.Errorf("%s is not a program", real))
 		}
 		*p.into = real
 	}

@@ -115,7 +115,7 @@ func TestAnswersThatAreNotUnderstoodAreErrors(t *testing.T) {
 		"a field that comes twice":           {200, `{"id":"x","id":"y"}`, "GET /: read the answer: duplicate field `id`"},
 		"something after the object":         {200, `{"app_name":"F","id":"x","state":"Running","vmm_version":"1"} {}`, "GET /: read the answer: something follows the JSON object"},
 		"an answer that is longer than any":  {200, strings.Repeat(" ", maxAnswer+1), "GET /: an answer of more than 65536 bytes"},
-		"an answer that is no object at all": {200, `[]`, "GET /: read the answer: it is not a JSON object"},
+		"an answer that is not an object at all": {200, `[]`, "GET /: read the answer: it is not a JSON object"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := Dial(serve(t, t.TempDir(), func(w http.ResponseWriter, r *http.Request) {

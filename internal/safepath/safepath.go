@@ -1,6 +1,6 @@
 // Package safepath says whether a path of this host can be believed: that nobody but
-// root and this process's user can have it lead somewhere else. It makes nothing, and
-// repairs no more than the mode of a directory that is ours.
+// root and this process's user can have it lead somewhere else. It makes no more than a
+// directory that it is asked for, and repairs no more than the mode of one that is ours.
 package safepath
 
 import (
@@ -28,17 +28,64 @@ const maxLinks = 40
 // If path does not exist, what does exist of the way to it is as said, and the error
 // wraps fs.ErrNotExist.
 func Resolve(path string) (string, error) {
+	w := &walk{fd: -1, judge: judge}
+	defer w.close()
+	err := w.follow(path)
+	return w.at, err
+}
+
+// Make opens the directory at path, with a name that leads to it as long as it is open.
+// It makes what is missing of the way. Anybody may own a directory on the way, and this
+// one, but no link is followed that belongs to another user than root and this process's:
+// what is made in it lands where one of the two said.
+func Make(path string) (dir *os.File, name string, err error) {
+	w := &walk{fd: -1, make: true, judge: func(uid, mode uint32, at string) error {
+		if mode&unix.S_IFMT != unix.S_IFLNK {
+			return nil
+		}
+		return judge(uid, mode, at)
+	}}
+	defer w.close()
+	if err := w.follow(path); err != nil {
+		return nil, "", err
+	}
+	dir = os.NewFile(uintptr(w.fd), w.at)
+	w.fd = -1
+	return dir, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), nil
+}
+
+// elements are the names in a path. ".." stays, since what is before it may be a
+// link.
+func elements(path string) []string {
+	return slices.DeleteFunc(strings.Split(path, "/"), func(e string) bool { return e == "" || e == "." })
+}
+
+// A walk is at a directory, which it has open.
+type walk struct {
+	fd    int // or -1
+	at    string
+	make  bool // directories that are missing
+	judge func(uid, mode uint32, at string) error
+}
+
+func (w *walk) close() {
+	if w.fd >= 0 {
+		unix.Close(w.fd)
+	}
+}
+
+// follow goes from the root to where path leads. If it fails, w.at is empty.
+func (w *walk) follow(path string) (err error) {
+	defer func() {
+		if err != nil {
+			w.at = ""
+		}
+	}()
 	if !filepath.IsAbs(path) {
-		return "", fmt.Errorf("%s is not an absolute path", path)
+		return fmt.Errorf("%s is not an absolute path", path)
 	}
-	w := &walk{at: "/"}
-	var err error
-	if w.fd, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return "", &os.PathError{Op: "open", Path: "/", Err: err}
-	}
-	defer func() { unix.Close(w.fd) }()
-	if err := ours(w.fd, w.at); err != nil {
-		return "", err
+	if err := w.enterRoot(); err != nil {
+		return err
 	}
 	links := 0
 	for rest := elements(path); len(rest) > 0; {
@@ -46,22 +93,22 @@ func Resolve(path string) (string, error) {
 		rest = rest[1:]
 		target, err := w.enter(part)
 		if err != nil {
-			return "", err
+			return err
 		}
 		if target == "" {
 			continue
 		}
 		if links++; links > maxLinks {
-			return "", fmt.Errorf("%s goes through too many links", path)
+			return fmt.Errorf("%s goes through too many links", path)
 		}
 		rest = slices.Concat(elements(target), rest)
 		if filepath.IsAbs(target) {
 			if err := w.enterRoot(); err != nil {
-				return "", err
+				return err
 			}
 		}
 	}
-	return w.at, nil
+	return nil
 }
 
 // File returns the regular file that path leads to, without links. Nobody but root and
@@ -103,37 +150,41 @@ func File(path string) (string, error) {
 	return "", fmt.Errorf("%s goes through too many links", path)
 }
 
-// elements are the names in a path. ".." stays, since what is before it may be a
-// link.
-func elements(path string) []string {
-	return slices.DeleteFunc(strings.Split(path, "/"), func(e string) bool { return e == "" || e == "." })
-}
-
-// A walk is at a directory, which it has open.
-type walk struct {
-	fd int
-	at string
-}
-
 func (w *walk) enterRoot() error {
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: "/", Err: err}
 	}
-	unix.Close(w.fd)
+	w.close()
 	w.fd, w.at = fd, "/"
-	return nil
+	return w.look(fd, w.at)
+}
+
+// look judges what is open as fd.
+func (w *walk) look(fd int, at string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: at, Err: err}
+	}
+	return w.judge(st.Uid, st.Mode, at)
 }
 
 // enter goes on to the directory part, or returns the target of the link that part
 // is.
 func (w *walk) enter(part string) (target string, err error) {
 	at := filepath.Join(w.at, part)
-	fd, err := unix.Openat(w.fd, part, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	const how = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(w.fd, part, how, 0)
+	if errors.Is(err, unix.ENOENT) && w.make {
+		if err := unix.Mkdirat(w.fd, part, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+			return "", &os.PathError{Op: "mkdir", Path: at, Err: err}
+		}
+		fd, err = unix.Openat(w.fd, part, how, 0)
+	}
 	if err != nil {
 		return "", &os.PathError{Op: "open", Path: at, Err: err}
 	}
-	if err := ours(fd, at); err != nil {
+	if err := w.look(fd, at); err != nil {
 		unix.Close(fd)
 		return "", err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/cmd/enclave/evidence"
 )
 
 // Config is what the measurements need. All fields are required but Docker and
@@ -119,14 +120,10 @@ func take(ctx context.Context, c Config, measures []measure) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(c.Evidence, 0o755); err != nil {
+	if err := evidence.Write(c.Evidence, "bench.json", append(raw, '\n')); err != nil {
 		return err
 	}
-	path := filepath.Join(c.Evidence, "bench.json")
-	if err := os.WriteFile(path, append(raw, '\n'), 0o644); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.Out, "\nwritten to %s\n", path)
+	_, err = fmt.Fprintf(c.Out, "\nwritten to %s\n", filepath.Join(c.Evidence, "bench.json"))
 	return err
 }
 

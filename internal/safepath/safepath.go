@@ -114,25 +114,47 @@ func (w *walk) follow(path string) (err error) {
 // File returns the regular file that path leads to, without links. Nobody but root and
 // this process's user can change or exchange it.
 func File(path string) (string, error) {
+	return final(path, 0, func(dir, file fs.FileInfo, at string) error { return owned(file, at, 0) })
+}
+
+// Socket returns the socket that path leads to, without links, as long as that is. Nobody
+// but root and this process's user can put another there, not even where it is missing.
+// Others may connect to it.
+func Socket(path string) (string, error) {
+	return final(path, fs.ModeSocket, func(dir, file fs.FileInfo, at string) error {
+		if dir.Mode().Perm()&0o022 != 0 {
+			return fmt.Errorf("%s is in a directory where others can make one of their own: choose another", at)
+		}
+		return owned(file, at, 0o022)
+	})
+}
+
+// final returns where path leads, which must be of type want. It asks judge of that, of
+// each link on the way, and of the directory that each is in.
+func final(path string, want fs.FileMode, judge func(dir, file fs.FileInfo, at string) error) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", fmt.Errorf("%s is not an absolute path", path)
 	}
 	at := path
 	for range maxLinks {
-		dir, err := Resolve(filepath.Dir(at))
+		above, err := Resolve(filepath.Dir(at))
 		if err != nil {
 			return "", err
 		}
-		at = filepath.Join(dir, filepath.Base(at))
+		dir, err := os.Lstat(above)
+		if err != nil {
+			return "", err
+		}
+		at = filepath.Join(above, filepath.Base(at))
 		info, err := os.Lstat(at) // which nobody else exchanges
 		if err != nil {
 			return "", err
 		}
-		if err := owned(info, at); err != nil {
+		if err := judge(dir, info, at); err != nil {
 			return "", err
 		}
 		switch info.Mode().Type() {
-		case 0:
+		case want:
 			return at, nil
 		case fs.ModeSymlink:
 			target, err := os.Readlink(at)
@@ -140,15 +162,17 @@ func File(path string) (string, error) {
 				return "", err
 			}
 			if !filepath.IsAbs(target) {
-				target = dir + "/" + target // not joined: what is before a ".." may be a link
+				target = above + "/" + target // not joined: what is before a ".." may be a link
 			}
 			at = target
 		default:
-			return "", fmt.Errorf("%s is not a regular file", at)
+			return "", fmt.Errorf("%s is not a %s", at, kinds[want])
 		}
 	}
 	return "", fmt.Errorf("%s goes through too many links", path)
 }
+
+var kinds = map[fs.FileMode]string{0: "regular file", fs.ModeSocket: "socket"}
 
 func (w *walk) enterRoot() error {
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -224,12 +248,13 @@ func ours(fd int, at string) error {
 	return judge(st.Uid, st.Mode, at)
 }
 
-func owned(info fs.FileInfo, at string) error {
+// owned judges a file, of whose mode the bits in but say nothing.
+func owned(info fs.FileInfo, at string, but uint32) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return fmt.Errorf("%s has no owner", at)
 	}
-	return judge(st.Uid, st.Mode, at)
+	return judge(st.Uid, st.Mode&^but, at)
 }
 
 func judge(uid, mode uint32, at string) error {

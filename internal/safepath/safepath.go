@@ -259,7 +259,11 @@ func owned(info fs.FileInfo, at string, but uint32) error {
 
 func judge(uid, mode uint32, at string) error {
 	if uid != 0 && int(uid) != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d, who could exchange what is in it: chown it to root, or choose another", at, uid)
+		do := "chown it to root, or choose another"
+		if mode&unix.S_IFMT == unix.S_IFDIR { // what is in it may be that user's
+			do = "choose another, that only root's directories lead to"
+		}
+		return fmt.Errorf("%s belongs to user %d, who could exchange what is in it: %s", at, uid, do)
 	}
 	// A link's mode means nothing. In a sticky directory others may make names, but
 	// not exchange ours.

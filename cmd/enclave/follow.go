@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"unicode/utf8"
 
@@ -30,8 +29,7 @@ the whole result: exit code, output, denials and that value.`,
 				if asJSON {
 					return printJSON(p.out, r)
 				}
-				_, err = fmt.Fprintf(p.out, "%s\n", r.JSON)
-				return err
+				return printLine(p.out, r.JSON)
 			})
 		},
 	}
@@ -108,7 +106,7 @@ func (p *program) logLine(e enclave.StreamEvent) error {
 	default:
 		line.Base64 = e.Output
 	}
-	return json.NewEncoder(p.out).Encode(line)
+	return printLine(p.out, line)
 }
 
 // watch runs f, which may take as long as a session does, until it is

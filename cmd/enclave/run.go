@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -279,12 +277,7 @@ func (v *runView) end(s enclave.Session, quiet bool) error {
 			if v.open {
 				fmt.Fprintln(v.out)
 			}
-			var line bytes.Buffer
-			err := json.Compact(&line, r.JSON)
-			if err == nil {
-				_, err = fmt.Fprintf(v.out, "%s\n", line.Bytes())
-			}
-			if err != nil {
+			if err := printLine(v.out, r.JSON); err != nil {
 				return fmt.Errorf("write the result: %w", err)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/enclave-run/enclave/cmd/enclave/evidence"
+	"github.com/enclave-run/enclave/internal/jsontext"
 	"github.com/enclave-run/enclave/internal/terminal"
 )
 
@@ -130,7 +131,7 @@ func writeEvidence(dir, name string, v any, md []byte) ([]surface, error) {
 		return nil, fmt.Errorf("encode the report: %w", err)
 	}
 	var all []surface
-	for _, f := range []surface{{name + "-report.json", b.Bytes()}, {name + "-report.md", md}} {
+	for _, f := range []surface{{name + "-report.json", jsontext.Inert(b.Bytes())}, {name + "-report.md", md}} {
 		if err := evidence.Write(dir, f.name, f.raw); err != nil {
 			return nil, err
 		}

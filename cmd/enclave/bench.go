@@ -60,6 +60,7 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	if c.Rootfs, err = images.Rootfs(digest); err != nil {
 		return err
 	}
+	c.Temp = s.file("tmp")
 	c.Runsc, c.Docker, c.Missing = progs.runsc, p.opts.DockerHost, map[string]string{}
 	for _, b := range []string{dockerBackend, qemuBackend} {
 		if err := p.cannotBench(ctx, b); err != nil {

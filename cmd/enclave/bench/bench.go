@@ -26,6 +26,7 @@ import (
 type Config struct {
 	Out, Err io.Writer
 	Evidence string // directory for bench.json
+	Temp     string // directory that nobody else can change: root runs what is put there
 	Boot     func(context.Context, demo.Boot) (*demo.Plane, error)
 	Runsc    string // the program that the backend starts
 	Rootfs   string // the image, unpacked

@@ -2,11 +2,14 @@ package main
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/testenv"
 )
@@ -101,5 +104,32 @@ func TestAStateDirectoryIsReachedThroughLinksOfRoot(t *testing.T) {
 	s, err := openState(above + "/link/state")
 	if err != nil || s.path != above+"/real/state" {
 		t.Errorf("opened as %+v, %v", s, err)
+	}
+}
+
+// A record that root exports into a user's directory overwrites no disk.
+func TestWhatAnotherUserPlantedIsNotWrittenTo(t *testing.T) {
+	testenv.Need(t, "root")
+	const theirs = 1000
+	for name, spoil := range map[string]func(dir string) error{
+		"":                          func(string) error { return nil },
+		"in another's directory":    func(dir string) error { return os.Chown(dir, theirs, theirs) },
+		"in one that all can write": func(dir string) error { return os.Chmod(dir, 0o777) },
+		"behind another's link":     func(dir string) error { return os.Lchown(dir+"/out", theirs, theirs) },
+	} {
+		disk, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+		if err := errors.Join(unix.Mkfifo(disk, 0o600), os.Symlink(disk, dir+"/out"), spoil(dir)); err != nil {
+			t.Fatal(err)
+		}
+		reader, err := os.OpenFile(disk, os.O_RDWR, 0) // so that it can be opened to write
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reader.Close()
+		written := false
+		err = (&program{}).toFile(dir+"/out", func(io.Writer) error { written = true; return nil })
+		if good := name == ""; (err == nil) != good || written != good {
+			t.Errorf("%s: written: %t, %v", name, written, err)
+		}
 	}
 }

@@ -63,6 +63,7 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	if c.Rootfs, err = images.Rootfs(digest); err != nil {
 		return err
 	}
+	c.Temp = s.File("tmp")
 	c.Runsc, c.Docker, c.Missing = progs.Runsc, p.opts.Programs.DockerHost, map[string]string{}
 	for _, k := range all.Kinds() {
 		if _, err := p.able(ctx, k); err != nil {

@@ -28,8 +28,7 @@ the whole result: exit code, output, denials and that value.`,
 				if asJSON {
 					return ui.PrintJSON(p.out, r)
 				}
-				_, err = fmt.Fprintf(p.out, "%s\n", r.JSON)
-				return err
+				return ui.PrintLine(p.out, r.JSON)
 			})
 		},
 	}

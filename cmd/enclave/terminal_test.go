@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/jsontext"
 )
 
 // hostileText is what a terminal would obey or hide, as text; hostileBytes is
@@ -164,6 +166,8 @@ func hostileServer(t *testing.T) []string {
 			send("result", result)
 			send("end", struct{}{})
 			return
+		case strings.HasSuffix(path, "/result"):
+			v = result
 		case strings.HasSuffix(path, "/audit"):
 			v = enclave.Page[enclave.Event]{Items: []enclave.Event{event}}
 		case path == "/v1/sessions" && r.Method == "GET":
@@ -300,6 +304,35 @@ func TestJSONOnATerminalIsTheSame(t *testing.T) {
 		}
 		if fmt.Sprint(seen[0]) != fmt.Sprint(seen[1]) {
 			t.Errorf("%v: %q into a pipe, %q on a terminal", args, seen[0], seen[1])
+		}
+	}
+}
+
+// What reads a pipe, such as jq -r or less -R, shows it on a terminal.
+func TestJSONSteersNoTerminalWhereverItGoes(t *testing.T) {
+	t.Parallel()
+	env := hostileServer(t)
+	calls := [][]string{{"enclave", "session", "result", "s"}}
+	for command, all := range shown {
+		for _, args := range all {
+			if slices.Contains(args, "--json") {
+				calls = append(calls, append(strings.Fields(command), args...))
+			}
+		}
+	}
+	if len(calls) < 10 {
+		t.Errorf("only %d calls print JSON", len(calls))
+	}
+	for _, args := range calls {
+		out, _, err := on(t, false, false, env, args[1:]...)
+		if err != nil {
+			t.Errorf("%v: %v", args, err)
+		}
+		if i := bytes.IndexFunc(out, jsontext.Steers); i >= 0 {
+			t.Errorf("%v prints %q", args, out[max(0, i-40):i+4])
+		}
+		if !bytes.Contains(out, []byte(`\u009b`)) {
+			t.Errorf("%v does not say what it was told: %q", args, out)
 		}
 	}
 }

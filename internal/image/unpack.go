@@ -217,6 +217,7 @@ const (
 // first layer, so whiteouts in it say nothing.
 func (t *tree) apply(r io.Reader, first bool) error {
 	mine := newNames(2 * maxEntries) // what this layer has, which its whiteouts spare
+	emptied := map[uint64]bool{}     // directories, by inode, in which all else is gone
 	tr := newEntries(r)
 	for {
 		h, err := tr.next()
@@ -236,7 +237,7 @@ func (t *tree) apply(r io.Reader, first bool) error {
 				return err
 			}
 			if !first {
-				if err := t.whiteout(path.Dir(name), base, mine); err != nil {
+				if err := t.whiteout(path.Dir(name), base, mine, emptied); err != nil {
 					return err
 				}
 			}
@@ -254,8 +255,10 @@ func (t *tree) apply(r io.Reader, first bool) error {
 }
 
 // whiteout removes what an entry named base in dir says, but not what the same
-// layer has put there.
-func (t *tree) whiteout(dir, base string, mine *names) error {
+// layer has put there. Nothing of an earlier layer comes into a directory once it was
+// emptied, so it is read once for a layer, by whatever names a layer calls it: else its
+// work were the product of its files and its whiteouts.
+func (t *tree) whiteout(dir, base string, mine *names, emptied map[uint64]bool) error {
 	t.forget()
 	d, err := t.openDir(dir, false)
 	if errors.Is(err, ErrRefused) {
@@ -267,6 +270,14 @@ func (t *tree) whiteout(dir, base string, mine *names) error {
 	defer d.Close()
 	switch {
 	case base == opaque:
+		var st unix.Stat_t
+		if err := unix.Fstat(int(d.Fd()), &st); err != nil {
+			return err
+		}
+		if emptied[st.Ino] {
+			return nil
+		}
+		emptied[st.Ino] = true
 		names, err := d.Readdirnames(-1)
 		if err != nil {
 			return err

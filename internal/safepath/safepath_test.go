@@ -154,3 +154,34 @@ func TestADirectoryIsClosedToOthersUnlessTheyCouldChangeIt(t *testing.T) {
 		t.Errorf("what a link leads to has mode %v, %v", info.Mode(), err)
 	}
 }
+
+// A directory of evidence may be anybody's: its way must be what root said.
+func TestADirectoryIsMadeThroughNoLinkOfAnother(t *testing.T) {
+	g := newGrounds(t)
+	g.dir("theirs", 0o755, 1000)
+	g.dir("target", 0o755, 0)
+	g.link("link", "theirs", 0)
+	g.link("theirs/planted", filepath.Join(g.base, "target"), 1000)
+	for path, want := range map[string]string{"theirs": "theirs", "theirs/new/inner": "theirs/new/inner", "link/more": "theirs/more", "target": "target"} {
+		dir, name, err := Make(filepath.Join(g.base, path))
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			continue
+		}
+		defer dir.Close()
+		if err := os.WriteFile(name+"/file", nil, 0o600); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		if _, err := os.Lstat(filepath.Join(g.base, want, "file")); err != nil {
+			t.Errorf("%s leads elsewhere: %v", path, err)
+		}
+	}
+	for _, path := range []string{"theirs/planted", "theirs/planted/new", "link/planted/new", "target/file", "target/file/new"} {
+		if dir, _, err := Make(g.base + "/" + path); err == nil {
+			t.Errorf("%s leads to %s", path, dir.Name())
+		}
+	}
+	if all, err := os.ReadDir(filepath.Join(g.base, "target")); err != nil || len(all) != 1 {
+		t.Errorf("what the link leads to has %v, %v", all, err)
+	}
+}

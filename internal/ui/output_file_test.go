@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/enclave-run/enclave/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,5 +48,32 @@ func TestFilesAreWrittenWholeAndDevicesNeverReplaced(t *testing.T) {
 	}
 	if got := <-read; got != "whole" {
 		t.Errorf("the pipe got %q", got)
+	}
+}
+
+// A record that root exports into a user's directory overwrites no disk.
+func TestWhatAnotherUserPlantedIsNotWrittenTo(t *testing.T) {
+	testenv.Need(t, "root")
+	const theirs = 1000
+	for name, spoil := range map[string]func(dir string) error{
+		"":                          func(string) error { return nil },
+		"in another's directory":    func(dir string) error { return os.Chown(dir, theirs, theirs) },
+		"in one that all can write": func(dir string) error { return os.Chmod(dir, 0o777) },
+		"behind another's link":     func(dir string) error { return os.Lchown(dir+"/out", theirs, theirs) },
+	} {
+		disk, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+		if err := errors.Join(unix.Mkfifo(disk, 0o600), os.Symlink(disk, dir+"/out"), spoil(dir)); err != nil {
+			t.Fatal(err)
+		}
+		reader, err := os.OpenFile(disk, os.O_RDWR, 0) // so that it can be opened to write
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reader.Close()
+		written := false
+		err = ToFile(nil, dir+"/out", func(io.Writer) error { written = true; return nil })
+		if good := name == ""; (err == nil) != good || written != good {
+			t.Errorf("%s: written: %t, %v", name, written, err)
+		}
 	}
 }

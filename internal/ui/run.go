@@ -1,8 +1,6 @@
 package ui
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -51,12 +49,7 @@ func (v *RunView) End(s enclave.Session, quiet bool) error {
 			if v.open {
 				fmt.Fprintln(v.Out)
 			}
-			var line bytes.Buffer
-			err := json.Compact(&line, r.JSON)
-			if err == nil {
-				_, err = fmt.Fprintf(v.Out, "%s\n", line.Bytes())
-			}
-			if err != nil {
+			if err := PrintLine(v.Out, r.JSON); err != nil {
 				return fmt.Errorf("write the result: %w", err)
 			}
 		}
@@ -133,5 +126,5 @@ func LogLine(w io.Writer, e enclave.StreamEvent) error {
 	default:
 		line.Base64 = e.Output
 	}
-	return json.NewEncoder(w).Encode(line)
+	return PrintLine(w, line)
 }

@@ -1,6 +1,7 @@
 package ui
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/jsontext"
 	"github.com/enclave-run/enclave/internal/terminal"
 )
 
@@ -38,12 +40,23 @@ func (t *table) Row(cells ...string) {
 func (t *table) Flush() error { return t.w.Flush() }
 
 // PrintJSON writes v as indented JSON on lines of its own. What a terminal would
-// obey is escaped on the way to one, and the JSON means the same.
-func PrintJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+// obey is escaped wherever it goes, since what reads a pipe shows it on one: the JSON
+// means the same.
+func PrintJSON(w io.Writer, v any) error { return encodeJSON(w, v, "  ") }
+
+// PrintLine writes v as JSON on one line, as PrintJSON does.
+func PrintLine(w io.Writer, v any) error { return encodeJSON(w, v, "") }
+
+func encodeJSON(w io.Writer, v any, indent string) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	e.SetIndent("", indent)
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	_, err := w.Write(jsontext.Inert(b.Bytes()))
+	return err
 }
 
 // Age returns how long ago t was, in the coarsest unit that says something.

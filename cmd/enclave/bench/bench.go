@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/cmd/enclave/evidence"
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/server"
 )
@@ -26,6 +27,7 @@ import (
 type Config struct {
 	Out, Err io.Writer
 	Evidence string // directory for bench.json
+	Temp     string // directory that nobody else can change: root runs what is put there
 	Boot     func(context.Context, server.Boot) (*server.Booted, error)
 	Runsc    string // the program that the backend starts
 	Rootfs   string // the image, unpacked
@@ -120,14 +122,10 @@ func take(ctx context.Context, c Config, measures []measure) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(c.Evidence, 0o755); err != nil {
+	if err := evidence.Write(c.Evidence, "bench.json", append(raw, '\n')); err != nil {
 		return err
 	}
-	path := filepath.Join(c.Evidence, "bench.json")
-	if err := os.WriteFile(path, append(raw, '\n'), 0o644); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.Out, "\nwritten to %s\n", path)
+	_, err = fmt.Fprintf(c.Out, "\nwritten to %s\n", filepath.Join(c.Evidence, "bench.json"))
 	return err
 }
 

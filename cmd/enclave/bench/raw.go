@@ -17,7 +17,7 @@ type raw struct {
 }
 
 func newRaw(c Config) (*raw, error) {
-	dir, err := os.MkdirTemp("", "enclave-bench-")
+	dir, err := os.MkdirTemp(c.Temp, "enclave-bench-")
 	if err != nil {
 		return nil, err
 	}

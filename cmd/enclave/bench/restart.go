@@ -28,7 +28,7 @@ import (
 // ten thousand sessions, a tenth of them pending, until it can be asked.
 func restart(ctx context.Context, c Config) (_ []Result, err error) {
 	const sessions = 10_000
-	dir, err := os.MkdirTemp("", "enclave-bench-store-")
+	dir, err := os.MkdirTemp(c.Temp, "enclave-bench-store-")
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 // verifyLog measures how long an exported log of a million events takes to
 // check, in a file, with as many sessions at once as a busy host has.
 func verifyLog(ctx context.Context, c Config) (_ []Result, err error) {
-	f, err := os.CreateTemp("", "enclave-bench-log-")
+	f, err := os.CreateTemp(c.Temp, "enclave-bench-log-")
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enclave-run/enclave/cmd/enclave/evidence"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
 	"github.com/enclave-run/enclave/internal/terminal"
@@ -381,12 +382,9 @@ func (f *certification) finish() error {
 	if leak := f.secrets.leak([]surface{{"the certificate", file}, {"its page", page}}); leak != "" {
 		return &Failed{[]string{"SECRET LEAKED: " + leak}}
 	}
-	if err := os.MkdirAll(f.Evidence, 0o755); err != nil {
-		return fmt.Errorf("make the evidence directory: %w", err)
-	}
 	for ext, raw := range map[string][]byte{".json": file, ".md": page} {
-		if err := os.WriteFile(path+ext, raw, 0o644); err != nil {
-			return fmt.Errorf("write the certificate: %w", err)
+		if err := evidence.Write(f.Evidence, certificateName+ext, raw); err != nil {
+			return err
 		}
 	}
 	f.out.Passed, f.out.Certificate = true, path+".json"

@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/enclave-run/enclave/cmd/enclave/evidence"
+	"github.com/enclave-run/enclave/internal/jsontext"
 	"github.com/enclave-run/enclave/internal/terminal"
 )
 
@@ -122,9 +123,6 @@ func cell(s string) string {
 // writeEvidence writes NAME-report.json and NAME-report.md and returns what it
 // wrote.
 func writeEvidence(dir, name string, v any, md []byte) ([]surface, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the evidence directory: %w", err)
-	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
@@ -133,12 +131,11 @@ func writeEvidence(dir, name string, v any, md []byte) ([]surface, error) {
 		return nil, fmt.Errorf("encode the report: %w", err)
 	}
 	var all []surface
-	for _, f := range []surface{{name + "-report.json", b.Bytes()}, {name + "-report.md", md}} {
-		path := filepath.Join(dir, f.name)
-		if err := os.WriteFile(path, f.raw, 0o644); err != nil {
-			return nil, fmt.Errorf("write the evidence: %w", err)
+	for _, f := range []surface{{name + "-report.json", jsontext.Inert(b.Bytes())}, {name + "-report.md", md}} {
+		if err := evidence.Write(dir, f.name, f.raw); err != nil {
+			return nil, err
 		}
-		all = append(all, surface{path, f.raw})
+		all = append(all, surface{filepath.Join(dir, f.name), f.raw})
 	}
 	return all, nil
 }

@@ -44,7 +44,7 @@ func healthy() *host {
 		auditKey: known(keyFile{exists: true, path: "/k", mode: 0o600}),
 		audit:    known(record{held: true, told: true, second: "/mnt/checkpoints"}),
 		kvm:      known(device{mode: 0o660}), smt: known(false), ksm: known(0), swap: known[[]string](nil), weak: known[[]string](nil),
-		monitors: known([]monitor{{"firecracker", "/f", "1.16.1", true, false}, {"jailer", "/j", "1.16.1", true, false}}),
+		monitors: known([]monitor{{"firecracker", "/f", "1.16.1", true, nil}, {"jailer", "/j", "1.16.1", true, nil}}),
 	}
 }
 
@@ -123,7 +123,7 @@ var brokenHosts = map[string]map[string]struct {
 	"owner": {
 		"another's":           {Failed, func(h *host) { h.dir.value.uid = 1000 }},
 		"open to all":         {Failed, func(h *host) { h.dir.value.mode = fs.ModeDir | 0o777 }},
-		"to be replaced":      {Warned, func(h *host) { h.dir.value.writable = []string{"/var"} }},
+		"to be replaced":      {Failed, func(h *host) { h.dir.value.trust = errBroken }},
 		"not to be looked at": {Failed, func(h *host) { h.dir = learn(directory{}, fs.ErrPermission) }},
 	},
 	"file system": {
@@ -208,7 +208,7 @@ var brokenHosts = map[string]map[string]struct {
 		"one is missing":    {Failed, func(h *host) { h.monitors.value = h.monitors.value[:1] }},
 		"of two versions":   {Failed, func(h *host) { h.monitors.value[1].version = "1.15.1" }},
 		"not static":        {Failed, func(h *host) { h.monitors.value[1].static = false }},
-		"open to others":    {Failed, func(h *host) { h.monitors.value[0].writable = true }},
+		"open to others":    {Failed, func(h *host) { h.monitors.value[0].untrusted = errBroken }},
 		"wanted and absent": {Failed, func(h *host) { h.kind, h.monitors = kind("firecracker"), known[[]monitor](nil) }},
 		"not to know":       {Failed, func(h *host) { h.kind, h.monitors = kind("firecracker"), learn[[]monitor](nil, errBroken) }},
 	},

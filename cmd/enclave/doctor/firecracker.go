@@ -20,7 +20,7 @@ type (
 		name, path string
 		version    string // as it says itself: "1.14.4"
 		static     bool
-		writable   bool // by others than root
+		untrusted  error // why others than root can change it
 	}
 )
 
@@ -67,8 +67,8 @@ var firecrackerChecks = []check{
 			if !m.static {
 				wrong = append(wrong, m.path+" is linked dynamically: in the jail it finds no libraries, and what it loads before is not confined")
 			}
-			if m.writable {
-				wrong = append(wrong, m.path+" can be changed by others than root")
+			if m.untrusted != nil {
+				wrong = append(wrong, m.untrusted.Error())
 			}
 		}
 		if ms[0].version != ms[1].version {

@@ -11,7 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
+
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 func (h *host) lookAtFirecracker(ctx context.Context, c Config) {
@@ -46,33 +47,20 @@ func findMonitors(ctx context.Context, firecracker, jailer string) ([]monitor, e
 		if err != nil {
 			continue
 		}
-		if m.path, err = filepath.EvalSymlinks(path); err != nil {
+		if m.path, err = filepath.Abs(path); err != nil {
 			return nil, err
 		}
-		info, err := os.Stat(m.path)
-		if err != nil {
-			return nil, err
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		m.writable = !ok || st.Uid != 0 || info.Mode().Perm()&0o022 != 0
+		_, m.untrusted = safepath.File(m.path)
 		if m.static, err = static(m.path); err != nil {
 			return nil, fmt.Errorf("look at %s: %w", m.path, err)
 		}
 		m.version = "unknown"
-		// Who could change it could have it do anything: it is not asked.
-		if v := versionText.FindStringSubmatch(ask(ctx, m)); v != nil {
+		if v := versionText.FindStringSubmatch(say(ctx, m.path, "--version")); v != nil {
 			m.version = v[1]
 		}
 		all = append(all, m)
 	}
 	return all, nil
-}
-
-func ask(ctx context.Context, m monitor) string {
-	if m.writable {
-		return ""
-	}
-	return say(ctx, m.path, "--version")
 }
 
 // static reports whether a program asks for no loader.

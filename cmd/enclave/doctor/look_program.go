@@ -25,6 +25,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/safepath"
 )
 
 // lookAtPrograms unpacks programs into room, unless there is none for the reason err.
@@ -108,11 +109,17 @@ func findTools(ctx context.Context) []tool {
 	return all
 }
 
-// say runs a program for what it prints. A program that fails says nothing.
+// say runs a program for what it prints. A program that fails says nothing, and neither
+// does one that others than root could exchange: it could do anything, and is not run.
 func say(ctx context.Context, path string, args ...string) string {
+	real, err := safepath.File(path)
+	if err != nil {
+		return ""
+	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, args...)
+	cmd := exec.CommandContext(ctx, real, args...)
+	cmd.Args[0] = path // some programs ask what they are called
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()

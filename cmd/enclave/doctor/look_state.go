@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/enclave-run/enclave/internal/safepath"
 	"github.com/enclave-run/enclave/internal/store"
 )
 
@@ -70,22 +71,17 @@ func lookAtDir(path string) (directory, error) {
 	}
 	there := ""
 	for p := path; ; p = filepath.Dir(p) {
-		info, err := os.Stat(p)
+		_, err := os.Stat(p)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return d, err
 		}
 		if err == nil {
-			if there == "" {
-				there = p
-			}
-			// In a sticky directory nobody replaces what is another's.
-			if p != path && info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
-				d.writable = append(d.writable, p)
-			}
-		}
-		if p == filepath.Dir(p) {
+			there = p
 			break
 		}
+	}
+	if _, err := safepath.Resolve(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.trust = err
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(there, &st); err != nil {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/request"
@@ -17,8 +16,8 @@ type (
 		exists    bool // else what follows is of the nearest directory above
 		uid       int
 		mode      fs.FileMode
-		writable  []string // directories on the way that others may write to
-		fsType    string   // "ext4"
+		trust     error  // why others could put another in its place
+		fsType    string // "ext4"
 		noExec    bool
 		readOnly  bool
 		free      int64 // bytes
@@ -54,11 +53,11 @@ var stateChecks = []check{
 		}
 		switch {
 		case d.exists && d.uid != h.euid:
-			return fail(fmt.Sprintf("chown -R %d %s, or run Enclave as its owner", h.euid, d.path), "%s belongs to user %d, and we are user %d", d.path, d.uid, h.euid)
+			return fail("run Enclave as its owner, or choose another directory with --state", "%s belongs to user %d, and we are user %d", d.path, d.uid, h.euid)
 		case d.exists && d.mode.Perm()&0o022 != 0:
-			return fail("chmod go-w "+d.path, "%s has mode %04o", d.path, d.mode.Perm())
-		case len(d.writable) > 0:
-			return warn("chmod go-w "+strings.Join(d.writable, " ")+", or choose another directory with --state", "others may put another directory in its place: they can write to %s", strings.Join(d.writable, ", "))
+			return fail("choose another directory with --state: what is in this one may be another's", "%s has mode %04o", d.path, d.mode.Perm())
+		case d.trust != nil:
+			return fail("choose another directory with --state", "others may put another directory in its place: %v", d.trust)
 		case !d.exists:
 			return pass("%s is made at the first start", d.path)
 		}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/enclave-run/enclave/cmd/enclave/evidence"
 )
 
 // A Report is evidence/soak-report.json.
@@ -29,22 +31,18 @@ func machine() string {
 
 // write prints the report and puts it into the evidence directory.
 func (r Report) write(c Config) error {
-	if err := os.MkdirAll(c.Evidence, 0o755); err != nil {
-		return err
-	}
 	raw, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
 	md := r.markdown()
-	path := filepath.Join(c.Evidence, "soak-report")
-	if err := os.WriteFile(path+".json", append(raw, '\n'), 0o644); err != nil {
+	if err := evidence.Write(c.Evidence, "soak-report.json", append(raw, '\n')); err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".md", []byte(md), 0o644); err != nil {
+	if err := evidence.Write(c.Evidence, "soak-report.md", []byte(md)); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.Out, "%s\nwritten to %s.{json,md}\n", md, path)
+	_, err = fmt.Fprintf(c.Out, "%s\nwritten to %s.{json,md}\n", md, filepath.Join(c.Evidence, "soak-report"))
 	return err
 }
 

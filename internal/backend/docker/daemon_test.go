@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -83,22 +82,60 @@ func TestASandboxEndsThoughItsDaemonHangs(t *testing.T) {
 
 func TestADaemonsSocketThatOthersCanPlaceIsRefused(t *testing.T) {
 	testenv.Need(t, "root")
-	theirs, sticky := t.TempDir(), t.TempDir()
-	if err := errors.Join(os.Chown(theirs, 1000, 1000), os.Chmod(sticky, 0o777|os.ModeSticky)); err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{theirs, sticky} {
-		path := filepath.Join(dir, "docker.sock")
-		l, err := net.Listen("unix", path)
+	// A daemon that would be believed: what is refused is refused for its place alone.
+	root := func(string) error { return nil }
+	for name, tc := range map[string]struct {
+		at    string // from the directory that has a directory in, where the socket is
+		spoil func(dir string) error
+		want  string
+	}{
+		"root's":                              {"in/sock", root, "no Docker daemon answers"},
+		"root's, behind a link of root's":     {"link", root, "no Docker daemon answers"},
+		"root's, for a group":                 {"in/sock", func(d string) error { return os.Chmod(d+"/in/sock", 0o660) }, "no Docker daemon answers"},
+		"none":                                {"in/none", root, "no Docker daemon answers"},
+		"none, behind a link to nowhere":      {"dangling", root, "no Docker daemon answers"},
+		"another's":                           {"in/sock", func(d string) error { return os.Chown(d+"/in/sock", 1000, 1000) }, "belongs to user 1000"},
+		"in another's directory":              {"in/sock", func(d string) error { return os.Chown(d+"/in", 1000, 1000) }, "belongs to user 1000"},
+		"in another's, behind root's link":    {"link", func(d string) error { return os.Chown(d+"/in", 1000, 1000) }, "belongs to user 1000"},
+		"behind another's link":               {"link", func(d string) error { return os.Lchown(d+"/link", 1000, 1000) }, "belongs to user 1000"},
+		"where all can exchange it":           {"in/sock", func(d string) error { return os.Chmod(d+"/in", 0o777) }, "can be changed by others"},
+		"where all can, once the daemon ends": {"in/sock", func(d string) error { return os.Chmod(d+"/in", 0o777|os.ModeSticky) }, "make one of their own"},
+		"no socket":                           {"in/file", func(d string) error { return os.WriteFile(d+"/in/file", nil, 0o600) }, "is not a socket"},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(os.Mkdir(dir+"/in", 0o755), os.Symlink("in/sock", dir+"/link"), os.Symlink("in/none", dir+"/dangling")); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("unix", dir+"/in/sock")
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { l.Close() })
-		if err := os.Chown(path, 1000, 1000); err != nil {
+		connected := make(chan struct{}, 16)
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					close(connected)
+					return
+				}
+				connected <- struct{}{}
+				c.Close()
+			}
+		}()
+		if err := tc.spoil(dir); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Dial(t.Context(), "unix://"+path); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "can't be trusted") {
-			t.Errorf("a daemon at %s: %v", path, err)
+		_, err = Dial(t.Context(), "unix://"+dir+"/"+tc.at)
+		l.Close()
+		if !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		asked := 0
+		for range connected {
+			asked++
+		}
+		if expected := strings.HasPrefix(name, "root's"); (asked > 0) != expected {
+			t.Errorf("%s: it was asked %d times", name, asked)
 		}
 	}
 }

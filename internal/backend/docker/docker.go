@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/moby/moby/client"
@@ -143,23 +142,21 @@ func Dial(ctx context.Context, host string) (*client.Client, error) {
 	if !ok || !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("%w: the Docker daemon at %q is not a socket of this host, unix:///path", backend.ErrUnavailable, host)
 	}
-	// Whoever can put a socket there can be the daemon. A place that does not exist is
-	// nobody's: no daemon answers.
-	if _, err := safepath.Resolve(filepath.Dir(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// Whoever can put a socket there can be the daemon, now or when it is started again.
+	real, err := safepath.Socket(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, silent(host, err)
+	case err != nil:
 		return nil, fmt.Errorf("%w: the Docker daemon at %s can't be trusted: %w", backend.ErrUnavailable, host, err)
 	}
-	if info, err := os.Stat(path); err == nil {
-		if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 {
-			return nil, fmt.Errorf("%w: the Docker daemon at %s can't be trusted: its socket is not root's", backend.ErrUnavailable, host)
-		}
-	}
-	api, err := client.New(client.WithHost(host))
+	api, err := client.New(client.WithHost("unix://" + real))
 	if err != nil {
 		return nil, fmt.Errorf("%w: docker: %w", backend.ErrUnavailable, err)
 	}
 	info, err := api.Info(ctx, client.InfoOptions{})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: no Docker daemon answers at %s: start it (apt-get install docker.io), or name its socket with DOCKER_HOST: %w", backend.ErrUnavailable, host, err), api.Close())
+		return nil, errors.Join(silent(host, err), api.Close())
 	}
 	if err := suits(info.Info.OSType, info.Info.CgroupDriver, info.Info.SecurityOptions); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: the Docker daemon at %s %w", backend.ErrUnavailable, host, err), api.Close())
@@ -168,6 +165,10 @@ func Dial(ctx context.Context, host string) (*client.Client, error) {
 		return nil, errors.Join(fmt.Errorf("%w: %w", backend.ErrUnavailable, err), api.Close())
 	}
 	return api, nil
+}
+
+func silent(host string, err error) error {
+	return fmt.Errorf("%w: no Docker daemon answers at %s: start it (apt-get install docker.io), or name its socket with DOCKER_HOST: %w", backend.ErrUnavailable, host, err)
 }
 
 // tunnels says why no container can have the host's TUN device, whose path is

@@ -44,37 +44,47 @@ func (q QEMU) launcher(ctx context.Context, kernels string, k kernel.Kernel) (la
 }
 
 func (f Firecracker) launcher() (launcher, error) {
-	missing := func(what string, err error) (launcher, error) {
-		return nil, fmt.Errorf("%w: %s: %w", backend.ErrUnavailable, what, err)
-	}
 	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		return missing("Firecracker needs KVM", err)
+		return nil, lacks("Firecracker needs KVM", err)
 	}
 	// KVM_GET_API_VERSION: 12 since Linux 2.6.22, for ever (kvm/api.rst, 4.1).
 	const getVersion, stable = 0xAE00, 12
 	version, err := unix.IoctlRetInt(int(kvm.Fd()), getVersion)
 	kvm.Close()
 	if err != nil || version != stable {
-		return missing("Firecracker needs KVM", fmt.Errorf("/dev/kvm answers %d: %w", version, err))
+		return nil, lacks("Firecracker needs KVM", fmt.Errorf("/dev/kvm answers %d: %w", version, err))
 	}
 	l := byJailer{at: bootingAtOnce()}
+	if l.exec, l.jailer, err = f.programs(); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// programs returns where the two programs are, which nobody but root can exchange:
+// root runs them.
+func (f Firecracker) programs() (firecracker, jailer string, err error) {
 	for _, p := range []struct {
 		into       *string
 		name, path string
-	}{{&l.exec, "firecracker", f.Path}, {&l.jailer, "jailer", f.Jailer}} {
+	}{{&firecracker, "firecracker", f.Path}, {&jailer, "jailer", f.Jailer}} {
 		real, err := safepath.File(p.path)
 		if err != nil {
-			return missing("the program "+p.name+" is missing, or can't be trusted: name it with ENCLAVE_"+strings.ToUpper(p.name)+"_BIN", err)
+			return "", "", lacks("the program "+p.name+" is missing, or can't be trusted: name it with ENCLAVE_"+strings.ToUpper(p.name)+"_BIN", err)
 		}
 		if info, err := os.Stat(real); err != nil || info.Mode()&0o111 == 0 {
-			return missing("the program "+p.name, fmt.Errorf("%s is not a program", real))
+			return "", "", lacks("the program "+p.name, fmt.Errorf("%s is not a program", real))
 		}
 		*p.into = real
 	}
 	// The jailer refuses another name, and names directories by it.
-	if !strings.Contains(filepath.Base(l.exec), "firecracker") {
-		return missing("the program firecracker", fmt.Errorf("the file name of %s has no \"firecracker\" in it, which the jailer asks for", l.exec))
+	if !strings.Contains(filepath.Base(firecracker), "firecracker") {
+		return "", "", lacks("the program firecracker", fmt.Errorf("the file name of %s has no \"firecracker\" in it, which the jailer asks for", firecracker))
 	}
-	return l, nil
+	return firecracker, jailer, nil
+}
+
+func lacks(what string, err error) error {
+	return fmt.Errorf("%w: %s: %w", backend.ErrUnavailable, what, err)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
@@ -58,6 +59,67 @@ func TestWhatTheHostLacksIsSaidWithHowToGetIt(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Root runs them, and asks QEMU what it is before it is in any jail.
+func TestProgramsThatOthersCanExchangeAreNotRun(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	ran := filepath.Join(dir, "ran")
+	t.Chdir(dir) // where the zero Kernel has its file
+	if err := os.WriteFile(kernel.Kernel{}.Vmlinux(), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	spoils := map[string]func(dir, program string) error{
+		"another's":                 func(_, program string) error { return os.Chown(program, 1000, 1000) },
+		"that all can write":        func(_, program string) error { return os.Chmod(program, 0o777) },
+		"that a group can write":    func(_, program string) error { return os.Chmod(program, 0o775) },
+		"in another's directory":    func(dir, _ string) error { return os.Chown(dir, 1000, 1000) },
+		"in one that all can write": func(dir, _ string) error { return os.Chmod(dir, 0o777) },
+		"behind another's link": func(dir, program string) error {
+			return errors.Join(os.Rename(program, program+"-real"), os.Symlink(program+"-real", program), os.Lchown(program, 1000, 1000))
+		},
+	}
+	in := func(t *testing.T, name string) string {
+		t.Helper()
+		program := filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "-")+name, "firecracker")
+		script := "#!/bin/sh\n: > " + ran + "\n"
+		if err := errors.Join(os.Mkdir(filepath.Dir(program), 0o755), os.WriteFile(program, []byte(script), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		return program
+	}
+	for name, spoil := range spoils {
+		t.Run(name, func(t *testing.T) {
+			good, bad := in(t, "good"), in(t, "bad")
+			if err := spoil(filepath.Dir(bad), bad); err != nil {
+				t.Fatal(err)
+			}
+			for which, f := range map[string]Firecracker{"FIRECRACKER": {Path: bad, Jailer: good}, "JAILER": {Path: good, Jailer: bad}} {
+				_, _, err := f.programs()
+				if !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "ENCLAVE_"+which+"_BIN") || strings.Contains(err.Error(), "no such file") {
+					t.Errorf("%s: %v", which, err)
+				}
+			}
+			if _, err := (QEMU{Path: bad}).launcher(t.Context(), dir, kernel.Kernel{}); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "QEMU can't be trusted") {
+				t.Errorf("QEMU: %v", err)
+			}
+			if _, err := os.Lstat(ran); err == nil {
+				t.Error("it was run")
+			}
+		})
+	}
+	// What nobody else can exchange is taken, and QEMU's is asked.
+	good := in(t, "")
+	if x, j, err := (Firecracker{Path: good, Jailer: good}).programs(); err != nil || x != good || j != good {
+		t.Errorf("root's are taken as %s and %s, %v", x, j, err)
+	}
+	if _, err := (QEMU{Path: good}).launcher(t.Context(), dir, kernel.Kernel{}); err == nil || strings.Contains(err.Error(), "trusted") {
+		t.Errorf("root's program that is no QEMU: %v", err)
+	}
+	if _, err := os.Lstat(ran); err != nil {
+		t.Errorf("root's program was not run: %v", err)
 	}
 }
 

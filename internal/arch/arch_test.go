@@ -38,13 +38,13 @@ var table = map[string][]string{
 	// One judge of paths for all who make files below a directory as root.
 	"internal/safepath": {},
 	// The state directory, for the server, the commands beside it and the tests.
-	"internal/statedir":  {"internal/mountinfo", "internal/safepath"},
-	"internal/cgroup":    {"internal/mountinfo"},
-	"internal/image":     {"internal/mountinfo", "internal/safepath"},
-	"internal/arch":      {},
-	"internal/failpoint": {},
-	"api":                {},
-	"internal/session":   {"internal/audit"},
+	"internal/statedir":             {"internal/mountinfo", "internal/safepath"},
+	"internal/backend/local/cgroup": {"internal/mountinfo"},
+	"internal/image":                {"internal/mountinfo", "internal/safepath"},
+	"internal/arch":                 {},
+	"internal/failpoint":            {},
+	"api":                           {},
+	"internal/session":              {"internal/audit"},
 	// The one request: the API decodes into it, control checks it, certificates hash
 	// it, and the command line reads its bounds.
 	"internal/request": {"internal/session"},
@@ -69,12 +69,12 @@ var table = map[string][]string{
 		"internal/backend", "internal/backend/gvisor", "internal/backend/docker", "internal/backend/microvm", "internal/backend/microvm/kernel",
 		"internal/backend/microvm/qemu", "internal/backend/simulator", "internal/image",
 	},
-	"internal/backend/gvisor": {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
-	"internal/backend/docker": {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep", "internal/safepath"},
+	"internal/backend/gvisor": {"internal/backend", "internal/backend/local/cgroup", "internal/backend/local/watch", "internal/backend/local"},
+	"internal/backend/docker": {"internal/backend", "internal/image", "internal/backend/local/cgroup", "internal/mountinfo", "internal/backend/local/watch", "internal/backend/local", "internal/safepath"},
 	// One path for every machine monitor, over what speaks to each and what machines
 	// boot. The boot channel, on which a guest reports what its kernel counts, is wire's.
 	"internal/backend/microvm": {
-		"internal/backend", "internal/cgroup", "internal/watch", "internal/keep", "internal/wire", "internal/safepath",
+		"internal/backend", "internal/backend/local/cgroup", "internal/backend/local/watch", "internal/backend/local", "internal/wire", "internal/safepath",
 		"internal/backend/microvm/firecracker", "internal/backend/microvm/qemu", "internal/backend/microvm/kernel",
 	},
 	// The API of a VMM, spoken to Firecracker and served over QEMU: one set of
@@ -89,10 +89,10 @@ var table = map[string][]string{
 	"internal/backend/microvm/vsock": {},
 	// What the backends that run sandboxes on this host share: the enforcement of
 	// limits by the host's counters, and the files of a sandbox.
-	"internal/watch": {"internal/backend", "internal/cgroup"},
+	"internal/backend/local/watch": {"internal/backend", "internal/backend/local/cgroup"},
 	// Leads each sandbox of such a backend through its life: it makes no process,
 	// and ends them all.
-	"internal/keep": {"internal/backend", "internal/mountinfo", "internal/cgroup", "internal/watch", "internal/safepath"},
+	"internal/backend/local": {"internal/backend", "internal/mountinfo", "internal/backend/local/cgroup", "internal/backend/local/watch", "internal/safepath"},
 	// Besides a backend's contract, it looks for what is left of one on this host.
 	"internal/conform": {"internal/sandbox", "internal/backend", "internal/wire", "internal/mountinfo"},
 	// Compares what control planes recorded of the requests that it says, in the
@@ -111,7 +111,7 @@ var table = map[string][]string{
 	// A whole control plane on a state directory: what package main, its demos, and
 	// whatever else runs one, are given. It decides nothing.
 	"internal/server": {
-		".", "internal/audit", "internal/auth", "internal/backend", "internal/backend/all", "internal/cgroup", "internal/control", "internal/egress",
+		".", "internal/audit", "internal/auth", "internal/backend", "internal/backend/all", "internal/backend/local/cgroup", "internal/control", "internal/egress",
 		"internal/gateway", "internal/httpapi", "internal/image", "internal/observe", "internal/route", "internal/safepath", "internal/secret",
 		"internal/statedir", "internal/store", "internal/terminal", "internal/webhook",
 	},

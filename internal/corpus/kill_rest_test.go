@@ -59,5 +59,5 @@ var restKills = []killed{
 		patches: []patch{{"cmd/enclave-guest/output.go", "\tcase o.result:\n", "\tcase o.result && o.ended:\n"}, {"internal/wire/event.go", "case k == Result && r.result:", "case k == Result && r.exited:"}, {"internal/control/run.go", "if o.json == nil {", "if len(ev.Data) > 0 {"}},
 	},
 	{control: "bytes that are no text are kept", kernel: "gvisor", cases: []string{"G08"}, patches: []patch{{"internal/httpapi/stream.go", "if !utf8.Valid(b[:n]) {", "if n < 0 {"}}},
-	{control: "usage is what the host counts", kernel: "docker", cases: []string{"G14"}, patches: []patch{{"internal/watch/watch.go", "return backend.Usage{CPU: cpu, PeakMemory: peak}", "return backend.Usage{CPU: cpu / 100, PeakMemory: peak}"}}},
+	{control: "usage is what the host counts", kernel: "docker", cases: []string{"G14"}, patches: []patch{{"internal/backend/local/watch/watch.go", "return backend.Usage{CPU: cpu, PeakMemory: peak}", "return backend.Usage{CPU: cpu / 100, PeakMemory: peak}"}}},
 }

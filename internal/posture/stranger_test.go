@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/testenv/stranger"
 	"github.com/enclave-run/enclave/internal/wire"
@@ -128,7 +128,7 @@ func inhabit(t *testing.T, l Lab) backend.ID {
 func userOf(t *testing.T, l Lab, id backend.ID) int {
 	t.Helper()
 	s, err := l.Backend.(interface {
-		Sandbox(backend.ID) (*keep.Sandbox, error)
+		Sandbox(backend.ID) (*local.Sandbox, error)
 	}).Sandbox(id)
 	if err != nil {
 		t.Fatal(err)

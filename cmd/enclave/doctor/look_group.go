@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 

@@ -8,7 +8,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
 )
 
 const (
@@ -90,14 +90,14 @@ var guestCapabilities = []string{"NET_ADMIN", "SETUID", "SETGID", "KILL", "SETPC
 
 // newContainer describes the sandbox to Docker. What it does not name, and what
 // Docker does not give to every container, the sandbox does not have.
-func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.ContainerCreateOptions {
+func newContainer(s *local.Sandbox, mark, image string, f local.Facts) client.ContainerCreateOptions {
 	no := false
 	pids := tasksWall(f.Limits)
 	h := &container.HostConfig{
 		NetworkMode:    "none",
 		IpcMode:        "private",
 		ShmSize:        shmSize,
-		OomScoreAdj:    keep.OOMScore(),
+		OomScoreAdj:    local.OOMScore(),
 		CgroupnsMode:   "private",
 		Runtime:        "runc",
 		Init:           &no, // the guest is PID 1
@@ -146,7 +146,7 @@ func newContainer(s *keep.Sandbox, mark, image string, f keep.Facts) client.Cont
 			Hostname:   "sandbox",
 			User:       "0:0",
 			WorkingDir: "/",
-			Entrypoint: []string{"/.enclave/" + keep.GuestFile},
+			Entrypoint: []string{"/.enclave/" + local.GuestFile},
 			Env: []string{
 				"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 				fmt.Sprintf("ENCLAVE_GUEST_UID=%d", f.User), fmt.Sprintf("ENCLAVE_GUEST_GID=%d", f.User),

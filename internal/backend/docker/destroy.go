@@ -8,17 +8,17 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
+	"github.com/enclave-run/enclave/internal/backend/local"
 	"github.com/enclave-run/enclave/internal/failpoint"
-	"github.com/enclave-run/enclave/internal/keep"
 )
 
 // Kill has nothing to kill: a container is in the sandbox's group.
-func (d *driver) Kill(context.Context, *keep.Sandbox) error { return nil }
+func (d *driver) Kill(context.Context, *local.Sandbox) error { return nil }
 
 // Clear removes every container with the sandbox's labels, which is one unless a
 // start was cut short, and the mounts that it had. Without the daemon the
 // container is left, and it is an error.
-func (d *driver) Clear(ctx context.Context, s *keep.Sandbox) error {
+func (d *driver) Clear(ctx context.Context, s *local.Sandbox) error {
 	labels := make(client.Filters).Add("label", markLabel+"="+d.mark, sandboxLabel+"="+string(s.ID))
 	for delay := 2 * time.Millisecond; ; delay = min(2*delay, 100*time.Millisecond) {
 		ask, cancel := context.WithTimeout(ctx, askTime)

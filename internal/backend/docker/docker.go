@@ -22,9 +22,9 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 	"github.com/enclave-run/enclave/internal/image"
-	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/safepath"
 )
 
@@ -63,14 +63,14 @@ const (
 
 // Labels of a container of ours, by which it is found.
 const (
-	markLabel    = "run.enclave.mark" // keep.Mark
+	markLabel    = "run.enclave.mark" // local.Mark
 	sandboxLabel = "run.enclave.sandbox"
 )
 
 // A Backend is a backend.Backend on Docker. Its state is in its directory, in
 // the daemon and in the kernel: another value on the same Config goes on with its
 // sandboxes.
-type Backend struct{ *keep.Registry }
+type Backend struct{ *local.Registry }
 
 // A driver is what is Docker's own of a Backend.
 type driver struct {
@@ -87,12 +87,12 @@ var (
 	_ backend.Backend = (*Backend)(nil)
 	_ backend.Checker = (*Backend)(nil)
 	_ backend.Sizer   = (*Backend)(nil)
-	_ keep.Driver     = (*driver)(nil)
+	_ local.Driver    = (*driver)(nil)
 )
 
-// User implements keep.Driver. RLIMIT_NPROC counts by user too, which is why no
+// User implements local.Driver. RLIMIT_NPROC counts by user too, which is why no
 // sandbox here has one.
-func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir) }
+func (d *driver) User(*local.Sandbox) (uint32, error) { return local.User(d.dir) }
 
 // askTime bounds a question to the daemon, which may hang.
 const askTime = 10 * time.Second
@@ -117,17 +117,17 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := keep.Dir(c.Dir)
+	dir, err := local.Dir(c.Dir)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open docker state: %w", err), api.Close())
 	}
-	guest, err := keep.Guest(dir, c.Guest)
+	guest, err := local.Guest(dir, c.Guest)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("keep a copy of the guest: %w", err), api.Close())
 	}
-	r, err := keep.Open(ctx, keep.Config{
+	r, err := local.Open(ctx, local.Config{
 		Kind: "docker", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Late: c.Late,
-		Driver: &driver{dir: dir, mark: keep.Mark(c.Instance, dir), host: c.Host, guest: guest, images: c.Images, api: api},
+		Driver: &driver{dir: dir, mark: local.Mark(c.Instance, dir), host: c.Host, guest: guest, images: c.Images, api: api},
 	})
 	if err != nil {
 		return nil, err
@@ -214,7 +214,7 @@ func (c Config) validate() error {
 	switch {
 	case c.Dir == "":
 		return errors.New("docker: no state directory")
-	case !keep.ValidInstance(c.Instance):
+	case !local.ValidInstance(c.Instance):
 		return fmt.Errorf("docker: instance %q is not 1 to 40 of [a-z0-9-]", c.Instance)
 	case c.Host == "":
 		return errors.New("docker: no daemon")

@@ -14,8 +14,8 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -190,7 +190,7 @@ func TestAStartThatWasCutShortLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As far as a start comes before it says that the sandbox runs.
-	if err := errors.Join(b.Close(), os.Remove(s.Path(keep.StartedFile))); err != nil {
+	if err := errors.Join(b.Close(), os.Remove(s.Path(local.StartedFile))); err != nil {
 		t.Fatal(err)
 	}
 	again := open(t, c)
@@ -215,7 +215,7 @@ func daemon(t *testing.T, host string) *client.Client {
 }
 
 // nothingLeft reports what is left of a sandbox on the host and in the daemon.
-func nothingLeft(t *testing.T, host string, b *Backend, s *keep.Sandbox) {
+func nothingLeft(t *testing.T, host string, b *Backend, s *local.Sandbox) {
 	t.Helper()
 	if ids, err := b.List(deadline(t)); err != nil || len(ids) > 0 {
 		t.Errorf("listed: %v, %v", ids, err)

@@ -14,8 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/enclave-run/enclave/internal/backend/local"
 	"github.com/enclave-run/enclave/internal/failpoint"
-	"github.com/enclave-run/enclave/internal/keep"
 )
 
 // loaded is what an image is called in the daemon, and what it must consist of. Tree
@@ -34,7 +34,7 @@ func (d *driver) image(ctx context.Context, digest string) (string, error) {
 	}
 	record := filepath.Join(d.dir, "image-"+strings.TrimPrefix(digest, "sha256:")+".json")
 	var l loaded
-	err = keep.Read(record, &l)
+	err = local.Read(record, &l)
 	switch {
 	case err == nil && l.Tree == tree:
 		id, err := d.find(ctx, l)
@@ -80,7 +80,7 @@ func (d *driver) image(ctx context.Context, digest string) (string, error) {
 	if err := failpoint.Hit("docker.image.loaded"); err != nil {
 		return "", err
 	}
-	if err := keep.New(record, l); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := local.New(record, l); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	return id, nil
@@ -117,7 +117,7 @@ func (d *driver) find(ctx context.Context, l loaded) (string, error) {
 }
 
 // placeEtc copies those files of the image that Docker would replace.
-func placeEtc(s *keep.Sandbox, rootfs string) error {
+func placeEtc(s *local.Sandbox, rootfs string) error {
 	root, err := os.OpenRoot(rootfs)
 	if err != nil {
 		return err

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/enclave-run/enclave/internal/backend/local"
 	"github.com/enclave-run/enclave/internal/failpoint"
-	"github.com/enclave-run/enclave/internal/keep"
 )
 
 // Directories in a sandbox's directory.
@@ -28,8 +28,8 @@ var diskDirs = []string{"work", "tmp"}
 // Listen opens the socket /.enclave/sock of the sandbox. Only root of that
 // sandbox may connect; the directory is read-only in the sandbox, so the socket
 // can't be swapped.
-func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, error) {
-	l, err := keep.Socket(ctx, s.Path(mountDir), keep.SocketFile)
+func (d *driver) Listen(ctx context.Context, s *local.Sandbox) (net.Listener, error) {
+	l, err := local.Socket(ctx, s.Path(mountDir), local.SocketFile)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +38,7 @@ func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, err
 		return nil, err
 	}
 	// The guest is root, which here is the host's; a workload never is.
-	if err := keep.Own(s.Path(mountDir, keep.SocketFile), 0); err != nil {
+	if err := local.Own(s.Path(mountDir, local.SocketFile), 0); err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, err
 
 // Place makes the sandbox's directory and those in it. On the host only root
 // enters it; the sandbox sees three of them, and everyone there may pass.
-func (d *driver) Place(s *keep.Sandbox) error {
+func (d *driver) Place(s *local.Sandbox) error {
 	for _, at := range []struct {
 		path string
 		mode os.FileMode
@@ -70,7 +70,7 @@ func (d *driver) Place(s *keep.Sandbox) error {
 // the mount that it is given: one that could be written would let root in the
 // sandbox write to this host's disk, and swap the socket. It is never there in
 // any other way.
-func seal(s *keep.Sandbox) error {
+func seal(s *local.Sandbox) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, s.Path(mountDir), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("seal the socket's directory: %w", err)
@@ -91,7 +91,7 @@ func seal(s *keep.Sandbox) error {
 // mountDisk mounts a file system of size bytes at disk, in memory, and makes in it
 // what will be /work and /tmp of the sandbox: its size is a wall for both together.
 // Its pages are charged to the group of whoever writes them.
-func mountDisk(s *keep.Sandbox, size int64) error {
+func mountDisk(s *local.Sandbox, size int64) error {
 	if err := unix.Mount("tmpfs", s.Path(diskDir), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
 		return fmt.Errorf("mount the sandbox's files: %w", err)
 	}
@@ -104,7 +104,7 @@ func mountDisk(s *keep.Sandbox, size int64) error {
 }
 
 // unmount undoes seal and mountDisk. What is not mounted, or not there, is undone.
-func unmount(s *keep.Sandbox) error {
+func unmount(s *local.Sandbox) error {
 	for _, dir := range []string{sealDir, diskDir} {
 		for done := false; !done; {
 			err := unix.Unmount(s.Path(dir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

@@ -12,11 +12,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
-	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/failpoint"
-	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/mountinfo"
-	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // makeTime bounds what is asked of the daemon for a start. It is not the
@@ -31,7 +31,7 @@ type started struct {
 }
 
 // Make makes everything of an announced sandbox and records its container.
-func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error {
+func (d *driver) Make(ctx context.Context, s *local.Sandbox, f local.Facts) error {
 	rootfs, err := d.images.Rootfs(f.Image)
 	if err != nil {
 		return fmt.Errorf("find image %s: %w", f.Image, err)
@@ -40,7 +40,7 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err != nil {
 		return err
 	}
-	if err := os.Link(d.guest, s.Path(mountDir, keep.GuestFile)); err != nil {
+	if err := os.Link(d.guest, s.Path(mountDir, local.GuestFile)); err != nil {
 		return fmt.Errorf("place the guest: %w", err)
 	}
 	if err := failpoint.Hit("docker.start.placed"); err != nil {
@@ -74,11 +74,11 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err := failpoint.Hit("docker.start.limited"); err != nil {
 		return err
 	}
-	return keep.New(s.Path(keep.StartedFile), st)
+	return local.New(s.Path(local.StartedFile), st)
 }
 
 // run makes the container and starts it.
-func (d *driver) run(ctx context.Context, s *keep.Sandbox, image string, f keep.Facts) (started, error) {
+func (d *driver) run(ctx context.Context, s *local.Sandbox, image string, f local.Facts) (started, error) {
 	if err := ctx.Err(); err != nil {
 		return started{}, err
 	}

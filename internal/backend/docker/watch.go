@@ -17,20 +17,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // Watch returns the watcher of a sandbox whose container runs, or has ended.
-func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (_ keep.Watcher, err error) {
+func (d *driver) Watch(s *local.Sandbox, f local.Facts) (_ local.Watcher, err error) {
 	w := &watcher{Sandbox: s, api: d.api, limits: f.Limits, status: make(chan watch.Status, 1)}
 	defer func() {
 		if err != nil {
 			w.Close()
 		}
 	}()
-	if err := keep.Read(s.Path(keep.StartedFile), &w.started); err != nil {
+	if err := local.Read(s.Path(local.StartedFile), &w.started); err != nil {
 		return nil, err
 	}
 	// Where the counters of version 1 are that are not those of the groups above.
@@ -52,7 +52,7 @@ func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (_ keep.Watcher, err error
 
 // A watcher is what a watch.Watcher needs of one sandbox. Its goroutine owns it.
 type watcher struct {
-	*keep.Sandbox
+	*local.Sandbox
 	api     *client.Client
 	limits  backend.Limits
 	started started

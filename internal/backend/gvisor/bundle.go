@@ -5,7 +5,7 @@ import (
 	"strconv"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
 )
 
 const (
@@ -121,7 +121,7 @@ type (
 
 // newBundle describes the sandbox to runsc. What it does not name the sandbox
 // does not have.
-func newBundle(dir, rootfs string, f keep.Facts) bundle {
+func newBundle(dir, rootfs string, f local.Facts) bundle {
 	l := f.Limits
 	// The guest's, to make its network, /work and /tmp, and to start the workload as
 	// another user; it gives the workload none, and up all but the last before it
@@ -133,12 +133,12 @@ func newBundle(dir, rootfs string, f keep.Facts) bundle {
 	b := bundle{
 		Version: "1.0.0",
 		Process: process{
-			Args:            []string{"/.enclave/" + keep.GuestFile},
+			Args:            []string{"/.enclave/" + local.GuestFile},
 			Env:             []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ENCLAVE_GUEST_DISK=" + diskPath},
 			Cwd:             "/",
 			Capabilities:    map[string][]string{"bounding": caps, "effective": caps, "permitted": caps},
 			NoNewPrivileges: true,
-			OOMScoreAdj:     keep.OOMScore(), // the sentry's: its stubs, which are older, die with it
+			OOMScoreAdj:     local.OOMScore(), // the sentry's: its stubs, which are older, die with it
 			Rlimits: []rlimit{
 				{Type: "RLIMIT_NPROC", Hard: l.Pids + processWall, Soft: l.Pids + processWall},
 				{Type: "RLIMIT_NOFILE", Hard: 65536, Soft: 4096},
@@ -180,6 +180,6 @@ func newBundle(dir, rootfs string, f keep.Facts) bundle {
 }
 
 // filestore is the file that holds /work and /tmp.
-func filestore(s *keep.Sandbox) string {
+func filestore(s *local.Sandbox) string {
 	return s.Path(diskDir, ".gvisor.filestore."+string(s.ID))
 }

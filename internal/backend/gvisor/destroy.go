@@ -8,15 +8,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // Kill kills the sentry if it is not in its cgroup any more: somebody with root
 // has moved it, and the group's being empty means nothing.
-func (d *driver) Kill(_ context.Context, s *keep.Sandbox) error {
+func (d *driver) Kill(_ context.Context, s *local.Sandbox) error {
 	var st watch.Process
-	if err := keep.Read(s.Path(keep.StartedFile), &st); errors.Is(err, fs.ErrNotExist) {
+	if err := local.Read(s.Path(local.StartedFile), &st); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
@@ -44,4 +44,4 @@ func (d *driver) Kill(_ context.Context, s *keep.Sandbox) error {
 
 // Clear has nothing to remove: what runsc mounts is in a namespace that went
 // with its processes.
-func (d *driver) Clear(context.Context, *keep.Sandbox) error { return nil }
+func (d *driver) Clear(context.Context, *local.Sandbox) error { return nil }

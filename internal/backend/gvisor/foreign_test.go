@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 )
 
 // sweep does what a start does: it destroys all that the backend says is its own.
@@ -41,7 +41,7 @@ func TestWhatIsNotOursSurvives(t *testing.T) {
 	foreign := []string{"runsc-" + id, "test-short", "test-" + id + "x", "test2-" + id, "tes-" + id, id, "test-" + strings.Repeat("A", len(id))}
 	for _, name := range foreign {
 		dir := filepath.Join(b.Dir(), name)
-		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, keep.FactsFile), []byte("{}"), 0o600)); err != nil {
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, local.FactsFile), []byte("{}"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -55,7 +55,7 @@ func TestWhatIsNotOursSurvives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mark := keep.Mark("test", b.Dir()) + "-"
+	mark := local.Mark("test", b.Dir()) + "-"
 	var groups []string
 	for _, leaf := range []string{"test2-" + id, "test-00000000-" + id, mark + "short", "x" + mark + id} {
 		g, err := tree.Group(cgroupParent, leaf)
@@ -78,7 +78,7 @@ func TestWhatIsNotOursSurvives(t *testing.T) {
 		t.Errorf("our own is left: %v, %v", ids, err)
 	}
 	for _, name := range foreign {
-		if _, err := os.Stat(filepath.Join(b.Dir(), name, keep.FactsFile)); err != nil {
+		if _, err := os.Stat(filepath.Join(b.Dir(), name, local.FactsFile)); err != nil {
 			t.Error(err)
 		}
 	}

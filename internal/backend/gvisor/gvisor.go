@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 )
 
 // Config is what a Backend needs. Every field but Late is required.
@@ -50,7 +50,7 @@ const cgroupParent = "enclave"
 
 // A Backend is a backend.Backend on gVisor. Its state is in its directory and in
 // the kernel: another value on the same Config goes on with its sandboxes.
-type Backend struct{ *keep.Registry }
+type Backend struct{ *local.Registry }
 
 // A driver is what is gVisor's own of a Backend.
 type driver struct {
@@ -65,7 +65,7 @@ var (
 	_ backend.Backend = (*Backend)(nil)
 	_ backend.Checker = (*Backend)(nil)
 	_ backend.Sizer   = (*Backend)(nil)
-	_ keep.Driver     = (*driver)(nil)
+	_ local.Driver    = (*driver)(nil)
 )
 
 // New returns a backend and resumes the enforcement of the limits of every
@@ -82,7 +82,7 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}
-	dir, err := keep.Dir(c.Dir)
+	dir, err := local.Dir(c.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open gvisor state: %w", err)
 	}
@@ -90,7 +90,7 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: enclave-runsc: %w", backend.ErrUnavailable, err)
 	}
-	guest, err := keep.Guest(dir, c.Guest)
+	guest, err := local.Guest(dir, c.Guest)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("keep a copy of the guest: %w", err), runsc.Close())
 	}
@@ -98,7 +98,7 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: make a network namespace: %w", backend.ErrUnavailable, err), runsc.Close())
 	}
-	r, err := keep.Open(context.Background(), keep.Config{
+	r, err := local.Open(context.Background(), local.Config{
 		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Late: c.Late,
 		Driver: &driver{dir: dir, runsc: runsc, guest: guest, rootfs: c.Rootfs, netns: netns},
 	})
@@ -127,7 +127,7 @@ func (c Config) validate() error {
 	switch {
 	case c.Dir == "":
 		return errors.New("gvisor: no state directory")
-	case !keep.ValidInstance(c.Instance):
+	case !local.ValidInstance(c.Instance):
 		return fmt.Errorf("gvisor: instance %q is not 1 to 40 of [a-z0-9-]", c.Instance)
 	case c.Runsc == "":
 		return errors.New("gvisor: no path of enclave-runsc")

@@ -11,8 +11,8 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 )
 
 func cgroupLimits(l backend.Limits) cgroup.Limits {
@@ -20,7 +20,7 @@ func cgroupLimits(l backend.Limits) cgroup.Limits {
 }
 
 // entry is what b knows of the sandbox id.
-func entry(t testing.TB, b *Backend, id backend.ID) *keep.Sandbox {
+func entry(t testing.TB, b *Backend, id backend.ID) *local.Sandbox {
 	t.Helper()
 	s, err := b.Sandbox(id)
 	if err != nil {
@@ -51,7 +51,7 @@ func inventory(t testing.TB, b *Backend) map[string]bool {
 	leaves, err := tree.Leaves(cgroupParent)
 	check(err)
 	for _, l := range leaves {
-		if strings.HasPrefix(l, keep.Mark("test", dir)+"-") {
+		if strings.HasPrefix(l, local.Mark("test", dir)+"-") {
 			seen["cgroup "+l] = true
 		}
 	}

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // exit tells the guest to exit.
@@ -116,7 +116,7 @@ func TestASentryKilledFromOutsideIsNoSuccess(t *testing.T) {
 	b := open(t, t.TempDir())
 	x := start(t, b, limits())
 	var st watch.Process
-	if err := keep.Read(entry(t, b, x.id).Path(keep.StartedFile), &st); err != nil {
+	if err := local.Read(entry(t, b, x.id).Path(local.StartedFile), &st); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Kill(st.PID, unix.SIGKILL); err != nil {
@@ -226,7 +226,7 @@ func TestWithoutListenASandboxRunsAndReachesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Destroy(deadline(t), id)
-	if _, err := os.Stat(entry(t, b, id).Path(mountDir, keep.SocketFile)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(entry(t, b, id).Path(mountDir, local.SocketFile)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it has a socket: %v", err)
 	}
 }
@@ -313,16 +313,16 @@ func TestNothingOfASandboxRemains(t *testing.T) {
 }
 
 func TestHalfMadeSandboxesAreListedAndDestroyed(t *testing.T) {
-	for name, make := range map[string]func(s *keep.Sandbox) error{
-		"listened for": func(s *keep.Sandbox) error { return (&driver{}).Place(s) },
-		"announced": func(s *keep.Sandbox) error {
-			return errors.Join((&driver{}).Place(s), keep.New(s.Path(keep.FactsFile), keep.Facts{ID: s.ID, Limits: limits()}))
+	for name, make := range map[string]func(s *local.Sandbox) error{
+		"listened for": func(s *local.Sandbox) error { return (&driver{}).Place(s) },
+		"announced": func(s *local.Sandbox) error {
+			return errors.Join((&driver{}).Place(s), local.New(s.Path(local.FactsFile), local.Facts{ID: s.ID, Limits: limits()}))
 		},
-		"a cgroup only": func(s *keep.Sandbox) error {
+		"a cgroup only": func(s *local.Sandbox) error {
 			return s.Group.Make(cgroupLimits(limits()))
 		},
-		"a crash in Destroy": func(s *keep.Sandbox) error {
-			return errors.Join((&driver{}).Place(s), os.WriteFile(s.Path(keep.DestroyFile), nil, 0o600))
+		"a crash in Destroy": func(s *local.Sandbox) error {
+			return errors.Join((&driver{}).Place(s), os.WriteFile(s.Path(local.DestroyFile), nil, 0o600))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

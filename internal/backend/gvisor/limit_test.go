@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -192,7 +192,7 @@ func (x box) procs() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := tree.Group(cgroupParent, keep.Mark("test", x.Dir())+"-"+string(x.id))
+	g, err := tree.Group(cgroupParent, local.Mark("test", x.Dir())+"-"+string(x.id))
 	if err != nil {
 		return nil, err
 	}

@@ -6,15 +6,15 @@ import (
 	"net"
 	"os"
 
+	"github.com/enclave-run/enclave/internal/backend/local"
 	"github.com/enclave-run/enclave/internal/failpoint"
-	"github.com/enclave-run/enclave/internal/keep"
 )
 
 // Listen opens the socket /.enclave/sock of the sandbox. Only root of that
 // sandbox may connect, and nobody before it has a user; the directory is read-only in the sandbox, so the socket
 // can't be swapped.
-func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, error) {
-	l, err := keep.Socket(ctx, s.Path(mountDir), keep.SocketFile)
+func (d *driver) Listen(ctx context.Context, s *local.Sandbox) (net.Listener, error) {
+	l, err := local.Socket(ctx, s.Path(mountDir), local.SocketFile)
 	if err != nil {
 		return nil, err
 	}
@@ -24,7 +24,7 @@ func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, err
 	}
 	user, err := s.User()
 	if err == nil {
-		err = keep.Own(s.Path(mountDir, keep.SocketFile), int(user))
+		err = local.Own(s.Path(mountDir, local.SocketFile), int(user))
 	}
 	if err != nil {
 		l.Close()
@@ -36,7 +36,7 @@ func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, err
 // Place makes the sandbox's directory and the one it sees as /.enclave. Until Make
 // gives the first to the sandbox's user only root enters it; in the second everyone
 // there may pass.
-func (d *driver) Place(s *keep.Sandbox) error {
+func (d *driver) Place(s *local.Sandbox) error {
 	for _, at := range []struct {
 		path string
 		mode os.FileMode

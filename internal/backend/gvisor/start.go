@@ -17,10 +17,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/failpoint"
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // Files in a sandbox's directory beside those of the registry.
@@ -35,11 +35,11 @@ const (
 )
 
 // User is the sandbox's root as the host knows it, and its only user there.
-func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir) }
+func (d *driver) User(*local.Sandbox) (uint32, error) { return local.User(d.dir) }
 
 // Make makes everything of an announced sandbox and records which process is its
 // kernel.
-func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error {
+func (d *driver) Make(ctx context.Context, s *local.Sandbox, f local.Facts) error {
 	rootfs, err := d.rootfs(f.Image)
 	if err != nil {
 		return fmt.Errorf("find image %s: %w", f.Image, err)
@@ -52,7 +52,7 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	} else if !info.IsDir() || info.Mode().Perm()&0o005 != 0o005 {
 		return fmt.Errorf("use image %s: %s must be a directory that every user may read", f.Image, rootfs)
 	}
-	guest := s.Path(mountDir, keep.GuestFile)
+	guest := s.Path(mountDir, local.GuestFile)
 	if err := os.Link(d.guest, guest); err != nil {
 		return fmt.Errorf("place the guest: %w", err)
 	}
@@ -102,12 +102,12 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) error 
 	if err := failpoint.Hit("gvisor.start.limited"); err != nil {
 		return err
 	}
-	return keep.New(s.Path(keep.StartedFile), st)
+	return local.New(s.Path(local.StartedFile), st)
 }
 
 // give lets the sandbox's user, and nobody else but root, pass through its
 // directory and connect to its way out.
-func give(s *keep.Sandbox, user uint32) error {
+func give(s *local.Sandbox, user uint32) error {
 	for _, name := range []string{diskDir, runscDir} {
 		if err := os.Mkdir(s.Path(name), 0o700); err != nil {
 			return err
@@ -119,7 +119,7 @@ func give(s *keep.Sandbox, user uint32) error {
 		}
 	}
 	// Listen's, if it was called: whose it is was not known then.
-	err := keep.Own(s.Path(mountDir, keep.SocketFile), int(user))
+	err := local.Own(s.Path(mountDir, local.SocketFile), int(user))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -127,7 +127,7 @@ func give(s *keep.Sandbox, user uint32) error {
 }
 
 // run runs runsc, which returns when the guest has been started.
-func (d *driver) run(ctx context.Context, s *keep.Sandbox, rootfs string) error {
+func (d *driver) run(ctx context.Context, s *local.Sandbox, rootfs string) error {
 	// By this process's descriptor, which is not handed on: what was opened is run,
 	// whatever the name leads to by now.
 	cmd := exec.CommandContext(ctx, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), d.runsc.Fd()),
@@ -172,7 +172,7 @@ func (d *driver) run(ctx context.Context, s *keep.Sandbox, rootfs string) error 
 
 // sentry reads which process runsc started and makes sure that it is one of the
 // sandbox's cgroup.
-func sentry(s *keep.Sandbox) (watch.Process, error) {
+func sentry(s *local.Sandbox) (watch.Process, error) {
 	b, err := os.ReadFile(s.Path(pidFile))
 	if err != nil {
 		return watch.Process{}, fmt.Errorf("find the sandbox's process: %w", err)

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
 )
 
 // maxAnswer bounds what is read of one answer of a sandbox's kernel, which a
@@ -24,7 +24,7 @@ const maxAnswer = 4 << 20
 type sentryConn struct{ conn net.Conn }
 
 // dialSentry connects to the kernel of s.
-func dialSentry(ctx context.Context, s *keep.Sandbox) (*sentryConn, error) {
+func dialSentry(ctx context.Context, s *local.Sandbox) (*sentryConn, error) {
 	dir, err := os.Open(s.Path(runscDir))
 	if err != nil {
 		return nil, err
@@ -115,7 +115,7 @@ var errNoStatus = errors.New("gvisor ended without reporting an exit status")
 // askStatus begins to wait for the guest's exit. When it returns without an
 // error the sandbox's kernel has the connection, so that a guest that exits the
 // next moment can't exit unseen.
-func askStatus(ctx context.Context, s *keep.Sandbox) (*sentryConn, error) {
+func askStatus(ctx context.Context, s *local.Sandbox) (*sentryConn, error) {
 	c, err := dialSentry(ctx, s)
 	if err != nil {
 		return nil, err

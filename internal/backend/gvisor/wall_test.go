@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
 )
 
 // late has nobody look at a sandbox's counters for a second.
@@ -23,7 +23,7 @@ const ownBlocks = 64 << 10
 func (x box) onDisk(t *testing.T) int64 {
 	t.Helper()
 	var st unix.Stat_t
-	if err := unix.Lstat(filestore(&keep.Sandbox{ID: x.id, Dir: filepath.Join(x.Dir(), "test-"+string(x.id))}), &st); err != nil {
+	if err := unix.Lstat(filestore(&local.Sandbox{ID: x.id, Dir: filepath.Join(x.Dir(), "test-"+string(x.id))}), &st); err != nil {
 		t.Fatal(err)
 	}
 	return st.Blocks * 512

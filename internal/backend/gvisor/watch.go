@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // Watch returns the watcher of a sandbox whose sentry runs, or has ended.
-func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (keep.Watcher, error) {
+func (d *driver) Watch(s *local.Sandbox, f local.Facts) (local.Watcher, error) {
 	var st watch.Process
-	if err := keep.Read(s.Path(keep.StartedFile), &st); err != nil {
+	if err := local.Read(s.Path(local.StartedFile), &st); err != nil {
 		return nil, err
 	}
 	process, err := st.Open()
@@ -31,7 +31,7 @@ func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (keep.Watcher, error) {
 
 // A watcher is what a watch.Watcher needs of one sandbox. Its goroutine owns it.
 type watcher struct {
-	*keep.Sandbox
+	*local.Sandbox
 	limits  backend.Limits
 	process *os.File      // nil if the sandbox has ended
 	asked   chan struct{} // closed once its kernel was asked for the guest's exit, or can't be

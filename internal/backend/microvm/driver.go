@@ -12,11 +12,11 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/backend/microvm/firecracker"
-	"github.com/enclave-run/enclave/internal/cgroup"
 	"github.com/enclave-run/enclave/internal/failpoint"
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
@@ -63,7 +63,7 @@ type driver struct {
 	links map[backend.ID]*link
 }
 
-var _ keep.Driver = (*driver)(nil)
+var _ local.Driver = (*driver)(nil)
 
 // linkOf is what this process has of a machine that it has started, or nil.
 func (d *driver) linkOf(id backend.ID) *link {
@@ -73,13 +73,13 @@ func (d *driver) linkOf(id backend.ID) *link {
 }
 
 // root is the machine's root directory: the jailer's layout.
-func (d *driver) root(s *keep.Sandbox) string {
+func (d *driver) root(s *local.Sandbox) string {
 	return s.Path(d.launcher.home(), string(s.ID), "root")
 }
 
-// Place implements keep.Driver. Nobody but root enters the directories above the
+// Place implements local.Driver. Nobody but root enters the directories above the
 // machine's root.
-func (d *driver) Place(s *keep.Sandbox) error {
+func (d *driver) Place(s *local.Sandbox) error {
 	root := d.root(s)
 	for _, dir := range []string{s.Dir, filepath.Dir(filepath.Dir(root)), filepath.Dir(root), root} {
 		err := os.Mkdir(dir, 0o700)
@@ -93,8 +93,8 @@ func (d *driver) Place(s *keep.Sandbox) error {
 	return nil
 }
 
-// Listen implements keep.Driver: it opens what the guest reaches at the core's port.
-func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, error) {
+// Listen implements local.Driver: it opens what the guest reaches at the core's port.
+func (d *driver) Listen(ctx context.Context, s *local.Sandbox) (net.Listener, error) {
 	user, err := s.User() // until there is one nobody connects
 	if err != nil {
 		return nil, err
@@ -103,8 +103,8 @@ func (d *driver) Listen(ctx context.Context, s *keep.Sandbox) (net.Listener, err
 }
 
 // socket opens the socket of a port for one user.
-func (d *driver) socket(ctx context.Context, s *keep.Sandbox, port int, user uint32) (net.Listener, error) {
-	l, err := keep.Socket(ctx, d.root(s), portSocket(port))
+func (d *driver) socket(ctx context.Context, s *local.Sandbox, port int, user uint32) (net.Listener, error) {
+	l, err := local.Socket(ctx, d.root(s), portSocket(port))
 	if err != nil {
 		return nil, err
 	}
@@ -120,11 +120,11 @@ func (d *driver) socket(ctx context.Context, s *keep.Sandbox, port int, user uin
 	return l, nil
 }
 
-// User implements keep.Driver.
-func (d *driver) User(*keep.Sandbox) (uint32, error) { return keep.User(d.dir) }
+// User implements local.Driver.
+func (d *driver) User(*local.Sandbox) (uint32, error) { return local.User(d.dir) }
 
-// Make implements keep.Driver: it returns when the guest has set its machine up.
-func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err error) {
+// Make implements local.Driver: it returns when the guest has set its machine up.
+func (d *driver) Make(ctx context.Context, s *local.Sandbox, f local.Facts) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, bootTime, fmt.Errorf("the machine has not booted in %s", bootTime))
 	defer cancel()
 	if err := d.fill(s, f); err != nil {
@@ -188,12 +188,12 @@ func (d *driver) Make(ctx context.Context, s *keep.Sandbox, f keep.Facts) (err e
 	d.mu.Lock()
 	d.links[s.ID] = k
 	d.mu.Unlock()
-	return keep.New(s.Path(keep.StartedFile), st)
+	return local.New(s.Path(local.StartedFile), st)
 }
 
 // fill puts what a machine is made of into its root directory, and gives that to
 // the machine's user.
-func (d *driver) fill(s *keep.Sandbox, f keep.Facts) error {
+func (d *driver) fill(s *local.Sandbox, f local.Facts) error {
 	if err := plain(d.root(s)); err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func (d *driver) fill(s *keep.Sandbox, f keep.Facts) error {
 
 // boot has a monitor make the machine and the guest set it up. used is the CPU
 // time that went before.
-func (d *driver) boot(ctx context.Context, s *keep.Sandbox, f keep.Facts, v *vmm, l net.Listener) (_ *link, used time.Duration, err error) {
+func (d *driver) boot(ctx context.Context, s *local.Sandbox, f local.Facts, v *vmm, l net.Listener) (_ *link, used time.Duration, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	process, err := v.process.Open()
@@ -280,7 +280,7 @@ func (d *driver) boot(ctx context.Context, s *keep.Sandbox, f keep.Facts, v *vmm
 }
 
 // configure makes the calls that describe the machine and start it.
-func (d *driver) configure(ctx context.Context, c *firecracker.Client, f keep.Facts) error {
+func (d *driver) configure(ctx context.Context, c *firecracker.Client, f local.Facts) error {
 	if err := c.Ready(ctx); err != nil {
 		return err
 	}
@@ -343,8 +343,8 @@ func within(g *cgroup.Group, pid int, id string) (inner string, err error) {
 	return "", fmt.Errorf("the machine monitor, process %d, is outside its control group", pid)
 }
 
-// Watch implements keep.Driver.
-func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (_ keep.Watcher, err error) {
+// Watch implements local.Driver.
+func (d *driver) Watch(s *local.Sandbox, f local.Facts) (_ local.Watcher, err error) {
 	w := &watcher{
 		Sandbox: s, limits: f.Limits, link: d.linkOf(s.ID),
 		told: make(chan struct{}, 1), ready: make(chan struct{}), tasks: make(chan int64), status: make(chan watch.Status, 1),
@@ -354,7 +354,7 @@ func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (_ keep.Watcher, err error
 			w.Close()
 		}
 	}()
-	if err := keep.Read(s.Path(keep.StartedFile), &w.started); err != nil {
+	if err := local.Read(s.Path(local.StartedFile), &w.started); err != nil {
 		return nil, err
 	}
 	if w.started.Inner != "" {
@@ -368,11 +368,11 @@ func (d *driver) Watch(s *keep.Sandbox, f keep.Facts) (_ keep.Watcher, err error
 	return w, nil
 }
 
-// Kill implements keep.Driver: every process of a machine is in its group.
-func (d *driver) Kill(context.Context, *keep.Sandbox) error { return nil }
+// Kill implements local.Driver: every process of a machine is in its group.
+func (d *driver) Kill(context.Context, *local.Sandbox) error { return nil }
 
-// Clear implements keep.Driver: what a monitor has mounted went with its namespace.
-func (d *driver) Clear(_ context.Context, s *keep.Sandbox) error {
+// Clear implements local.Driver: what a monitor has mounted went with its namespace.
+func (d *driver) Clear(_ context.Context, s *local.Sandbox) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if k := d.links[s.ID]; k != nil {
@@ -382,8 +382,8 @@ func (d *driver) Clear(_ context.Context, s *keep.Sandbox) error {
 	return nil
 }
 
-// Find implements keep.Driver: machines have nothing outside directory and group.
+// Find implements local.Driver: machines have nothing outside directory and group.
 func (d *driver) Find(context.Context) ([]backend.ID, error) { return nil, nil }
 
-// Close implements keep.Driver.
+// Close implements local.Driver.
 func (d *driver) Close() error { return nil }

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // byJailer launches Firecracker with the jailer that comes with it, as its
@@ -115,7 +115,7 @@ func (l byJailer) launch(ctx context.Context, m machine) (*vmm, error) {
 		return nil, v.why(errEnded, "")
 	}
 	// Not asked of the jailer, which has no option for it; no guest runs yet.
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(keep.OOMScore())), 0); err != nil {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(local.OOMScore())), 0); err != nil {
 		return nil, v.why(fmt.Errorf("have Firecracker be the first to go when the host runs out of memory: %w", err), "")
 	}
 	v.process = watch.Process{PID: pid, StartTime: at}

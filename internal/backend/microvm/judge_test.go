@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // A launcher starts the process of a virtual machine monitor, confined, which then

@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/testenv"
-	"github.com/enclave-run/enclave/internal/watch"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
@@ -58,7 +58,7 @@ func rigged(t *testing.T, dir, how string) rig {
 		},
 		now: time.Now, links: map[backend.ID]*link{},
 	}
-	r, err := keep.Open(t.Context(), keep.Config{Kind: "qemu", Dir: dir, Instance: "rig", Tree: tree, Groups: Groups, Driver: d})
+	r, err := local.Open(t.Context(), local.Config{Kind: "qemu", Dir: dir, Instance: "rig", Tree: tree, Groups: Groups, Driver: d})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func (r rig) process(t *testing.T, id backend.ID) watch.Process {
 		t.Fatal(err)
 	}
 	var st started
-	if err := keep.Read(s.Path(keep.StartedFile), &st); err != nil {
+	if err := local.Read(s.Path(local.StartedFile), &st); err != nil {
 		t.Fatal(err)
 	}
 	return st.Process
@@ -377,8 +377,8 @@ func TestTheWayOutIsTheMachinesAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var f keep.Facts
-	if err := keep.Read(s.Path(keep.FactsFile), &f); err != nil {
+	var f local.Facts
+	if err := local.Read(s.Path(local.FactsFile), &f); err != nil {
 		t.Fatal(err)
 	}
 	if f.User < 0x70000000 {

@@ -19,9 +19,9 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
 )
 
 // Groups is the control group of the host that has those of all machines, of every
@@ -80,7 +80,7 @@ type Firecracker struct {
 // sandboxes, of which those that run end: a guest whose backend has gone turns its
 // machine off.
 type Backend struct {
-	*keep.Registry
+	*local.Registry
 	driver *driver
 }
 
@@ -107,7 +107,7 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := keep.Dir(c.Dir)
+	dir, err := local.Dir(c.Dir)
 	if err == nil {
 		err = plain(dir)
 	}
@@ -129,7 +129,7 @@ func New(c Config) (*Backend, error) {
 		dir: dir, launcher: l, vmlinux: vmlinux, initrd: initrd, disk: c.Disk, now: c.Now,
 		links: map[backend.ID]*link{},
 	}
-	r, err := keep.Open(ctx, keep.Config{
+	r, err := local.Open(ctx, local.Config{
 		Kind: c.kind(), Dir: dir, Instance: c.Instance, Tree: tree, Groups: Groups, Driver: d,
 	})
 	if err != nil {
@@ -179,10 +179,10 @@ func Clear(ctx context.Context, dir, instance string) error {
 	if err != nil {
 		return err
 	}
-	if dir, err = keep.Dir(dir); err != nil {
+	if dir, err = local.Dir(dir); err != nil {
 		return err
 	}
-	r, err := keep.Open(ctx, keep.Config{
+	r, err := local.Open(ctx, local.Config{
 		Kind: "microvm", Dir: dir, Instance: instance, Tree: tree, Groups: Groups, Driver: &driver{dir: dir},
 	})
 	if err != nil {
@@ -207,7 +207,7 @@ func (c Config) validate() error {
 	switch {
 	case c.Dir == "":
 		return errors.New("microvm: no state directory")
-	case !keep.ValidInstance(c.Instance):
+	case !local.ValidInstance(c.Instance):
 		return fmt.Errorf("microvm: instance %q is not 1 to 40 of [a-z0-9-]", c.Instance)
 	case c.Guest == "":
 		return errors.New("microvm: no path of enclave-guest")

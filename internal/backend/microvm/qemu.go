@@ -7,8 +7,8 @@ import (
 	"strconv"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // byQEMU launches our own monitor, which serves Firecracker's API over QEMU and
@@ -60,7 +60,7 @@ func (l byQEMU) argv(m machine) []string {
 	user := strconv.FormatUint(uint64(m.user), 10)
 	argv := append([]string(nil), l.shim...)
 	argv = append(argv, "--id", m.id, "--root", m.root, "--uid", user, "--gid", user, "--accel", accel, "--qemu", l.qemu,
-		"--oom-score", strconv.Itoa(keep.OOMScore()))
+		"--oom-score", strconv.Itoa(local.OOMScore()))
 	for _, dir := range m.dirs {
 		argv = append(argv, "--cgroup", dir)
 	}

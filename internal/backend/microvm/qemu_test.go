@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/backend/microvm/firecracker"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
-	"github.com/enclave-run/enclave/internal/keep"
 	"github.com/enclave-run/enclave/internal/testenv"
-	"github.com/enclave-run/enclave/internal/watch"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
@@ -101,7 +101,7 @@ func TestAMachineEndsWhoseControlPlaneIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	var st started
-	if err := keep.Read(s.Path(keep.StartedFile), &st); err != nil {
+	if err := local.Read(s.Path(local.StartedFile), &st); err != nil {
 		t.Fatal(err)
 	}
 	monitor, err := st.Process.Open()

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/keep"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
@@ -27,7 +27,7 @@ type started struct {
 // counts CPU time, and the machine's group of processes is a wall behind all of
 // it that the guest can't move.
 type watcher struct {
-	*keep.Sandbox
+	*local.Sandbox
 	limits  backend.Limits
 	started started
 	inner   *cgroup.Group // where the monitor's own counters are
@@ -58,7 +58,7 @@ func (w *watcher) Close() {
 	}
 }
 
-// Run implements keep.Watcher.
+// Run implements local.Watcher.
 func (w *watcher) Run(closing <-chan struct{}, run *watch.Watcher) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var helpers sync.WaitGroup

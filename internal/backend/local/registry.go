@@ -1,4 +1,4 @@
-package keep
+package local
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // A Driver is what is one backend's own: how a sandbox is made and what is

@@ -1,4 +1,4 @@
-package keep
+package local
 
 import (
 	"context"
@@ -8,7 +8,7 @@ import (
 	"sync"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
@@ -101,7 +101,7 @@ func (s *Sandbox) Kill(ctx context.Context) { s.Group.KillTree(ctx) }
 
 // Settle records how the sandbox ended, for this process and the next.
 func (s *Sandbox) Settle(e backend.Exit) {
-	_ = failpoint.Hit("keep.exit.settled") // an exit that can't be recorded is known all the same
+	_ = failpoint.Hit("local.exit.settled") // an exit that can't be recorded is known all the same
 	// Another process may have watched it as well; the first word stands. A full
 	// disk must not keep Wait from returning: the record is for the next process.
 	if err := New(s.Path(exitFile), e); errors.Is(err, fs.ErrExist) {

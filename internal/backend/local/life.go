@@ -1,4 +1,4 @@
-package keep
+package local
 
 import (
 	"context"
@@ -40,7 +40,7 @@ func (r *Registry) listen(ctx context.Context, s *Sandbox) (net.Listener, error)
 	if err := r.c.Driver.Place(s); err != nil {
 		return nil, err
 	}
-	if err := failpoint.Hit("keep.listen.made"); err != nil {
+	if err := failpoint.Hit("local.listen.made"); err != nil {
 		return nil, err
 	}
 	return r.c.Driver.Listen(ctx, s)
@@ -125,13 +125,13 @@ func (r *Registry) announce(s *Sandbox, spec backend.Spec) (Facts, error) {
 
 // make makes an announced sandbox and starts its watcher.
 func (r *Registry) make(ctx context.Context, s *Sandbox, f Facts) error {
-	if err := failpoint.Hit("keep.start.announced"); err != nil {
+	if err := failpoint.Hit("local.start.announced"); err != nil {
 		return err
 	}
 	if err := r.c.Driver.Make(ctx, s, f); err != nil {
 		return err
 	}
-	if err := failpoint.Hit("keep.start.recorded"); err != nil {
+	if err := failpoint.Hit("local.start.recorded"); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -168,7 +168,7 @@ func (r *Registry) remove(ctx context.Context, s *Sandbox) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	if err := failpoint.Hit("keep.destroy.marked"); err != nil {
+	if err := failpoint.Hit("local.destroy.marked"); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -185,7 +185,7 @@ func (r *Registry) remove(ctx context.Context, s *Sandbox) error {
 	if err := r.c.Driver.Kill(ctx, s); err != nil {
 		return err
 	}
-	if err := failpoint.Hit("keep.destroy.killed"); err != nil {
+	if err := failpoint.Hit("local.destroy.killed"); err != nil {
 		return err
 	}
 	if p == live {
@@ -200,19 +200,19 @@ func (r *Registry) remove(ctx context.Context, s *Sandbox) error {
 	if err := r.c.Driver.Clear(ctx, s); err != nil {
 		return err
 	}
-	if err := failpoint.Hit("keep.destroy.cleared"); err != nil {
+	if err := failpoint.Hit("local.destroy.cleared"); err != nil {
 		return err
 	}
 	if err := s.ungroup(ctx); err != nil {
 		return err
 	}
-	if err := failpoint.Hit("keep.destroy.ungrouped"); err != nil {
+	if err := failpoint.Hit("local.destroy.ungrouped"); err != nil {
 		return err
 	}
 	if err := removeDir(s.Dir); err != nil {
 		return err
 	}
-	if err := failpoint.Hit("keep.destroy.removed"); err != nil {
+	if err := failpoint.Hit("local.destroy.removed"); err != nil {
 		return err
 	}
 	r.forget(s)

@@ -1,4 +1,4 @@
-package keep
+package local
 
 import (
 	"context"
@@ -8,7 +8,7 @@ import (
 	"os"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/watch"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 // resume makes the entry of a sandbox that this value has not started say what

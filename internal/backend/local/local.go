@@ -1,4 +1,4 @@
-// Package keep is what a backend on this host keeps of its sandboxes in a
+// Package local is what a backend on this host keeps of its sandboxes in a
 // directory of its own: records written whole, the guest, the way out, and the
 // Registry that leads each sandbox through its life. It refuses to remove what
 // somebody has mounted there, to give one id to two sandboxes, and to run a
@@ -26,7 +26,7 @@
 // Watcher adds itself as the Subject (the Kill and Settle of an embedded *Sandbox
 // will do), a channel that says when the sandbox has ended, and counters of its
 // own. It closes nothing and settles nothing outside Run.
-package keep
+package local
 
 import (
 	"context"

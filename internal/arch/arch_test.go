@@ -89,7 +89,7 @@ var table = map[string][]string{
 	"internal/backend/microvm/vsock": {},
 	// What the backends that run sandboxes on this host share: the enforcement of
 	// limits by the host's counters, and the files of a sandbox.
-	"internal/backend/local/watch": {"internal/backend", "internal/backend/local/cgroup"},
+	"internal/backend/local/watch": {"internal/backend"},
 	// Leads each sandbox of such a backend through its life: it makes no process,
 	// and ends them all.
 	"internal/backend/local": {"internal/backend", "internal/mountinfo", "internal/backend/local/cgroup", "internal/backend/local/watch", "internal/safepath"},

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
@@ -109,6 +110,17 @@ func cases() map[string]brokenCase {
 				return []wire.Event{e}
 			})
 		}, "a printed line was taken for a result"},
+		"Making": {func(*testing.T) conform.Lab {
+			b := &broken{Backend: simulator.New()}
+			b.wait = func(ctx context.Context, id backend.ID) (backend.Exit, error) {
+				e, err := b.Backend.Wait(ctx, id)
+				e.Usage.CPU = time.Second
+				return e, err
+			}
+			l := lab(b)
+			l.Executes = true
+			return l
+		}, "a sandbox that had no work was charged 1s"},
 		"StartTwice": {func(*testing.T) conform.Lab {
 			b := &broken{Backend: simulator.New()}
 			b.start = func(ctx context.Context, id backend.ID, s backend.Spec) error {

@@ -115,6 +115,7 @@ func Checks() []Check {
 		{"Pids", "A workload that forks without end is stopped by its limit, and for that reason.", 0, pids},
 		{"Memory", "A workload that takes too much memory is stopped by its limit, and for that reason.", 0, memory},
 		{"CPU", "A workload that uses too much CPU time is stopped by its limit, and for that reason.", 0, cpu},
+		{"Making", "The CPU time that a sandbox takes to be made is charged to nobody.", needsCode, making},
 		{"Disk", "A workload that writes too much is stopped by its limit, and for that reason.", 0, disk},
 		{"WaitTwice", "How a sandbox ended is told to all who ask, as often as they ask.", 0, waitTwice},
 		{"WaitAfterRestart", "A control plane that was restarted goes on with the sandboxes it finds.", needsReopen, waitAfterRestart},

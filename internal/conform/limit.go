@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	live "github.com/enclave-run/enclave/internal/sandbox"
 )
 
 // breaks runs code that breaks a limit, and checks that the backend ended the
@@ -75,7 +76,7 @@ func memory(ctx context.Context, lab Lab) error {
 
 func cpu(ctx context.Context, lab Lab) error {
 	l := limits()
-	l.CPU = 3 * time.Second // boot and the interpreter's start count too
+	l.CPU = 3 * time.Second // the interpreter's start counts too
 	return breaks(ctx, lab, l, "x = sum(i * i for i in range(1000))\n", "while True: pass\n", backend.CPULimit, int64(l.CPU))
 }
 
@@ -95,4 +96,49 @@ while True:
         pass
 `
 	return breaks(ctx, lab, l, within, beyond, backend.DiskLimit, l.Disk+1)
+}
+
+// making makes two sandboxes and ends them: one that has had no work is charged
+// nothing, and one whose work was to come at once no more than its end takes, which
+// is far less than what its making took.
+func making(ctx context.Context, lab Lab) error {
+	const nothing, ending = 10 * time.Millisecond, 100 * time.Millisecond
+	for _, begin := range []bool{false, true} {
+		most, had := nothing, "no work"
+		if begin {
+			most, had = ending, "its first work before it"
+		}
+		charged, err := charge(ctx, lab, begin)
+		if err != nil {
+			return err
+		}
+		if charged > most {
+			return fmt.Errorf("a sandbox that had %s was charged %s of CPU time, of at most %s", had, charged, most)
+		}
+	}
+	return nil
+}
+
+// charge is the CPU time that a sandbox is charged which is destroyed as soon as it is
+// there, or as soon as its first work was to come.
+func charge(ctx context.Context, lab Lab, begin bool) (time.Duration, error) {
+	startCtx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	id := newID()
+	defer destroy(ctx, lab.Backend, id)
+	box, err := live.Open(startCtx, lab.Backend, id, backend.Spec{Image: lab.Image, Limits: limits()})
+	if err != nil {
+		return 0, err
+	}
+	defer box.Close()
+	if _, err := box.Guest.Hello(startCtx); err != nil {
+		return 0, err
+	}
+	if begin {
+		if err := box.Begin(startCtx); err != nil {
+			return 0, err
+		}
+	}
+	e, err := box.Exit(ctx, 0)
+	return e.Usage.CPU, err
 }

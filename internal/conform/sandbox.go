@@ -69,6 +69,9 @@ func open(ctx context.Context, lab Lab, l backend.Limits) (*sandbox, error) {
 	if s.hello, err = s.client.Hello(startCtx); err != nil {
 		return nil, err
 	}
+	if err := box.Begin(startCtx); err != nil {
+		return nil, err
+	}
 	undo = func() {}
 	return s, nil
 }

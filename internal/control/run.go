@@ -290,6 +290,9 @@ func (r *runner) converse(ctx context.Context, s session.Session, w session.Work
 	if err := failpoint.Hit("control.work.files"); err != nil {
 		return failed("%w", err)
 	}
+	if err := box.Begin(ctx); err != nil {
+		return because(ctx, failed("begin the work: %w", err))
+	}
 	proc, err := box.Guest.Start(ctx, wire.StartRequest{
 		Language: s.Language, Argv: w.Argv, Code: w.Code,
 		Env: map[string]string{"ENCLAVE_SESSION_ID": s.ID},

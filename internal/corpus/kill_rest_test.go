@@ -40,11 +40,11 @@ var restKills = []killed{
 	{
 		control: "the host's count of tasks is a reason", kernel: "docker", cases: []string{"E01", "E02", "E13"},
 		patches: []patch{
-			{watchFile, "running > w.limits.Pids {", "running > 1<<40 {"}, {watchFile, "n > 0 && wall > w.limits.Pids", "n > 1<<40"},
-			{watchFile, "peak > w.limits.Pids+guestTasks", "peak > 1<<40"},
+			{watchFile, "Value: tasks - w.threads, Evidence", "Value: 0 * (tasks - w.threads), Evidence"}, {watchFile, "w.inner.ForksRefused(); err == nil && n > 0", "w.inner.ForksRefused(); err == nil && n > 1<<40"},
+			{watchFile, "Value: peak - guestTasks", "Value: 0 * (peak - guestTasks)"},
 		},
 	},
-	{control: "the host's count of disk is a reason", kernel: "docker", cases: []string{"E05"}, patches: []patch{{watchFile, "n > w.limits.Disk", "n > 1<<60"}}},
+	{control: "the host's count of disk is a reason", kernel: "docker", cases: []string{"E05"}, patches: []patch{{watchFile, "Value: w.disk(), Evidence", "Value: 0 * w.disk(), Evidence"}}},
 	{control: "shared memory has a size", kernel: "docker", cases: []string{"E04"}, patches: []patch{{dockerMake, "shmSize = 64 << 20", "shmSize = 4 << 30"}}},
 	{control: "output is cut", kernel: "gvisor", cases: []string{"E08"}, patches: []patch{{"internal/control/live.go", "room := max - ", "room := 4*max - "}}},
 	{control: "a result has a depth", kernel: "gvisor", cases: []string{"E16"}, patches: []patch{{"internal/wire/result.go", "strictjson.Check(b, MaxDepth)", "strictjson.Check(b, 100*MaxDepth)"}}},
@@ -59,5 +59,5 @@ var restKills = []killed{
 		patches: []patch{{"cmd/enclave-guest/output.go", "\tcase o.result:\n", "\tcase o.result && o.ended:\n"}, {"internal/wire/event.go", "case k == Result && r.result:", "case k == Result && r.exited:"}, {"internal/control/run.go", "if o.json == nil {", "if len(ev.Data) > 0 {"}},
 	},
 	{control: "bytes that are no text are kept", kernel: "gvisor", cases: []string{"G08"}, patches: []patch{{"internal/httpapi/stream.go", "if !utf8.Valid(b[:n]) {", "if n < 0 {"}}},
-	{control: "usage is what the host counts", kernel: "docker", cases: []string{"G14"}, patches: []patch{{"internal/backend/local/watch/watch.go", "return backend.Usage{CPU: cpu, PeakMemory: peak}", "return backend.Usage{CPU: cpu / 100, PeakMemory: peak}"}}},
+	{control: "usage is what the host counts", kernel: "docker", cases: []string{"G14"}, patches: []patch{{"internal/backend/local/watch/watch.go", "return backend.Usage{CPU: max(0, cpu-base), PeakMemory: peak}", "return backend.Usage{CPU: max(0, cpu-base) / 100, PeakMemory: peak}"}}},
 }

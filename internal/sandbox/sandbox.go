@@ -123,6 +123,16 @@ func (s *Sandbox) Close() {
 // Ended is closed once the sandbox has ended.
 func (s *Sandbox) Ended() <-chan struct{} { return s.ended }
 
+// Begin says that the sandbox's first work comes: what it has used so far is nobody's.
+// It is called before that.
+func (s *Sandbox) Begin(ctx context.Context) error {
+	b, ok := s.backend.(backend.Beginner)
+	if !ok {
+		return nil
+	}
+	return b.Begin(ctx, s.ID)
+}
+
 // Check has a backend that samples look at its counters now, while what the
 // workload used is still there to be counted.
 func (s *Sandbox) Check(ctx context.Context) error {

@@ -79,7 +79,7 @@ const (
 	mib, gib    = 1 << 20, 1 << 30
 
 	// sandboxMemory and sandboxTasks are what one sandbox with the default limits
-	// may take at most (gvisor.memoryWall, gvisor.hostTasks).
+	// may take at most (gvisor.Footprint).
 	sandboxMemory = 512*mib + 64*mib
 	sandboxTasks  = 4*256 + 2*512
 )

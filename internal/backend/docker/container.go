@@ -9,32 +9,13 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
 const (
-	// guestMemory is what a container may use beyond Limits.Memory: the guest,
-	// and /run/enclave, which is memory.
-	guestMemory = 64 << 20
-
-	// taskMemory is what it may use more for each task of the workload: the kernel
-	// keeps that much for a process, so that a fork bomb is found by its number
-	// before its weight.
-	taskMemory = 2 << 20
-
-	// maxTasks bounds the head room that a high limit of tasks gives.
-	maxTasks = 512
-
 	// guestTasks is how many threads the guest has at most, and what makes the
 	// container before it: a few for each CPU and call, far below this.
 	guestTasks = 64
-
-	// taskWall is how many tasks beyond Limits.Pids a workload gets before the
-	// kernel refuses more. Between the limit and the wall lies the evidence.
-	taskWall = 32
-
-	// diskWall is how many bytes beyond Limits.Disk /work and /tmp take together
-	// before they are full, for the same reason.
-	diskWall = 8 << 20
 
 	// runSize bounds /run/enclave: the largest code, of 10 MiB, and what the guest
 	// keeps beside it.
@@ -44,24 +25,16 @@ const (
 	shmSize = 64 << 20
 )
 
-// memoryAllowed is what a container with so many tasks may use, beside the files
-// in /work and /tmp, which are limited as disk.
-func memoryAllowed(l backend.Limits, tasks int64) int64 {
-	return l.Memory + guestMemory + min(max(tasks, 0), maxTasks)*taskMemory
-}
-
-// memoryWall is where the kernel kills. It is head room: the files of /work and
-// /tmp are memory of the container's group.
-func memoryWall(l backend.Limits) int64 {
-	return memoryAllowed(l, l.Pids) + l.Disk + diskWall
-}
+// walls are what containers may take beyond their limits. Own are the guest and what
+// makes the container; the files of /work and /tmp are memory of its group.
+var walls = watch.Walls{Own: 64 << 20, PerTask: 2 << 20, Tasks: 32, FilesInMemory: true}
 
 // tasksWall is how many tasks the group has at most, the guest's included.
-func tasksWall(l backend.Limits) int64 { return l.Pids + taskWall + guestTasks }
+func tasksWall(l backend.Limits) int64 { return walls.TasksAt(l) + guestTasks }
 
 // Footprint is what a container takes of the host at most. Nothing of it is disk.
 func Footprint(l backend.Limits) backend.Footprint {
-	return backend.Footprint{Memory: memoryWall(l), Tasks: tasksWall(l)}
+	return backend.Footprint{Memory: walls.MemoryAt(l), Tasks: tasksWall(l)}
 }
 
 // hidden are paths of which a sandbox sees nothing: those that Docker hides by
@@ -123,8 +96,8 @@ func newContainer(s *local.Sandbox, mark, image string, f local.Facts) client.Co
 		},
 		Resources: container.Resources{
 			CgroupParent: s.Group.Path(),
-			Memory:       memoryWall(f.Limits),
-			MemorySwap:   memoryWall(f.Limits), // no swap
+			Memory:       walls.MemoryAt(f.Limits),
+			MemorySwap:   walls.MemoryAt(f.Limits), // no swap
 			PidsLimit:    &pids,
 			Devices:      []container.DeviceMapping{{PathOnHost: tunDevice, PathInContainer: tunDevice, CgroupPermissions: "rw"}},
 			Ulimits:      []*container.Ulimit{{Name: "core"}}, // open files the guest limits

@@ -84,10 +84,11 @@ type driver struct {
 }
 
 var (
-	_ backend.Backend = (*Backend)(nil)
-	_ backend.Checker = (*Backend)(nil)
-	_ backend.Sizer   = (*Backend)(nil)
-	_ local.Driver    = (*driver)(nil)
+	_ backend.Backend  = (*Backend)(nil)
+	_ backend.Checker  = (*Backend)(nil)
+	_ backend.Beginner = (*Backend)(nil)
+	_ backend.Sizer    = (*Backend)(nil)
+	_ local.Driver     = (*driver)(nil)
 )
 
 // User implements local.Driver. RLIMIT_NPROC counts by user too, which is why no
@@ -126,7 +127,7 @@ func New(c Config) (*Backend, error) {
 		return nil, errors.Join(fmt.Errorf("keep a copy of the guest: %w", err), api.Close())
 	}
 	r, err := local.Open(ctx, local.Config{
-		Kind: "docker", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Late: c.Late,
+		Kind: "docker", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Walls: walls, Late: c.Late,
 		Driver: &driver{dir: dir, mark: local.Mark(c.Instance, dir), host: c.Host, guest: guest, images: c.Images, api: api},
 	})
 	if err != nil {

@@ -96,6 +96,9 @@ func startWith(t *testing.T, b *Backend, id backend.ID, limits backend.Limits) b
 	if x.hello, err = x.guest.Hello(deadline(t)); err != nil {
 		t.Fatal(err)
 	}
+	if err := b.Begin(deadline(t), id); err != nil {
+		t.Fatal(err)
+	}
 	return x
 }
 

@@ -46,7 +46,7 @@ func (d *driver) Make(ctx context.Context, s *local.Sandbox, f local.Facts) erro
 	if err := failpoint.Hit("docker.start.placed"); err != nil {
 		return err
 	}
-	if err := errors.Join(placeEtc(s, rootfs), seal(s), mountDisk(s, f.Limits.Disk+diskWall)); err != nil {
+	if err := errors.Join(placeEtc(s, rootfs), seal(s), mountDisk(s, walls.DiskAt(f.Limits))); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("docker.start.sealed"); err != nil {

@@ -20,7 +20,7 @@ func TestLimitsAreWallsHoweverLateSomebodyLooks(t *testing.T) {
 	c := config(t, testenv.Docker(t))
 	c.Late = time.Second
 	b := open(t, c)
-	fill := func(l backend.Limits) int64 { return l.Disk + diskWall }
+	fill := func(l backend.Limits) int64 { return walls.DiskAt(l) }
 	for name, tc := range map[string]struct {
 		code     []string // of bash, all at once
 		cause    backend.Cause
@@ -30,10 +30,10 @@ func TestLimitsAreWallsHoweverLateSomebodyLooks(t *testing.T) {
 	}{
 		"disk in one place":                {[]string{"cat /dev/zero > /work/a; sleep 60"}, backend.DiskLimit, nil, nil, fill},
 		"disk in two places at once":       {[]string{"cat /dev/zero > /work/a; sleep 60", "cat /dev/zero > /tmp/a; sleep 60"}, backend.DiskLimit, nil, nil, fill},
-		"disk that is removed and written": {[]string{"while :; do head -c 39M /dev/zero > /work/a; rm /work/a; done", "head -c 33M /dev/zero > /tmp/a; sleep 60"}, backend.DiskLimit, (*cgroup.Group).PeakMemory, func(l backend.Limits) int64 { return memoryWall(l) }, fill},
+		"disk that is removed and written": {[]string{"while :; do head -c 39M /dev/zero > /work/a; rm /work/a; done", "head -c 33M /dev/zero > /tmp/a; sleep 60"}, backend.DiskLimit, (*cgroup.Group).PeakMemory, walls.MemoryAt, fill},
 		"processes":                        {[]string{"for i in {1..2000}; do sleep 60 & done; wait"}, backend.PidsLimit, (*cgroup.Group).Tasks, func(l backend.Limits) int64 { return tasksWall(l) - charged }, nil},
-		"memory":                           {[]string{"exec python3 -c 'import time; b = bytearray(2 << 30); time.sleep(60)'"}, backend.MemoryLimit, (*cgroup.Group).PeakMemory, memoryWall, nil},
-		"memory and disk":                  {[]string{"cat /dev/zero > /work/a; sleep 60", "exec python3 -c 'import time; b = bytearray(2 << 30); time.sleep(60)'"}, backend.MemoryLimit, (*cgroup.Group).PeakMemory, memoryWall, nil},
+		"memory":                           {[]string{"exec python3 -c 'import time; b = bytearray(2 << 30); time.sleep(60)'"}, backend.MemoryLimit, (*cgroup.Group).PeakMemory, walls.MemoryAt, nil},
+		"memory and disk":                  {[]string{"cat /dev/zero > /work/a; sleep 60", "exec python3 -c 'import time; b = bytearray(2 << 30); time.sleep(60)'"}, backend.MemoryLimit, (*cgroup.Group).PeakMemory, walls.MemoryAt, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := limits()

@@ -148,49 +148,33 @@ func (w *watcher) Run(closing <-chan struct{}, base *watch.Watcher) {
 func (w *watcher) Look() {}
 
 // Counted is not called: tasks are a counter here.
-func (w *watcher) Counted(int64) *watch.Breach { return nil }
+func (w *watcher) Counted(int64) watch.Counters { return watch.Counters{} }
 
-// Breached returns the first limit, in order of precedence, that the host's
-// counters say was passed.
-func (w *watcher) Breached(used time.Duration) *watch.Breach {
+// Read reads the host's counters.
+func (w *watcher) Read() (c watch.Counters) {
 	tasks, err := w.Group.Tasks()
 	// The guest's threads come after: one that it starts between makes the
 	// workload's fewer, and never more than they are.
 	if n, ok := w.guestThreads(); ok {
 		w.threads = n
 	}
-	running := tasks - w.threads
-	if err == nil && running > w.limits.Pids {
-		return &watch.Breach{Cause: backend.PidsLimit, Observed: running, Evidence: "cgroup pids.current"}
+	if err == nil {
+		c.Tasks = watch.Reading{Value: tasks - w.threads, Evidence: "cgroup pids.current"}
 	}
-	wall := tasksWall(w.limits) - max(w.threads, 1)
-	if n, err := w.inner.ForksRefused(); err == nil && n > 0 && wall > w.limits.Pids {
-		return &watch.Breach{Cause: backend.PidsLimit, Observed: wall, Evidence: "cgroup pids.events max"}
+	if n, err := w.inner.ForksRefused(); err == nil && n > 0 {
+		c.Refused = watch.Reading{Value: tasksWall(w.limits) - max(w.threads, 1), Evidence: "cgroup pids.events max"}
 	}
 	// What was over between two looks.
-	if peak, err := w.Group.PeakTasks(); err == nil && peak > w.limits.Pids+guestTasks {
-		return &watch.Breach{Cause: backend.PidsLimit, Observed: peak - guestTasks, Evidence: "cgroup pids.peak"}
+	if peak, err := w.Group.PeakTasks(); err == nil {
+		c.Peak = watch.Reading{Value: peak - guestTasks, Evidence: "cgroup pids.peak"}
 	}
-	for _, g := range []*cgroup.Group{w.inner, w.Group} {
-		if n, err := g.OOMKills(); err == nil && n > 0 {
-			peak, _ := w.Group.PeakMemory()
-			return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: g.MemoryEvidence()}
-		}
+	c.Killed = w.KilledForMemory(w.inner, w.Group)
+	if peak, _ := w.Group.PeakMemory(); c.Killed == (watch.Reading{}) && w.oomKilled.Load() {
+		c.Killed = watch.Reading{Value: peak, Evidence: "docker OOMKilled"}
 	}
-	if w.oomKilled.Load() {
-		peak, _ := w.Group.PeakMemory()
-		return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: "docker OOMKilled"}
-	}
-	if n := w.memory(); n > memoryAllowed(w.limits, running) {
-		return &watch.Breach{Cause: backend.MemoryLimit, Observed: n, Evidence: w.Group.UsageEvidence()}
-	}
-	if n := w.disk(); n > w.limits.Disk {
-		return &watch.Breach{Cause: backend.DiskLimit, Observed: n, Evidence: "blocks of the sandbox's file systems on the host"}
-	}
-	if used > w.limits.CPU {
-		return &watch.Breach{Cause: backend.CPULimit, Observed: int64(used), Evidence: w.Group.CPUEvidence()}
-	}
-	return nil
+	c.Memory = watch.Reading{Value: w.memory(), Evidence: w.Group.UsageEvidence()}
+	c.Disk = watch.Reading{Value: w.disk(), Evidence: "blocks of the sandbox's file systems on the host"}
+	return c
 }
 
 // memory is what the sandbox uses beside the files in /work and /tmp, which its

@@ -6,30 +6,16 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 )
 
+// walls are what sandboxes may take beyond their limits. Own are the heap of gVisor's
+// kernel, its file server, and the processes whose memory it uses: an idle sandbox
+// takes 20 MiB. It takes a workload longer to start 512 threads, the cheapest of
+// tasks, than a watcher on a loaded host takes to count them.
+var walls = watch.Walls{Own: 64 << 20, PerTask: 4 << 20, Tasks: 512}
+
 const (
-	// sentryMemory is what a sandbox's cgroup may use beyond Limits.Memory: the
-	// heap of gVisor's kernel, its file server, and the processes whose memory
-	// it uses. An idle one takes 20 MiB.
-	sentryMemory = 64 << 20
-
-	// taskMemory is what it may use more for each task of the workload: gVisor's
-	// kernel and the host keep that much for a process of its, so that a fork bomb
-	// is found by its number before its weight.
-	taskMemory = 4 << 20
-
-	// processWall is how many tasks beyond Limits.Pids a workload's user gets
-	// before the sandbox's kernel refuses more. Between the limit and the wall
-	// lies the evidence: a fork that is refused at the limit leaves none. It takes
-	// a workload longer to start so many threads, the cheapest of tasks, than a
-	// watcher on a loaded host takes to count them.
-	processWall = 512
-
-	// diskWall is how many bytes beyond Limits.Disk /work and /tmp take together
-	// before the sandbox's kernel refuses more, for the same reason.
-	diskWall = 8 << 20
-
 	// diskPath is where the guest finds the file system of /work and /tmp.
 	diskPath = "/run/enclave/disk"
 
@@ -43,25 +29,13 @@ const (
 // hostTasks bounds the threads of a whole sandbox on the host. It is head room,
 // not the limit: gVisor's kernel panics when the host refuses it a thread (gVisor
 // issue 2490).
-func hostTasks(l backend.Limits) int64 { return 4*l.Pids + 2*processWall }
-
-// memoryWall is where the host's kernel kills. It is head room like hostTasks:
-// what the workload's tasks do not take of it, the watcher does not let it use.
-func memoryWall(l backend.Limits) int64 { return memoryAllowed(l, min(l.Pids, maxTasks)) }
-
-// maxTasks bounds the head room that a high limit of tasks gives.
-const maxTasks = 512
-
-// memoryAllowed is what a sandbox with so many tasks may use.
-func memoryAllowed(l backend.Limits, tasks int64) int64 {
-	return l.Memory + sentryMemory + tasks*taskMemory
-}
+func hostTasks(l backend.Limits) int64 { return 4*l.Pids + 2*walls.Tasks }
 
 // Footprint is what a sandbox takes of the host at most. /work and /tmp are one
 // file of the host, up to its wall; the sandbox's kernel gives back what was removed
 // from it a moment later, so that for that moment there may be twice as much.
 func Footprint(l backend.Limits) backend.Footprint {
-	return backend.Footprint{Memory: memoryWall(l), Disk: 2 * (l.Disk + diskWall), Tasks: hostTasks(l)}
+	return backend.Footprint{Memory: walls.MemoryAt(l), Disk: 2 * walls.DiskAt(l), Tasks: hostTasks(l)}
 }
 
 // An OCI runtime configuration: of the specification only what is used here.
@@ -140,7 +114,7 @@ func newBundle(dir, rootfs string, f local.Facts) bundle {
 			NoNewPrivileges: true,
 			OOMScoreAdj:     local.OOMScore(), // the sentry's: its stubs, which are older, die with it
 			Rlimits: []rlimit{
-				{Type: "RLIMIT_NPROC", Hard: l.Pids + processWall, Soft: l.Pids + processWall},
+				{Type: "RLIMIT_NPROC", Hard: walls.TasksAt(l), Soft: walls.TasksAt(l)},
 				{Type: "RLIMIT_NOFILE", Hard: 65536, Soft: 4096},
 				{Type: "RLIMIT_CORE"},
 			},
@@ -175,7 +149,7 @@ func newBundle(dir, rootfs string, f local.Facts) bundle {
 	b.Annotations[hint+"source"] = source
 	b.Annotations[hint+"type"] = "tmpfs"
 	b.Annotations[hint+"share"] = "container"
-	b.Annotations[hint+"options"] = "rw,nosuid,nodev,mode=0700,size=" + strconv.FormatInt(l.Disk+diskWall, 10)
+	b.Annotations[hint+"options"] = "rw,nosuid,nodev,mode=0700,size=" + strconv.FormatInt(walls.DiskAt(l), 10)
 	return b
 }
 

@@ -62,10 +62,11 @@ type driver struct {
 }
 
 var (
-	_ backend.Backend = (*Backend)(nil)
-	_ backend.Checker = (*Backend)(nil)
-	_ backend.Sizer   = (*Backend)(nil)
-	_ local.Driver    = (*driver)(nil)
+	_ backend.Backend  = (*Backend)(nil)
+	_ backend.Checker  = (*Backend)(nil)
+	_ backend.Beginner = (*Backend)(nil)
+	_ backend.Sizer    = (*Backend)(nil)
+	_ local.Driver     = (*driver)(nil)
 )
 
 // New returns a backend and resumes the enforcement of the limits of every
@@ -99,7 +100,7 @@ func New(c Config) (*Backend, error) {
 		return nil, errors.Join(fmt.Errorf("%w: make a network namespace: %w", backend.ErrUnavailable, err), runsc.Close())
 	}
 	r, err := local.Open(context.Background(), local.Config{
-		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Late: c.Late,
+		Kind: "gvisor", Dir: dir, Instance: c.Instance, Tree: tree, Groups: cgroupParent, Walls: walls, Late: c.Late,
 		Driver: &driver{dir: dir, runsc: runsc, guest: guest, rootfs: c.Rootfs, netns: netns},
 	})
 	if err != nil {

@@ -129,6 +129,9 @@ func start(t testing.TB, b *Backend, l backend.Limits) box {
 	if err := b.Start(deadline(t), id, spec(l)); err != nil {
 		t.Fatal(err)
 	}
+	if err := b.Begin(deadline(t), id); err != nil {
+		t.Fatal(err)
+	}
 	return box{b, id, ln}
 }
 

@@ -66,7 +66,7 @@ func TestDiskIsAWallHoweverLateSomebodyLooks(t *testing.T) {
 			if e.Cause != backend.DiskLimit || e.Observed <= l.Disk {
 				t.Errorf("the sandbox ended with %+v", e)
 			}
-			if wall := c.times*(l.Disk+diskWall) + ownBlocks; most > wall {
+			if wall := c.times*walls.DiskAt(l) + ownBlocks; most > wall {
 				t.Errorf("%d bytes were there at a time, of at most %d", most, wall)
 			}
 		})
@@ -118,8 +118,8 @@ func TestTasksAndMemoryAreWallsHoweverLateSomebodyLooks(t *testing.T) {
 			if !slices.Contains(c.causes, e.Cause) {
 				t.Errorf("the sandbox ended with %+v", e)
 			}
-			if tasks == 0 || tasks > hostTasks(l) || memory == 0 || memory > memoryWall(l)+charged {
-				t.Errorf("%d tasks of at most %d, %d bytes of at most %d", tasks, hostTasks(l), memory, memoryWall(l))
+			if tasks == 0 || tasks > hostTasks(l) || memory == 0 || memory > walls.MemoryAt(l)+charged {
+				t.Errorf("%d tasks of at most %d, %d bytes of at most %d", tasks, hostTasks(l), memory, walls.MemoryAt(l))
 			}
 		})
 	}

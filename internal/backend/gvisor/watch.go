@@ -80,35 +80,30 @@ func (w *watcher) Look() {
 	}
 }
 
-// Counted judges the number of tasks that the sandbox's kernel has reported.
-func (w *watcher) Counted(n int64) *watch.Breach {
+// Counted takes the number of tasks that the sandbox's kernel has reported.
+func (w *watcher) Counted(n int64) watch.Counters {
 	w.running = n
-	if n > w.limits.Pids {
-		return &watch.Breach{Cause: backend.PidsLimit, Observed: n, Evidence: "gvisor task list"}
-	}
-	return nil
+	return watch.Counters{Tasks: w.counted()}
 }
 
-// Breached returns the first limit, in order of precedence, that the host's
-// counters say was passed.
-func (w *watcher) Breached(used time.Duration) *watch.Breach {
+func (w *watcher) counted() watch.Reading {
+	return watch.Reading{Value: w.running, Evidence: "gvisor task list"}
+}
+
+// Read reads the host's counters.
+func (w *watcher) Read() watch.Counters {
+	c := watch.Counters{
+		Tasks: w.counted(),
+		Disk:  watch.Reading{Value: w.disk(), Evidence: "blocks of the sandbox's files on the host"},
+	}
 	if n, err := w.Group.ForksRefused(); err == nil && n > 0 {
-		return &watch.Breach{Cause: backend.PidsLimit, Observed: hostTasks(w.limits), Evidence: "cgroup pids.events max"}
+		c.Refused = watch.Reading{Value: hostTasks(w.limits), Evidence: "cgroup pids.events max"}
 	}
-	if n, err := w.Group.OOMKills(); err == nil && n > 0 {
-		peak, _ := w.Group.PeakMemory()
-		return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: w.Group.MemoryEvidence()}
+	c.Killed = w.KilledForMemory(w.Group)
+	if n, err := w.Group.Memory(); err == nil {
+		c.Memory = watch.Reading{Value: n, Evidence: w.Group.UsageEvidence()}
 	}
-	if n, err := w.Group.Memory(); err == nil && n > memoryAllowed(w.limits, min(w.running, maxTasks)) {
-		return &watch.Breach{Cause: backend.MemoryLimit, Observed: n, Evidence: w.Group.UsageEvidence()}
-	}
-	if n := w.disk(); n > w.limits.Disk {
-		return &watch.Breach{Cause: backend.DiskLimit, Observed: n, Evidence: "blocks of the sandbox's files on the host"}
-	}
-	if used > w.limits.CPU {
-		return &watch.Breach{Cause: backend.CPULimit, Observed: int64(used), Evidence: w.Group.CPUEvidence()}
-	}
-	return nil
+	return c
 }
 
 // disk is how many bytes /work and /tmp take on the host together.

@@ -107,7 +107,7 @@ func (s *Sandbox) taken() (bool, error) {
 	if _, err := os.Lstat(s.Path(FactsFile)); !errors.Is(err, fs.ErrNotExist) {
 		return err == nil, err
 	}
-	return s.Group.Exists()
+	return s.group.Exists()
 }
 
 // announce takes the id: whoever writes the facts first has it.
@@ -119,7 +119,7 @@ func (r *Registry) announce(s *Sandbox, spec backend.Spec) (Facts, error) {
 	if err != nil {
 		return Facts{}, err
 	}
-	f := Facts{ID: s.ID, Image: spec.Image, Limits: spec.Limits, User: user}
+	f := Facts{ID: s.ID, Image: spec.Image, Limits: spec.Limits, User: user, Begins: true}
 	return f, New(s.Path(FactsFile), f)
 }
 
@@ -137,6 +137,38 @@ func (r *Registry) make(ctx context.Context, s *Sandbox, f Facts) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return r.watchLocked(s, f)
+}
+
+// Begin implements backend.Beginner.
+func (r *Registry) Begin(ctx context.Context, id backend.ID) error {
+	s, err := r.acquire(ctx, id)
+	if err != nil {
+		return fmt.Errorf("begin sandbox %s: %w", id, err)
+	}
+	defer s.release()
+	switch s.at() {
+	case over:
+		return nil
+	case live:
+	default:
+		r.forgetUnmade(s)
+		return fmt.Errorf("begin sandbox %s: %w", id, backend.ErrNotFound)
+	}
+	if _, begun := s.cpuBase(); begun {
+		return nil
+	}
+	used, err := s.group.CPU()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has ended, and its group with it
+	}
+	if err == nil {
+		err = New(s.Path(begunFile), begun{used})
+	}
+	if err != nil {
+		return fmt.Errorf("begin sandbox %s: %w", id, err)
+	}
+	s.base.Store(int64(used))
+	return nil
 }
 
 // Destroy kills the sandbox's processes and removes what the Driver has made, its
@@ -179,7 +211,7 @@ func (r *Registry) remove(ctx context.Context, s *Sandbox) error {
 	p := s.phase
 	s.mu.Unlock()
 
-	if err := s.Group.KillTree(ctx); err != nil {
+	if err := s.group.KillTree(ctx); err != nil {
 		return err
 	}
 	if err := r.c.Driver.Kill(ctx, s); err != nil {
@@ -223,7 +255,7 @@ func (r *Registry) remove(ctx context.Context, s *Sandbox) error {
 // last process has gone.
 func (s *Sandbox) ungroup(ctx context.Context) error {
 	for delay := 250 * time.Microsecond; ; delay = min(2*delay, 10*time.Millisecond) {
-		err := s.Group.RemoveTree()
+		err := s.group.RemoveTree()
 		if err == nil || !errors.Is(err, unix.EBUSY) {
 			return err
 		}

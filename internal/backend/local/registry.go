@@ -85,7 +85,10 @@ type Config struct {
 	Tree     *cgroup.Tree
 	Groups   string        // the cgroup that has those of all sandboxes, of every instance
 	Driver   Driver        // the Registry's from here on
+	Walls    watch.Walls   // of every Watcher
 	Late     time.Duration // of every Watcher
+
+	groups groups // nil is the Tree's: only tests set it
 }
 
 // A Registry has the sandboxes of one backend, and is a backend.Backend and
@@ -108,8 +111,11 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 	switch {
 	case c.Driver == nil:
 		return nil, errors.New("open registry: no driver")
-	case c.Kind == "" || c.Dir == "" || !ValidInstance(c.Instance) || c.Tree == nil || c.Groups == "":
+	case c.Kind == "" || c.Dir == "" || !ValidInstance(c.Instance) || c.Tree == nil && c.groups == nil || c.Groups == "":
 		return nil, errors.Join(errors.New("open registry: its configuration lacks something"), c.Driver.Close())
+	}
+	if c.groups == nil {
+		c.groups = kernelGroups{c.Tree}
 	}
 	r := &Registry{c: c, closing: make(chan struct{}), sandboxes: map[backend.ID]*Sandbox{}}
 	r.watchers.Go(func() { r.idlers.Beat(r.closing) })
@@ -140,7 +146,7 @@ func (r *Registry) Close() error {
 		return nil
 	}
 	// Directories that still have a group, of whatever instance, stay.
-	r.c.Tree.RemoveParentTree(r.c.Groups)
+	r.c.groups.RemoveParentTree(r.c.Groups)
 	return r.c.Driver.Close()
 }
 
@@ -178,7 +184,7 @@ func (r *Registry) List(ctx context.Context) ([]backend.ID, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
 	}
-	leaves, err := r.c.Tree.Leaves(r.c.Groups)
+	leaves, err := r.c.groups.Leaves(r.c.Groups)
 	if err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
 	}
@@ -225,14 +231,13 @@ func (r *Registry) Sandbox(id backend.ID) (*Sandbox, error) {
 	if s := r.sandboxes[id]; s != nil {
 		return s, nil
 	}
-	name := Mark(r.c.Instance, r.c.Dir) + "-" + string(id)
-	group, err := r.c.Tree.Group(r.c.Groups, name)
-	if err != nil {
-		return nil, err
-	}
 	s := &Sandbox{
-		ID: id, Dir: filepath.Join(r.c.Dir, r.c.Instance+"-"+string(id)), Name: name, Group: group,
+		ID: id, Dir: filepath.Join(r.c.Dir, r.c.Instance+"-"+string(id)), Name: Mark(r.c.Instance, r.c.Dir) + "-" + string(id),
 		op: make(chan struct{}, 1), settled: make(chan struct{}), checks: make(chan chan struct{}),
+	}
+	var err error
+	if s.group, err = r.c.groups.of(s, r.c.Groups); err != nil {
+		return nil, err
 	}
 	r.sandboxes[id] = s
 	return s, nil

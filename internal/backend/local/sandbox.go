@@ -6,9 +6,12 @@ import (
 	"io/fs"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/failpoint"
 )
 
@@ -17,6 +20,7 @@ import (
 const (
 	FactsFile   = "facts.json"   // it is being made: Facts
 	StartedFile = "started.json" // it runs: what its Driver must know to watch it
+	begunFile   = "begun.json"   // its first work comes: begun
 	DestroyFile = "destroying"   // Destroy has been called
 	exitFile    = "exit.json"    // it has ended: a backend.Exit
 )
@@ -33,6 +37,12 @@ type Facts struct {
 	Image  string
 	Limits backend.Limits
 	User   uint32 // Driver.User
+	Begins bool   // Begin says from when on its CPU time counts; one from before says it not
+}
+
+// begun is what is recorded when the first work comes.
+type begun struct {
+	CPU time.Duration // used until then
 }
 
 // A phase is how far a sandbox has come.
@@ -54,11 +64,15 @@ type Sandbox struct {
 	Name  string // unique on the host: of its cgroup, and of whatever else bears a name
 	Group *cgroup.Group
 
+	group group // Group, as the Registry uses it
+
 	// op is held while Listen, Start or Destroy changes what exists. It has one
 	// slot rather than being a mutex so that waiting for it ends with a context.
 	op chan struct{}
 
 	settled chan struct{} // closed when the phase becomes over or gone
+
+	base atomic.Int64 // nanoseconds of CPU time that were used before the first work; notBegun before there is any
 
 	checks chan chan struct{} // to the watcher: look now, and close this when you have
 
@@ -83,6 +97,30 @@ func (s *Sandbox) User() (uint32, error) {
 	return f.User, nil
 }
 
+// notBegun is the base of a sandbox that has had no work.
+const notBegun = -1
+
+// cpuBase is the Base of the sandbox's watch.Watcher.
+func (s *Sandbox) cpuBase() (used time.Duration, begun bool) {
+	n := s.base.Load()
+	return time.Duration(max(0, n)), n != notBegun
+}
+
+// KilledForMemory is the reading of groups of the sandbox in which the kernel has
+// killed for memory, or none.
+func (s *Sandbox) KilledForMemory(groups ...*cgroup.Group) watch.Reading {
+	for _, g := range groups {
+		if g == nil {
+			continue
+		}
+		if n, err := g.OOMKills(); err == nil && n > 0 {
+			peak, _ := s.Group.PeakMemory()
+			return watch.Reading{Value: peak, Evidence: g.MemoryEvidence()}
+		}
+	}
+	return watch.Reading{}
+}
+
 // Settled is closed when the sandbox has ended, or its start has failed.
 func (s *Sandbox) Settled() <-chan struct{} { return s.settled }
 
@@ -97,7 +135,7 @@ func (s *Sandbox) Ready() <-chan struct{} {
 }
 
 // Kill kills the processes of the sandbox's group, as a watch.Subject does.
-func (s *Sandbox) Kill(ctx context.Context) { s.Group.KillTree(ctx) }
+func (s *Sandbox) Kill(ctx context.Context) { s.group.KillTree(ctx) }
 
 // Settle records how the sandbox ended, for this process and the next.
 func (s *Sandbox) Settle(e backend.Exit) {

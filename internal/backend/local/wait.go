@@ -48,7 +48,7 @@ func (r *Registry) resume(id backend.ID) (*Sandbox, error) {
 
 // watchLocked starts the watcher of a sandbox whose mu is held.
 func (r *Registry) watchLocked(s *Sandbox, f Facts) (err error) {
-	cpu, err := s.Group.CPUReader()
+	cpu, err := s.group.clock()
 	if errors.Is(err, fs.ErrNotExist) {
 		cpu = nil // the host has been restarted, or Destroy is at work
 	} else if err != nil {
@@ -71,6 +71,15 @@ func (r *Registry) watchLocked(s *Sandbox, f Facts) (err error) {
 	if w, err = r.c.Driver.Watch(s, f); err != nil {
 		return err
 	}
+	var b begun
+	switch err := Read(s.Path(begunFile), &b); {
+	case err == nil:
+		s.base.Store(int64(b.CPU))
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case f.Begins:
+		s.base.Store(notBegun)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -80,7 +89,7 @@ func (r *Registry) watchLocked(s *Sandbox, f Facts) (err error) {
 	r.watchers.Go(func() {
 		defer done()
 		w.Run(r.closing, &watch.Watcher{
-			Group: s.Group, CPU: cpu, Idlers: &r.idlers, Dir: s.Dir, Mark: DestroyFile, Checks: s.checks, Late: r.c.Late,
+			Limits: f.Limits, Walls: r.c.Walls, Base: s.cpuBase, Group: s.group, CPU: cpu, Idlers: &r.idlers, Dir: s.Dir, Mark: DestroyFile, Checks: s.checks, Late: r.c.Late,
 		})
 	})
 	return nil
@@ -133,6 +142,11 @@ func (r *Registry) forgetIdle(s *Sandbox) {
 	default:
 		return // somebody is making it
 	}
+	r.forgetUnmade(s)
+}
+
+// forgetUnmade drops the entry of what was never made. The caller holds its op.
+func (r *Registry) forgetUnmade(s *Sandbox) {
 	if s.at() == unmade {
 		r.forget(s)
 	}

@@ -157,7 +157,7 @@ func (d *driver) Make(ctx context.Context, s *local.Sandbox, f local.Facts) (err
 	if err := failpoint.Hit("microvm.start.launched"); err != nil {
 		return err
 	}
-	k, used, err := d.boot(ctx, s, f, v, boot)
+	k, err := d.boot(ctx, s, f, v, boot)
 	if err != nil {
 		console := d.launcher.serial()
 		if console != "" {
@@ -170,7 +170,7 @@ func (d *driver) Make(ctx context.Context, s *local.Sandbox, f local.Facts) (err
 			k.close()
 		}
 	}()
-	st := started{Process: v.process, Boot: used}
+	st := started{Process: v.process}
 	if st.Inner, err = within(s.Group, v.process.PID, m.id); err != nil {
 		return err
 	}
@@ -225,18 +225,17 @@ func (d *driver) fill(s *local.Sandbox, f local.Facts) error {
 	return root.Chown(int(f.User), int(f.User))
 }
 
-// boot has a monitor make the machine and the guest set it up. used is the CPU
-// time that went before.
-func (d *driver) boot(ctx context.Context, s *local.Sandbox, f local.Facts, v *vmm, l net.Listener) (_ *link, used time.Duration, err error) {
+// boot has a monitor make the machine and the guest set it up.
+func (d *driver) boot(ctx context.Context, s *local.Sandbox, f local.Facts, v *vmm, l net.Listener) (_ *link, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	process, err := v.process.Open()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if process == nil {
 		<-v.ended
-		return nil, 0, v.died()
+		return nil, v.died()
 	}
 	// What waits for the machine learns that there is none.
 	watched := make(chan struct{})
@@ -251,32 +250,29 @@ func (d *driver) boot(ctx context.Context, s *local.Sandbox, f local.Facts, v *v
 		process.Close()
 	}()
 	if err := d.configure(ctx, firecracker.Dial(filepath.Join(d.root(s), apiSocket)), f); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if err := failpoint.Hit("microvm.boot.begun"); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	c, err := accept(ctx, l, d.now)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			c.close()
 		}
 	}()
-	if used, err = s.Group.CPU(); err != nil {
-		return nil, 0, err
-	}
 	err = c.setUp(ctx, wire.Setup{
 		ID: string(s.ID), UID: guestUser, GID: guestUser,
-		Pids: tasksWall(f.Limits), Memory: memoryWall(f.Limits), Disk: f.Limits.Disk + diskWall,
+		Pids: walls.TasksAt(f.Limits), Memory: walls.MemoryAt(f.Limits), Disk: walls.DiskAt(f.Limits),
 		Run: runSize, Shm: shmSize,
 	})
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	return &link{channel: c, vmm: v}, used, nil
+	return &link{channel: c, vmm: v}, nil
 }
 
 // configure makes the calls that describe the machine and start it.

@@ -58,7 +58,7 @@ func rigged(t *testing.T, dir, how string) rig {
 		},
 		now: time.Now, links: map[backend.ID]*link{},
 	}
-	r, err := local.Open(t.Context(), local.Config{Kind: "qemu", Dir: dir, Instance: "rig", Tree: tree, Groups: Groups, Driver: d})
+	r, err := local.Open(t.Context(), local.Config{Kind: "qemu", Dir: dir, Instance: "rig", Tree: tree, Groups: Groups, Walls: walls, Driver: d})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,6 +218,9 @@ func TestAMachinesEndIsToldAsItWas(t *testing.T) {
 			if err := r.Start(t.Context(), id, backend.Spec{Image: "image", Limits: l}); err != nil {
 				t.Fatal(err)
 			}
+			if err := r.Begin(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
 			r.tell(t, id, tc.do)
 			e, err := r.Wait(t.Context(), id)
 			if err != nil {
@@ -245,6 +248,9 @@ func TestABootIsNotTheWorkloads(t *testing.T) {
 		}
 	})
 	if err := r.Start(t.Context(), id, backend.Spec{Image: "image", Limits: l}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Begin(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	zero := 0

@@ -85,9 +85,10 @@ type Backend struct {
 }
 
 var (
-	_ backend.Backend = (*Backend)(nil)
-	_ backend.Checker = (*Backend)(nil)
-	_ backend.Sizer   = (*Backend)(nil)
+	_ backend.Backend  = (*Backend)(nil)
+	_ backend.Checker  = (*Backend)(nil)
+	_ backend.Beginner = (*Backend)(nil)
+	_ backend.Sizer    = (*Backend)(nil)
 )
 
 // openTime bounds what New asks the host, the boot of a machine that tries KVM
@@ -130,7 +131,7 @@ func New(c Config) (*Backend, error) {
 		links: map[backend.ID]*link{},
 	}
 	r, err := local.Open(ctx, local.Config{
-		Kind: c.kind(), Dir: dir, Instance: c.Instance, Tree: tree, Groups: Groups, Driver: d,
+		Kind: c.kind(), Dir: dir, Instance: c.Instance, Tree: tree, Groups: Groups, Walls: walls, Driver: d,
 	})
 	if err != nil {
 		return nil, err

@@ -1,24 +1,11 @@
 package microvm
 
-import "github.com/enclave-run/enclave/internal/backend"
+import (
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/local/watch"
+)
 
 const (
-	// taskMemory is what a workload may use more for each of its tasks: the kernel
-	// keeps that much for a process, so that a fork bomb is found by its number
-	// before its weight.
-	taskMemory = 2 << 20
-
-	// maxTasks bounds the head room that a high limit of tasks gives.
-	maxTasks = 512
-
-	// taskWall is how many tasks beyond Limits.Pids a workload gets before the
-	// guest's kernel refuses more. Between the limit and the wall lies the evidence.
-	taskWall = 32
-
-	// diskWall is how many bytes beyond Limits.Disk the file system of /work and
-	// /tmp takes before it is full, for the same reason.
-	diskWall = 8 << 20
-
 	// guestMemory is what the guest's kernel, its first program and what that keeps
 	// in memory take: what a boot of the stock kernel uses, and as much again.
 	guestMemory = 192 << 20
@@ -30,26 +17,15 @@ const (
 	mib = 1 << 20
 )
 
-// memoryAllowed is what a workload with so many tasks may use, beside the files
-// in /work and /tmp, which are limited as disk.
-func memoryAllowed(l backend.Limits, tasks int64) int64 {
-	return l.Memory + min(max(tasks, 0), maxTasks)*taskMemory
-}
-
-// memoryWall is where the guest's kernel kills. The files of /work and /tmp are
-// memory of the workload's group there.
-func memoryWall(l backend.Limits) int64 {
-	return memoryAllowed(l, l.Pids+taskWall) + l.Disk + diskWall
-}
-
-// tasksWall is how many tasks a workload has at most.
-func tasksWall(l backend.Limits) int64 { return l.Pids + taskWall }
+// walls are what workloads in machines may take beyond their limits. The files of
+// /work and /tmp are memory of the workload's group in the guest.
+var walls = watch.Walls{PerTask: 2 << 20, Tasks: 32, Spare: 32, FilesInMemory: true}
 
 // guestMiB is the machine's memory: as much as its workload can take, so that
 // the group of the workload runs out before the guest's kernel does. The host
 // gives a page of it only once the guest has touched it.
 func guestMiB(l backend.Limits) int64 {
-	n := memoryWall(l) + guestMemory
+	n := walls.MemoryAt(l) + guestMemory
 	n += n / (pageShare - 1)
 	return (n + mib - 1) / mib
 }

@@ -18,7 +18,6 @@ import (
 type started struct {
 	Process watch.Process // the monitor's
 	Inner   string        // the group below the machine's that the monitor is in, or empty
-	Boot    time.Duration // CPU time that was used before any of it was the workload's
 }
 
 // A watcher is what a watch.Watcher needs of one machine. Its goroutine owns it.
@@ -101,63 +100,40 @@ func (w *watcher) relay(ctx context.Context) {
 // Look has nothing to ask: the guest reports by itself.
 func (w *watcher) Look() {}
 
-// Counted judges a report that has just come.
-func (w *watcher) Counted(int64) *watch.Breach {
+// Counted takes a report that has just come.
+func (w *watcher) Counted(int64) watch.Counters {
 	if w.link == nil {
-		return nil
+		return watch.Counters{}
 	}
-	return judge(w.link.report(), w.limits)
+	return counters(w.link.report(), w.limits)
 }
 
-// Breached returns the first limit, in order of precedence, that was passed.
-func (w *watcher) Breached(used time.Duration) *watch.Breach {
-	found := w.Counted(0)
-	if found != nil && found.Cause != backend.DiskLimit {
-		return found
+// Read returns what the guest has reported, and what the host counts behind it.
+func (w *watcher) Read() watch.Counters {
+	c := w.Counted(0)
+	if c.Killed == (watch.Reading{}) {
+		c.Killed = w.KilledForMemory(w.inner, w.Group)
 	}
-	for _, g := range []*cgroup.Group{w.inner, w.Group} {
-		if g == nil {
-			continue
-		}
-		if n, err := g.OOMKills(); err == nil && n > 0 {
-			peak, _ := w.Group.PeakMemory()
-			return &watch.Breach{Cause: backend.MemoryLimit, Observed: peak, Evidence: g.MemoryEvidence()}
-		}
-	}
-	if found != nil {
-		return found
-	}
-	if used -= w.started.Boot; used > w.limits.CPU {
-		return &watch.Breach{Cause: backend.CPULimit, Observed: int64(used), Evidence: w.Group.CPUEvidence()}
-	}
-	return nil
+	return c
 }
 
-// judge returns the first limit that a report says was passed. All of it is the
-// guest kernel's word.
-func judge(r wire.Report, l backend.Limits) *watch.Breach {
-	breach := func(c backend.Cause, observed int64, counter string) *watch.Breach {
-		return &watch.Breach{Cause: c, Observed: observed, Evidence: "guest " + counter, FromGuest: true}
+// counters are what a report says. All of it is the guest kernel's word.
+func counters(r wire.Report, l backend.Limits) watch.Counters {
+	said := func(value int64, counter string) watch.Reading {
+		return watch.Reading{Value: value, Evidence: "guest " + counter, FromGuest: true}
 	}
-	switch {
-	case r.Tasks > l.Pids:
-		return breach(backend.PidsLimit, r.Tasks, "cgroup pids.current")
-	case r.ForksRefused > 0:
-		return breach(backend.PidsLimit, tasksWall(l), "cgroup pids.events max")
-	case r.OOMKills > 0:
-		return breach(backend.MemoryLimit, max(r.Memory, l.Memory), "cgroup memory.events oom_kill")
-	case r.Memory > memoryAllowed(l, r.Tasks):
-		return breach(backend.MemoryLimit, r.Memory, "cgroup memory.current")
-	case r.Disk > l.Disk:
-		return breach(backend.DiskLimit, r.Disk, "blocks of the file system of /work and /tmp")
+	c := watch.Counters{
+		Tasks:  said(r.Tasks, "cgroup pids.current"),
+		Memory: said(r.Memory, "cgroup memory.current"),
+		Disk:   said(r.Disk, "blocks of the file system of /work and /tmp"),
 	}
-	return nil
-}
-
-// Settle records how the machine ended. Its boot is not the workload's.
-func (w *watcher) Settle(e backend.Exit) {
-	e.Usage.CPU = max(0, e.Usage.CPU-w.started.Boot)
-	w.Sandbox.Settle(e)
+	if r.ForksRefused > 0 {
+		c.Refused = said(walls.TasksAt(l), "cgroup pids.events max")
+	}
+	if r.OOMKills > 0 {
+		c.Killed = said(max(r.Memory, l.Memory), "cgroup memory.events oom_kill")
+	}
+	return c
 }
 
 // errNoWord is why nobody knows how a machine ended.

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 )
 
 const (
@@ -40,14 +39,6 @@ const (
 // killed is the status of a program that SIGKILL ended.
 const killed = 128 + int(unix.SIGKILL)
 
-// A Breach is a limit that was passed.
-type Breach struct {
-	Cause     backend.Cause
-	Observed  int64
-	Evidence  string
-	FromGuest bool // it is the word of a kernel that the sandbox has for itself
-}
-
 // A Status is what the guest's end was, if anyone could say.
 type Status struct {
 	Code int
@@ -61,12 +52,12 @@ type Subject interface {
 	// which comes over Watcher.Tasks; it does not wait.
 	Look()
 
-	// Counted judges a number of tasks.
-	Counted(tasks int64) *Breach
+	// Counted takes a number of tasks that came over Watcher.Tasks, and returns what
+	// is known from it alone.
+	Counted(tasks int64) Counters
 
-	// Breached reads every counter and returns the first limit, in order of
-	// precedence, that was passed. used is the CPU time.
-	Breached(used time.Duration) *Breach
+	// Read reads every counter but that of CPU time, which is the Watcher's.
+	Read() Counters
 
 	// Kill ends what is left of the sandbox's processes, within Reaped. If that
 	// takes too long Destroy tries again, and reports it.
@@ -76,18 +67,37 @@ type Subject interface {
 	Settle(backend.Exit)
 }
 
+// A Group is what a Watcher reads of a sandbox's control group itself.
+type Group interface {
+	CPU() (time.Duration, error)
+	CPUEvidence() string
+	PeakMemory() (int64, error)
+}
+
+// A Clock is the counter of CPU time of a control group, read again and again.
+type Clock interface {
+	Read() (time.Duration, error)
+	Close() error
+}
+
 // A Watcher enforces the limits of one sandbox, from outside, until it ends. One
 // goroutine owns it.
 type Watcher struct {
 	Subject Subject
-	Group   *cgroup.Group     // its CPU time and its peak of memory are the sandbox's
-	CPU     *cgroup.CPUReader // nil if the cgroup is gone
+	Limits  backend.Limits
+	Walls   Walls
+	Group   Group // its CPU time and its peak of memory are the sandbox's
+	CPU     Clock // nil if the cgroup is gone
 	Idlers  *Idlers
 	Dir     string               // of the sandbox
 	Mark    string               // the file in Dir that says that Destroy has been called
 	Ended   <-chan Status        // one message, when the sandbox has ended
 	Tasks   <-chan int64         // of the workload, as they are counted
 	Checks  <-chan chan struct{} // look now, and close this when you have
+
+	// Base is the CPU time that was used before the sandbox's first work, which is
+	// nobody's. begun is false before there is any.
+	Base func() (used time.Duration, begun bool)
 
 	// Late is how much later than it should each look at the counters comes, as on
 	// a host that is busy: only tests set it, to show that what a sandbox can take
@@ -119,7 +129,7 @@ func (w *Watcher) Run(closing <-chan struct{}) {
 			w.end(st)
 			return
 		case n := <-w.Tasks:
-			if found := w.Subject.Counted(n); found != nil {
+			if found := Judge(w.Subject.Counted(n), w.Limits, w.Walls); found != nil {
 				w.Idlers.remove(w)
 				w.kill(*found)
 				return
@@ -128,7 +138,7 @@ func (w *Watcher) Run(closing <-chan struct{}) {
 		case done := <-w.Checks:
 			w.Idlers.remove(w)
 			w.used, _ = w.Group.CPU()
-			found := w.Subject.Breached(w.used)
+			found := w.breached()
 			if found != nil {
 				w.kill(*found)
 			}
@@ -180,7 +190,15 @@ func (w *Watcher) look() (busy bool, found *Breach) {
 	busy = w.stirred()
 	w.looked = w.used
 	w.Subject.Look()
-	return busy, w.Subject.Breached(w.used)
+	return busy, w.breached()
+}
+
+// breached reads every counter and returns the first limit that was passed.
+func (w *Watcher) breached() *Breach {
+	c := w.Subject.Read()
+	base, begun := w.Base()
+	c.CPU = cpu(w.used, base, w.Group.CPUEvidence(), begun)
+	return Judge(c, w.Limits, w.Walls)
 }
 
 // kill ends the sandbox for a breach.
@@ -189,24 +207,10 @@ func (w *Watcher) kill(found Breach) {
 	// More than one limit may have been passed at once: the first of the order
 	// is the reason, whichever was seen first.
 	w.used, _ = w.Group.CPU()
-	if other := w.Subject.Breached(w.used); other != nil && precedence(other.Cause) < precedence(found.Cause) {
+	if other := w.breached(); other != nil && precedence(other.Cause) < precedence(found.Cause) {
 		found = *other
 	}
 	w.Subject.Settle(w.exitFor(found))
-}
-
-// precedence orders the limits: a bomb that runs out of memory is a bomb.
-func precedence(c backend.Cause) int {
-	switch c {
-	case backend.PidsLimit:
-		return 0
-	case backend.MemoryLimit:
-		return 1
-	case backend.DiskLimit:
-		return 2
-	default:
-		return 3
-	}
 }
 
 func (w *Watcher) empty() {
@@ -224,8 +228,12 @@ func (w *Watcher) usage() backend.Usage {
 	if err != nil {
 		cpu = w.used
 	}
+	base, begun := w.Base()
+	if !begun {
+		base = cpu // all of it was before any work
+	}
 	peak, _ := w.Group.PeakMemory()
-	return backend.Usage{CPU: cpu, PeakMemory: peak}
+	return backend.Usage{CPU: max(0, cpu-base), PeakMemory: peak}
 }
 
 // end settles the end of a sandbox that was not killed by its watcher.
@@ -242,7 +250,7 @@ func (w *Watcher) end(st Status) {
 	}
 	// The counters come first: the kernel's killing the sandbox for its memory
 	// looks like anyone's.
-	if found := w.Subject.Breached(w.used); found != nil {
+	if found := w.breached(); found != nil {
 		w.Subject.Settle(w.exitFor(*found))
 		return
 	}

@@ -3,7 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -70,8 +72,12 @@ func (p *program) machineConfig(name, kernels string) (microvm.Config, error) {
 const machineTime = 30 * time.Second
 
 // machineAnswers returns what a backend of machines is on this host, or why it
-// can't run.
+// can't run. To know it may boot a kernel of the state directory, as root and in no
+// jail: one that others can exchange is not even looked into.
 func (p *program) machineAnswers(ctx context.Context, name string) (backend.Info, error) {
+	if _, err := trustedState(p.opts.State); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return backend.Info{}, err
+	}
 	c, err := p.machineConfig(name, p.kernels())
 	if err != nil {
 		return backend.Info{}, err

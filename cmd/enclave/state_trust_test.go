@@ -158,3 +158,28 @@ func TestANewFileIsWrittenThroughNothingThatWasThere(t *testing.T) {
 		}
 	}
 }
+
+// The question which backend can run comes before the state directory is opened.
+func TestNoKernelOfAnotherUsersIsBooted(t *testing.T) {
+	testenv.Need(t, "root")
+	state, ran := filepath.Join(t.TempDir(), "state"), filepath.Join(t.TempDir(), "ran")
+	qemu := filepath.Join(t.TempDir(), "qemu")
+	if err := errors.Join(os.WriteFile(qemu, []byte("#!/bin/sh\n: > "+ran+"\n"), 0o755), os.Mkdir(state, 0o700),
+		os.CopyFS(state+"/kernels", os.DirFS(testenv.Kernels(t)))); err != nil {
+		t.Fatal(err)
+	}
+	p := newProgram()
+	p.opts.State, p.opts.Machine.QEMU = state, qemu
+	for _, owner := range []int{1000, 0} {
+		if err := os.Chown(state, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+		_, err := p.machineAnswers(t.Context(), qemuBackend)
+		if refused := err != nil && strings.Contains(err.Error(), "can't be trusted"); refused != (owner != 0) {
+			t.Errorf("in a state directory of user %d: %v", owner, err)
+		}
+		if _, err := os.Lstat(ran); (err == nil) != (owner == 0) {
+			t.Errorf("in a state directory of user %d QEMU was run: %t", owner, err == nil)
+		}
+	}
+}

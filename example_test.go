@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // example is the client of the control plane that the examples run against: a
@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 			log.Fatal(err)
 		}
 		defer os.RemoveAll(dir)
-		p, err := lab.Open(dir, lab.Config{})
+		p, err := planetest.Open(dir, planetest.Config{})
 		if err != nil {
 			log.Fatal(err)
 		}

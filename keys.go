@@ -14,7 +14,7 @@ type KeyRequest struct {
 	User string `json:"user"` // who it is for
 	Role string `json:"role"` // "owner", "admin", "developer" or "viewer"; at most one's own
 	// OrgID is the organisation; by default one's own. Only the operator of the
-	// control plane's machine, who uses its socket, may name another.
+	// control plane's machine, which uses its socket, may name another.
 	OrgID string `json:"orgId,omitempty"`
 }
 

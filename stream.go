@@ -83,7 +83,7 @@ func refusal(err error) bool {
 }
 
 // errProtocol is what an endpoint gets that does not speak like Enclave.
-var errProtocol = errors.New("this is no answer of an Enclave")
+var errProtocol = errors.New("the response is not from an Enclave server")
 
 // follow reads one connection's worth of the stream. It reports stop if the
 // stream is at its end or yield does not want more; else err says why the

@@ -3,16 +3,17 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/auth"
-	"github.com/enclave-run/enclave/internal/webhook"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/spf13/cobra"
 )
 
 // accessOptions is how clients reach a control plane and who they may be.
@@ -49,7 +50,7 @@ func (o *accessOptions) flags(c *cobra.Command) {
 	f.StringVar(&o.TLSCert, "tls-cert", o.TLSCert, "`FILE` with the certificate chain, read again when it changes (ENCLAVE_TLS_CERT)")
 	f.StringVar(&o.TLSKey, "tls-key", o.TLSKey, "`FILE` with the certificate's private key (ENCLAVE_TLS_KEY)")
 	f.StringVar(&o.TLS, "tls", o.TLS, "`self-signed`: with a certificate of the server's own, whose fingerprint is printed (ENCLAVE_TLS)")
-	f.BoolVar(&o.InsecurePlain, "insecure-plain-http", o.InsecurePlain, "let every machine on the way read the credentials and all else (ENCLAVE_INSECURE_PLAIN_HTTP=true)")
+	f.BoolVar(&o.InsecurePlain, "insecure-plain-http", o.InsecurePlain, "serve without TLS beyond this host: every machine on the way can read the credentials and everything else (ENCLAVE_INSECURE_PLAIN_HTTP=true)")
 	f.StringVar(&o.RootKeyFile, "root-key-file", o.RootKeyFile, "new `FILE` that the first start writes the root key to, instead of printing it (ENCLAVE_ROOT_KEY_FILE)")
 	f.StringArrayVar(&o.OIDC, "oidc", o.OIDC, "`ISSUER` of tokens: issuer=URL,audience=NAME,org=NAME[,org=NAME...][,org-claim=CLAIM][,role-claim=CLAIM]; repeatable (ENCLAVE_OIDC, separated by spaces)")
 	f.StringSliceVar(&o.OIDCAllow, "oidc-allow", o.OIDCAllow, "private or loopback `CIDR` that an issuer may be in; repeatable (ENCLAVE_OIDC_ALLOW, separated by commas)")
@@ -78,7 +79,7 @@ func (o *accessOptions) validate() error {
 	if err != nil {
 		return err
 	}
-	if _, err = o.oidcReach(nowhere); err != nil {
+	if _, err = o.issuerRanges(); err != nil {
 		return err
 	}
 	// What a Verifier refuses is refused before anything is opened.
@@ -115,34 +116,17 @@ func (o *accessOptions) issuers() ([]auth.Issuer, error) {
 	return out, nil
 }
 
-// oidcReach is where issuers may be: as webhooks, but with ranges of their own.
-func (o *accessOptions) oidcReach(own func(netip.Addr) bool) (webhook.Reach, error) {
-	return reachOf("--oidc-allow", o.OIDCAllow, own)
+// issuerRanges is where issuers may be besides the public internet.
+func (o *accessOptions) issuerRanges() ([]netip.Prefix, error) {
+	return prefixes("--oidc-allow", o.OIDCAllow)
 }
 
-// oidcTimeout is how long one document of an issuer may take.
-const oidcTimeout = 5 * time.Second
-
-// verifier returns the judge of tokens on a host with these addresses. The
-// caller holds the lock of s.
-func (o *accessOptions) verifier(s *stateDir, own func(netip.Addr) bool, now func() time.Time) (*auth.Verifier, error) {
-	secret, err := loadTokenSecret(s)
-	if err != nil {
-		return nil, err
+// certificate opens the certificate of o. The caller holds the lock of s.
+func (o *accessOptions) certificate(s *statedir.Dir, listen string, now func() time.Time, log *slog.Logger) (*server.Certificate, error) {
+	if o.TLS == selfSigned {
+		return server.OwnCertificate(s, listen, o.Hosts, now, log)
 	}
-	issuers, err := o.issuers()
-	if err != nil {
-		return nil, err
-	}
-	reach, err := o.oidcReach(own)
-	if err != nil {
-		return nil, err
-	}
-	client, err := guardedClient(reach, oidcTimeout)
-	if err != nil {
-		return nil, err
-	}
-	return auth.NewVerifier(auth.VerifierConfig{Secret: secret, Issuers: issuers, Client: client, Now: now})
+	return server.OpenCertificate(o.TLSCert, o.TLSKey, now, log)
 }
 
 // validateListen refuses to speak plain HTTP to others than this host.

@@ -1,13 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"crypto/tls"
-	"errors"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,11 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
-
 	"github.com/enclave-run/enclave/internal/auth"
-
-	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 func TestBeyondThisHostNeedsTLS(t *testing.T) {
@@ -73,7 +64,7 @@ func TestServeOverTLSIsPinnedByItsFingerprint(t *testing.T) {
 	for name, tc := range map[string]struct{ set, want string }{
 		"the fingerprint": {"ENCLAVE_TLS_FINGERPRINT=" + print[1], "2"},
 		"with colons":     {"ENCLAVE_TLS_FINGERPRINT=" + strings.TrimSuffix(colons, ":"), "2"},
-		"its authority":   {"ENCLAVE_CA_FILE=" + s.file("db", "tls.pem"), "2"},
+		"its authority":   {"ENCLAVE_CA_FILE=" + s.File("db", "tls.pem"), "2"},
 		"another's":       {"ENCLAVE_TLS_FINGERPRINT=" + strings.Repeat("0", 64), "refused: .*not the one of TLSFingerprint"},
 		"half of one":     {"ENCLAVE_TLS_FINGERPRINT=" + print[1][:32], "refused: .*64 hex digits"},
 		"nothing":         {"X=", "refused: .*certificate"},
@@ -90,13 +81,13 @@ func TestServeOverTLSIsPinnedByItsFingerprint(t *testing.T) {
 		t.Error("TLS 1.1 is spoken")
 	}
 	v.stop(t)
-	info, err := os.Stat(s.file("db", "tls.pem"))
+	info, err := os.Stat(s.File("db", "tls.pem"))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
 	// The next start has the same one.
-	again, err := (&accessOptions{TLS: selfSigned}).openCertificate(s, "127.0.0.1:1", time.Now, slog.New(slog.DiscardHandler))
-	if err != nil || again.fingerprint() != print[1] {
+	again, err := (&accessOptions{TLS: selfSigned}).certificate(s, "127.0.0.1:1", time.Now, slog.New(slog.DiscardHandler))
+	if err != nil || again.Fingerprint() != print[1] {
 		t.Errorf("the next certificate: %v", err)
 	}
 }
@@ -112,65 +103,6 @@ func TestWhoIsOnThisHostIsToldAnAddressToGoTo(t *testing.T) {
 		if got := (&place{url: listens}).here(); got != goes {
 			t.Errorf("listening on %s: %s, want %s", listens, got, goes)
 		}
-	}
-}
-
-func TestACertificateThatOthersCanExchangeIsRefused(t *testing.T) {
-	testenv.Need(t, "root")
-	for name, spoil := range map[string]func(dir, path string) error{
-		"is another's":              func(_, path string) error { return os.Chown(path, 1000, 1000) },
-		"can be written":            func(_, path string) error { return os.Chmod(path, 0o666) },
-		"lies in another's":         func(dir, _ string) error { return os.Chown(dir, 1000, 1000) },
-		"lies where all can remove": func(dir, _ string) error { return os.Chmod(dir, 0o777) },
-	} {
-		dir := t.TempDir()
-		path := filepath.Join(dir, "tls.pem")
-		if err := ensureSelfSigned(path, "127.0.0.1:1", nil, time.Now()); err != nil {
-			t.Fatal(err)
-		}
-		if err := spoil(dir, path); err != nil {
-			t.Fatal(err)
-		}
-		o := accessOptions{TLSCert: path, TLSKey: path}
-		if _, err := o.openCertificate(nil, "", time.Now, slog.New(slog.DiscardHandler)); err == nil {
-			t.Errorf("one that %s was taken", name)
-		}
-	}
-}
-
-func TestNewCertificateIsTakenAndABadOneNot(t *testing.T) {
-	dir := t.TempDir()
-	now := time.Now()
-	path := filepath.Join(dir, "tls.pem")
-	if err := ensureSelfSigned(path, "127.0.0.1:1", nil, now); err != nil {
-		t.Fatal(err)
-	}
-	var log bytes.Buffer
-	o := accessOptions{TLSCert: path, TLSKey: path}
-	c, err := o.openCertificate(nil, "", func() time.Time { return now }, slog.New(slog.NewTextHandler(&log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := c.fingerprint()
-	if err := os.WriteFile(path, []byte("nonsense"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	now = now.Add(time.Second)
-	if c.fingerprint() != first || !strings.Contains(log.String(), "old one stays") {
-		t.Errorf("after nonsense: %s", log.String())
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := ensureSelfSigned(path, "127.0.0.1:1", nil, now); err != nil {
-		t.Fatal(err)
-	}
-	now = now.Add(time.Second)
-	if c.fingerprint() == first {
-		t.Error("the new certificate is not taken")
-	}
-	if _, err := (&accessOptions{TLSCert: path + "x", TLSKey: path}).openCertificate(nil, "", time.Now, slog.New(slog.DiscardHandler)); err == nil {
-		t.Error("a server without its certificate was started")
 	}
 }
 
@@ -224,7 +156,7 @@ func TestKeysAreManagedBesideAServer(t *testing.T) {
 	if !strings.Contains(log, "key created") || !strings.Contains(log, "key revoked") || !strings.Contains(log, id) {
 		t.Errorf("the log does not say what became of the keys: %s", log)
 	}
-	if info, err := os.Stat(s.file("db", "token.key")); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(s.File("db", "token.key")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
 	// With no server, one is started for the command.
@@ -262,34 +194,4 @@ func TestRootKeyGoesToItsFileAndIsShownOnce(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 	v.stop(t)
-}
-
-// An issuer that is somewhere private is not asked, unless the operator says so.
-func TestIssuerIsReachedWhereTheOperatorAllows(t *testing.T) {
-	asked := make(chan struct{}, 10)
-	idp := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		asked <- struct{}{}
-		w.WriteHeader(http.StatusTeapot)
-	}))
-	defer idp.Close()
-	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"iss": idp.URL}).SignedString([]byte("x"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// HS256 is refused before any key is wanted; RS256 is not.
-	token = "eyJhbGciOiJSUzI1NiJ9." + strings.Split(token, ".")[1] + ".AAAA"
-	for _, allow := range [][]string{nil, {"127.0.0.0/8"}} {
-		o := accessOptions{OIDC: []string{"issuer=" + idp.URL + ",audience=e,org=acme"}, OIDCAllow: allow}
-		s := state(t)
-		v, err := o.verifier(s, func(netip.Addr) bool { return false }, time.Now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := v.Verify(t.Context(), token); !errors.Is(err, auth.ErrIssuer) {
-			t.Errorf("allowed %q: %v", allow, err)
-		}
-		if n := len(asked); (n > 0) != (allow != nil) {
-			t.Errorf("allowed %q: asked %d times", allow, n)
-		}
-	}
 }

@@ -1,17 +1,15 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/spf13/cobra"
 )
 
 // admissionOptions say how many sessions a control plane takes on.
@@ -23,19 +21,6 @@ type admissionOptions struct {
 	Overcommit string   // --memory-overcommit, ENCLAVE_MEMORY_OVERCOMMIT
 	Gateway    string   // --gateway-memory, ENCLAVE_GATEWAY_MEMORY
 }
-
-// An admission is admissionOptions, understood.
-type admission struct {
-	running, waiting int
-	usual            control.Quotas
-	special          map[string]control.Quotas
-	drain            time.Duration
-	overcommit       float64 // 0 is 1
-	gatewayMemory    int64   // bytes; 0 is what its sessions need, if this host has it
-}
-
-// places is how many sessions run at once.
-func (a admission) places() int { return cmp.Or(a.running, control.DefaultMaxRunning) }
 
 // usualQuota names the quotas of every organisation that has none of its own.
 const usualQuota = "default"
@@ -51,61 +36,69 @@ func admissionDefaults(env func(string) string) admissionOptions {
 
 func (o *admissionOptions) flags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.MaxRunning, "max-running", o.MaxRunning, "run so `MANY` sessions at once; others wait (ENCLAVE_MAX_RUNNING; default 128)")
-	f.StringVar(&o.MaxWaiting, "max-waiting", o.MaxWaiting, "let so `MANY` sessions wait; more are refused (ENCLAVE_MAX_WAITING; default 10000)")
+	f.StringVar(&o.MaxRunning, "max-running", o.MaxRunning, "run this `MANY` sessions at once; others wait (ENCLAVE_MAX_RUNNING; default 128)")
+	f.StringVar(&o.MaxWaiting, "max-waiting", o.MaxWaiting, "let this `MANY` sessions wait; more are refused (ENCLAVE_MAX_WAITING; default 10000)")
 	f.StringArrayVar(&o.Quotas, "quota", o.Quotas, "`QUOTA` of an organisation, ORG:concurrent=4,perMinute=60,cpuSecondsPerDay=36000,waiting=100,storageMb=10000, or of all others, default:...; "+
 		"perMinute=unlimited is no bound; repeatable (ENCLAVE_QUOTA, separated by spaces)")
-	f.StringVar(&o.Overcommit, "memory-overcommit", o.Overcommit, "let sessions that run be able to take so many `TIMES` the memory that the host has for them, from 0.1 to 100 (ENCLAVE_MEMORY_OVERCOMMIT; default 1)")
+	f.StringVar(&o.Overcommit, "memory-overcommit", o.Overcommit, "admit sessions up to this many `TIMES` the memory that the host has for them, from 0.1 to 100 (ENCLAVE_MEMORY_OVERCOMMIT; default 1)")
 	f.StringVar(&o.Drain, "drain", o.Drain, "when told to end, let sessions run on for this `DURATION` (ENCLAVE_DRAIN; default 30s)")
 	f.StringVar(&o.Gateway, "gateway-memory", o.Gateway, "memory limit of the gateway process in `MIB`; what each session may take of it follows from --max-running (ENCLAVE_GATEWAY_MEMORY; default what they need at most, within three quarters of this host's)")
 }
 
 func (o *admissionOptions) validate() error {
 	_, err := o.parse()
+	if err == nil {
+		_, err = o.drain()
+	}
 	return err
 }
 
+// drain is how long sessions run on when the control plane is told to end.
+func (o *admissionOptions) drain() (time.Duration, error) {
+	if o.Drain == "" {
+		return 30 * time.Second, nil
+	}
+	d, err := time.ParseDuration(o.Drain)
+	if err != nil || d < 0 || d > 24*time.Hour {
+		return 0, fmt.Errorf("--drain %q is not a duration from 0s to 24h, such as 30s or 2m", o.Drain)
+	}
+	return d, nil
+}
+
 // parse understands o, or says in words what it does not.
-func (o *admissionOptions) parse() (admission, error) {
-	a := admission{special: map[string]control.Quotas{}, drain: 30 * time.Second}
+func (o *admissionOptions) parse() (server.Admission, error) {
+	a := server.Admission{Special: map[string]control.Quotas{}}
 	for _, n := range []struct {
 		flag, text string
 		to         *int
-	}{{"--max-running", o.MaxRunning, &a.running}, {"--max-waiting", o.MaxWaiting, &a.waiting}} {
+	}{{"--max-running", o.MaxRunning, &a.Running}, {"--max-waiting", o.MaxWaiting, &a.Waiting}} {
 		if n.text == "" {
 			continue
 		}
-		v, err := positive(n.text)
+		v, err := server.Positive(n.text)
 		if err != nil {
-			return admission{}, fmt.Errorf("%s %q %w", n.flag, n.text, err)
+			return server.Admission{}, fmt.Errorf("%s %q %w", n.flag, n.text, err)
 		}
 		*n.to = int(v)
-	}
-	if o.Drain != "" {
-		d, err := time.ParseDuration(o.Drain)
-		if err != nil || d < 0 || d > 24*time.Hour {
-			return admission{}, fmt.Errorf("--drain %q is not a duration from 0s to 24h, such as 30s or 2m", o.Drain)
-		}
-		a.drain = d
 	}
 	if o.Overcommit != "" {
 		times, err := strconv.ParseFloat(o.Overcommit, 64)
 		if err != nil || !(times >= 0.1 && times <= 100) {
-			return admission{}, fmt.Errorf("--memory-overcommit %q is not a number from 0.1 to 100", o.Overcommit)
+			return server.Admission{}, fmt.Errorf("--memory-overcommit %q is not a number from 0.1 to 100", o.Overcommit)
 		}
-		a.overcommit = times
+		a.Overcommit = times
 	}
 	if o.Gateway != "" {
-		v, err := positive(o.Gateway)
+		v, err := server.Positive(o.Gateway)
 		if err != nil {
-			return admission{}, fmt.Errorf("--gateway-memory %q %w", o.Gateway, err)
+			return server.Admission{}, fmt.Errorf("--gateway-memory %q %w", o.Gateway, err)
 		}
 		if v > 1<<30 {
-			return admission{}, fmt.Errorf("--gateway-memory %d is more MiB than any host has", v)
+			return server.Admission{}, fmt.Errorf("--gateway-memory %d is more MiB than any host has", v)
 		}
-		a.gatewayMemory = int64(v) << 20
-		if err := enoughMemory(a.places(), a.gatewayMemory); err != nil {
-			return admission{}, err
+		a.GatewayMemory = int64(v) << 20
+		if err := server.EnoughMemory(a.Places(), a.GatewayMemory); err != nil {
+			return server.Admission{}, err
 		}
 	}
 	seen := map[string]bool{}
@@ -113,70 +106,21 @@ func (o *admissionOptions) parse() (admission, error) {
 		org, bounds, ok := strings.Cut(text, ":")
 		// Of a name that nobody can have the bounds would bind nobody.
 		if !ok || !auth.ValidOrg(org) {
-			return admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60, or the same of default", text)
+			return server.Admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60, or the same of default", text)
 		}
 		if seen[org] {
-			return admission{}, fmt.Errorf("--quota names %q twice", org)
+			return server.Admission{}, fmt.Errorf("--quota names %q twice", org)
 		}
 		seen[org] = true
-		q, err := parseQuotas(bounds)
+		q, err := server.ParseQuotas(bounds)
 		if err != nil {
-			return admission{}, fmt.Errorf("--quota %q: %w", text, err)
+			return server.Admission{}, fmt.Errorf("--quota %q: %w", text, err)
 		}
 		if org == usualQuota {
-			a.usual = q
+			a.Usual = q
 		} else {
-			a.special[org] = q
+			a.Special[org] = q
 		}
 	}
 	return a, nil
-}
-
-// configure gives a to a control plane.
-func (a admission) configure(c *control.Config) {
-	c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf = a.running, a.waiting, a.usual, maps.Clone(a.special)
-}
-
-func parseQuotas(text string) (control.Quotas, error) {
-	var q control.Quotas
-	seen := map[string]bool{}
-	for part := range strings.SplitSeq(text, ",") {
-		name, value, ok := strings.Cut(part, "=")
-		if !ok || seen[name] {
-			return control.Quotas{}, fmt.Errorf("%q is not NAME=NUMBER, once for each name", part)
-		}
-		seen[name] = true
-		if name == "perMinute" && value == "unlimited" {
-			q.PerMinute = control.Unlimited
-			continue
-		}
-		n, err := positive(value)
-		if err != nil {
-			return control.Quotas{}, fmt.Errorf("%s=%q %w", name, value, err)
-		}
-		switch name {
-		case "concurrent":
-			q.Concurrent = int(n)
-		case "perMinute":
-			q.PerMinute = int(n)
-		case "cpuSecondsPerDay":
-			q.CPUSecondsPerDay = n
-		case "waiting":
-			q.Waiting = int(n)
-		case "storageMb":
-			q.Storage = n << 20
-		default:
-			return control.Quotas{}, fmt.Errorf("%q is not one of concurrent, perMinute, cpuSecondsPerDay, waiting and storageMb", name)
-		}
-	}
-	return q, nil
-}
-
-// positive reads a number that a bound can be.
-func positive(text string) (int64, error) {
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 1 || n > 1_000_000_000 {
-		return 0, fmt.Errorf("is not a number from 1 to 1000000000")
-	}
-	return n, nil
 }

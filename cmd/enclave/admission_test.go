@@ -1,17 +1,16 @@
 package main
 
 import (
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestQuotasMeanWhatTheySay(t *testing.T) {
@@ -22,21 +21,22 @@ func TestQuotasMeanWhatTheySay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := admission{
-		running: 7, waiting: 70, drain: 2 * time.Minute, overcommit: 1.5,
-		usual:   control.Quotas{Concurrent: 4, PerMinute: 60, CPUSecondsPerDay: 36000, Waiting: 100, Storage: 3 << 20},
-		special: map[string]control.Quotas{"acme": {PerMinute: control.Unlimited}, "b.c-d_e": {Waiting: 1}},
+	want := server.Admission{
+		Running: 7, Waiting: 70, Overcommit: 1.5,
+		Usual:   control.Quotas{Concurrent: 4, PerMinute: 60, CPUSecondsPerDay: 36000, Waiting: 100, Storage: 3 << 20},
+		Special: map[string]control.Quotas{"acme": {PerMinute: control.Unlimited}, "b.c-d_e": {Waiting: 1}},
 	}
-	if d := cmp.Diff(want, got, cmp.AllowUnexported(admission{})); d != "" {
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(server.Admission{})); d != "" {
 		t.Error(d)
 	}
-	var c control.Config
-	got.configure(&c)
-	if c.MaxRunning != 7 || c.MaxWaiting != 70 || c.Quotas != want.usual || !maps.Equal(c.QuotasOf, want.special) {
-		t.Errorf("a control plane is given %d, %d, %+v, %+v", c.MaxRunning, c.MaxWaiting, c.Quotas, c.QuotasOf)
+	if d, err := o.drain(); err != nil || d != 2*time.Minute {
+		t.Errorf("a drain of 2m is %v, %v", d, err)
 	}
-	if got, err := new(admissionOptions).parse(); err != nil || got.drain != 30*time.Second || got.usual != (control.Quotas{}) {
+	if got, err := new(admissionOptions).parse(); err != nil || got.Usual != (control.Quotas{}) {
 		t.Errorf("nothing said is %+v, %v", got, err)
+	}
+	if d, err := new(admissionOptions).drain(); err != nil || d != 30*time.Second {
+		t.Errorf("the usual drain is %v, %v", d, err)
 	}
 }
 
@@ -83,9 +83,9 @@ func FuzzQuotas(f *testing.F) {
 			return
 		}
 		org, rest, _ := strings.Cut(text, ":")
-		q, others := a.special[org], len(a.special)
+		q, others := a.Special[org], len(a.Special)
 		if org == usualQuota {
-			q, others = a.usual, len(a.special)+1
+			q, others = a.Usual, len(a.Special)+1
 		}
 		if !auth.ValidOrg(org) || others != 1 {
 			t.Fatalf("%q bounds %q, and %d in all", text, org, others)
@@ -125,7 +125,7 @@ func TestAGatewayOfTooLittleMemoryIsRefusedWithWhatToDo(t *testing.T) {
 		}
 	}
 	got, err := (&admissionOptions{Gateway: "4096", MaxRunning: "100"}).parse()
-	if err != nil || got.gatewayMemory != 4<<30 {
+	if err != nil || got.GatewayMemory != 4<<30 {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -2,22 +2,17 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
-	"strings"
-	"time"
-
-	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/store"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
-
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 func (p *program) auditCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -53,43 +48,18 @@ func (p *program) auditShow() *cobra.Command {
 					if events == nil {
 						events = []enclave.Event{}
 					}
-					return printJSON(p.out, map[string]any{"items": events})
+					return ui.PrintJSON(p.out, map[string]any{"items": events})
 				}
-				t := newTable(p.out, "SEQ", "TIME", "EVENT", "DETAIL")
+				t := ui.NewTable(p.out, "SEQ", "TIME", "EVENT", "DETAIL")
 				for _, e := range events {
-					t.row(fmt.Sprint(e.Seq), e.Time.UTC().Format("15:04:05.000000"), e.Type, detail(e.Data))
+					t.Row(fmt.Sprint(e.Seq), e.Time.UTC().Format("15:04:05.000000"), e.Type, ui.Detail(e.Data))
 				}
-				return t.flush()
+				return t.Flush()
 			})
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
-}
-
-// detail returns the fields of an event in one line, without those that only a
-// machine reads.
-func detail(raw json.RawMessage) string {
-	var fields map[string]json.RawMessage
-	if json.Unmarshal(raw, &fields) != nil {
-		return string(raw)
-	}
-	var parts []string
-	for _, k := range sortedKeys(fields) {
-		if k == "requestHash" || k == "policyDigest" {
-			continue
-		}
-		v := string(fields[k])
-		var s string
-		if json.Unmarshal(fields[k], &s) == nil {
-			v = s
-		}
-		if k == "isolation" {
-			v = inWords(v, v)
-		}
-		parts = append(parts, k+"="+v)
-	}
-	return strings.Join(parts, " ")
 }
 
 func (p *program) auditExport() *cobra.Command {
@@ -109,14 +79,14 @@ and the checkpoint on the last. ` + "`enclave audit verify`" + ` checks either.`
 				return errors.New("name a session, or say --all for the whole log")
 			}
 			if all {
-				return p.toFile(out, func(w io.Writer) error { return p.exportLog(cmd.Context(), w) })
+				return ui.ToFile(p.out, out, func(w io.Writer) error { return p.exportLog(cmd.Context(), w) })
 			}
 			return p.client(cmd.Context(), func(ctx context.Context, cl *enclave.Client) error {
 				bundle, err := cl.Export(ctx, args[0])
 				if err != nil {
 					return err
 				}
-				return p.toFile(out, func(w io.Writer) error { _, err := w.Write(bundle); return err })
+				return ui.ToFile(p.out, out, func(w io.Writer) error { _, err := w.Write(bundle); return err })
 			})
 		},
 	}
@@ -130,52 +100,20 @@ func (p *program) exportLog(ctx context.Context, w io.Writer) error {
 	if p.opts.remote() {
 		return errors.New("the whole log is of all organisations: export it on its machine, with ENCLAVE_BASE_URL unset")
 	}
-	s, err := findState(p.opts.State)
+	s, err := statedir.Find(p.opts.State)
 	if err != nil {
 		return err
 	}
-	t := p.tally("exported")
-	x, err := store.Export(ctx, s.file("db", databaseFile), w, t.show)
+	t := ui.NewTally(p.err, p.now, "exported")
+	x, err := store.Export(ctx, s.Database(), w, t.Show)
 	if err != nil {
 		return err
 	}
-	t.end(x.Events)
+	t.End(x.Events)
 	if x.Unsigned > 0 {
 		fmt.Fprintf(p.err, "%d newer events are not signed yet and left out\n", x.Unsigned)
 	}
 	return nil
-}
-
-// A tally says on stderr how far long work has come, at most once a second.
-type tally struct {
-	p    *program
-	did  string
-	from time.Time
-	last time.Time
-}
-
-func (p *program) tally(did string) *tally {
-	now := p.now()
-	return &tally{p, did, now, now}
-}
-
-// show says that done of all events are done; all is 0 if it is not known.
-func (t *tally) show(done, all int64) {
-	if now := t.p.now(); now.Sub(t.last) >= time.Second {
-		t.last = now
-		of := ""
-		if all > 0 {
-			of = fmt.Sprintf(" of %d", all)
-		}
-		fmt.Fprintf(t.p.err, "%s %d%s events\n", t.did, done, of)
-	}
-}
-
-// end says what was done, if it took so long that something was said before.
-func (t *tally) end(done int64) {
-	if t.last != t.from {
-		fmt.Fprintf(t.p.err, "%s %d events in %.1f s\n", t.did, done, t.p.now().Sub(t.from).Seconds())
-	}
 }
 
 func (p *program) auditKey() *cobra.Command {
@@ -188,11 +126,11 @@ func (p *program) auditKey() *cobra.Command {
 			if p.opts.remote() {
 				return errors.New("the key of a remote log must not come from its server: run `enclave audit key` on that machine")
 			}
-			s, err := findState(p.opts.State)
+			s, err := statedir.Find(p.opts.State)
 			if err != nil {
 				return err
 			}
-			key, err := publicKey(s)
+			key, err := server.PublicKey(s)
 			if err != nil {
 				return err
 			}

@@ -4,15 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"github.com/spf13/cobra"
+	"io"
 
 	"github.com/enclave-run/enclave/cmd/enclave/bench"
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) benchCommand() *cobra.Command {
@@ -39,17 +42,17 @@ measured in turn in one run, say more than the figures. Nothing is asserted.`,
 }
 
 func (p *program) bench(ctx context.Context, c bench.Config) error {
-	if p.opts.Backend = gvisorBackend; p.opts.remote() {
+	if p.opts.Backend = all.Default().Name; p.opts.remote() {
 		return fmt.Errorf("bench measures this host: unset ENCLAVE_BASE_URL")
 	}
-	if _, err := p.chooseBackend(); err != nil {
+	if _, err := p.chooseBackend(ctx); err != nil {
 		return err
 	}
-	s, images, err := p.bootable(ctx, gvisorBackend)
+	s, images, err := p.bootable(ctx, all.Default().Name)
 	if err != nil {
 		return err
 	}
-	progs, err := p.carrier.unpack(s.file("bin"))
+	progs, err := p.carrier.Unpack(s.File("bin"))
 	if err != nil {
 		return err
 	}
@@ -60,23 +63,34 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	if c.Rootfs, err = images.Rootfs(digest); err != nil {
 		return err
 	}
-	c.Temp = s.file("tmp")
-	c.Runsc, c.Docker, c.Missing = progs.runsc, p.opts.DockerHost, map[string]string{}
-	for _, b := range []string{dockerBackend, qemuBackend} {
-		if err := p.cannotBench(ctx, b); err != nil {
-			c.Missing[b] = message(err)
+	c.Temp = s.File("tmp")
+	c.Runsc, c.Docker, c.Missing = progs.Runsc, p.opts.Programs.DockerHost, map[string]string{}
+	for _, k := range all.Kinds() {
+		if _, err := p.able(ctx, k); err != nil {
+			c.Missing[k.Name] = ui.Message(err)
 		}
 	}
-	if c.Missing[qemuBackend] == "" {
-		if c.Machine, err = p.rawMachine(ctx, s, progs.guest); err != nil {
+	if c.Missing[bench.RawMachine] == "" {
+		if c.Machine, err = p.rawMachine(ctx, s, progs.Guest); err != nil {
 			return err
 		}
 	}
-	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	logger, err := newLogger(io.Discard)
+	if err != nil {
+		return err
+	}
+	c.Boot = func(ctx context.Context, b server.Boot) (*server.Booted, error) {
+		b.Logger = logger
+		booted, err := p.booter(s, images).Boot(ctx, b)
+		if err == nil {
+			p.warnOfEmulation(b.Kind.Name, booted.Isolation)
+		}
+		return booted, err
+	}
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	err = bench.Run(ctx, c)
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		if errors.Is(err, context.Canceled) {
 			err = errors.New("interrupted: what was measured is incomplete, and no report was written")
 		}
@@ -85,30 +99,25 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	return err
 }
 
-// cannotBench says why a backend can't be measured here.
-func (p *program) cannotBench(ctx context.Context, backend string) error {
-	if backend == dockerBackend {
-		return p.dockerAnswers()
-	}
-	_, err := p.machineAnswers(ctx, backend)
-	return err
-}
-
 // rawMachine is what a boot of QEMU takes that is of the same kernel and the same
 // first file system as the machines of s.
-func (p *program) rawMachine(ctx context.Context, s *stateDir, guest string) (m bench.Machine, err error) {
-	info, err := p.machineAnswers(ctx, qemuBackend)
+func (p *program) rawMachine(ctx context.Context, s *statedir.Dir, guest string) (m bench.Machine, err error) {
+	k, err := all.Named(bench.RawMachine)
 	if err != nil {
 		return m, err
 	}
-	if m.QEMU, err = qemu.Find(p.opts.Machine.QEMU); err != nil {
-		return m, err
-	}
-	k, err := kernel.Newest(s.file("kernels"))
+	able, err := p.able(ctx, k)
 	if err != nil {
 		return m, err
 	}
-	m.Kernel, m.KVM = k.Vmlinux(), info.Isolation == backend.MicroVM
-	m.Initrd, err = k.Initramfs(s.file("kernels"), guest)
+	if m.QEMU, err = qemu.Find(p.opts.Programs.QEMU); err != nil {
+		return m, err
+	}
+	boots, err := kernel.Newest(s.File("kernels"))
+	if err != nil {
+		return m, err
+	}
+	m.Kernel, m.KVM = boots.Vmlinux(), able.Isolation == backend.MicroVM
+	m.Initrd, err = boots.Initramfs(s.File("kernels"), guest)
 	return m, err
 }

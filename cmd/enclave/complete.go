@@ -4,10 +4,12 @@ import (
 	"context"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 // completeTime bounds what a press of the tab key waits for.
@@ -29,14 +31,14 @@ func (p *program) completeSessions(cmd *cobra.Command, _ []string, _ string) ([]
 	}
 	var ids []cobra.Completion
 	for _, s := range page.Items {
-		if visible(s.ID) != s.ID {
+		if ui.Visible(s.ID) != s.ID {
 			continue // the shell would write it on a terminal
 		}
 		about := string(s.Phase)
-		if l := joinLabels(s.Labels); l != "" {
+		if l := ui.JoinLabels(s.Labels); l != "" {
 			about += " " + l
 		}
-		ids = append(ids, cobra.CompletionWithDesc(s.ID, visible(about)))
+		ids = append(ids, cobra.CompletionWithDesc(s.ID, ui.Visible(about)))
 	}
 	return ids, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 }
@@ -49,15 +51,15 @@ func (p *program) present(ctx context.Context) (*enclave.Client, func()) {
 	if p.opts.remote() {
 		return p.remoteClient(), func() {}
 	}
-	s, err := findState(p.opts.State)
+	s, err := statedir.Find(p.opts.State)
 	if err != nil {
 		return nil, nil
 	}
-	k, err := hold(ctx, s)
+	k, err := server.Hold(ctx, s)
 	if err != nil {
 		return nil, nil
 	}
-	return k.client, k.close
+	return k.Client, k.Close
 }
 
 // completeImages completes the names and digests of this host's images.
@@ -66,11 +68,11 @@ func (p *program) completeImages(*cobra.Command, []string, string) ([]cobra.Comp
 	if p.opts.validate() != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	s, err := findState(p.opts.State)
+	s, err := statedir.Find(p.opts.State)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	store, err := image.Open(s.file("images"))
+	store, err := image.Open(s.File("images"))
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -4,17 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
-	"github.com/enclave-run/enclave/internal/auth"
-	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) demoCommand() *cobra.Command {
@@ -55,7 +54,7 @@ is booted for every real backend of this host.`,
 
 // demo runs a demo against the control planes that targets chooses.
 func (p *program) demo(ctx context.Context, evidence string, run func(context.Context, demo.Config) error, targets func(*demo.Config) error) error {
-	out, color := p.styled(p.out)
+	out, color := ui.Styled(p.out, p.env("NO_COLOR") != "")
 	c := demo.Config{
 		Out: out, Err: p.err, Color: color,
 		Evidence: evidence, Temp: os.TempDir(), Now: p.now,
@@ -63,8 +62,8 @@ func (p *program) demo(ctx context.Context, evidence string, run func(context.Co
 	if err := targets(&c); err != nil {
 		return err
 	}
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	err := func() error {
 		if len(c.Remotes) > 0 {
 			return run(ctx, c)
@@ -76,7 +75,7 @@ func (p *program) demo(ctx context.Context, evidence string, run func(context.Co
 		c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) { return p.bootDemo(ctx, s, images, b) }
 		return run(ctx, c)
 	}()
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		return &exit{code, err}
 	}
 	return err
@@ -84,20 +83,24 @@ func (p *program) demo(ctx context.Context, evidence string, run func(context.Co
 
 // bootable returns the state directory and images on which bootDemo boots the
 // backends: clean of what an earlier demo left, and with the image they need.
-func (p *program) bootable(ctx context.Context, backends ...string) (*stateDir, *image.Store, error) {
-	s, err := openState(p.opts.State)
+func (p *program) bootable(ctx context.Context, backends ...string) (*statedir.Dir, *image.Store, error) {
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := p.sweepTemp(ctx, s); err != nil {
+	if err := server.Sweep(ctx, s, p.hostOf(s, nil)); err != nil {
 		return nil, nil, err
 	}
-	for _, b := range backends {
-		if err := p.ensureImage(ctx, images, b, false); err != nil {
+	for _, name := range backends {
+		k, err := all.Named(name)
+		if err == nil {
+			err = p.ensureImage(ctx, images, k, false)
+		}
+		if err != nil {
 			return nil, nil, err
 		}
 	}
@@ -109,8 +112,8 @@ func (p *program) adversarialTargets(c *demo.Config) error {
 		c.Remotes = []demo.Remote{{BaseURL: p.opts.BaseURL, APIKey: p.opts.APIKey, Token: p.opts.Token}}
 		return nil
 	}
-	b, err := p.chooseBackend()
-	c.Backends = []string{b}
+	k, err := p.chooseBackend(context.Background())
+	c.Backends = []string{k.Name}
 	return err
 }
 
@@ -151,8 +154,8 @@ func (p *program) parityTargets(c *demo.Config) error {
 		return nil
 	}
 	if p.opts.Backend != autoBackend {
-		b, err := p.chooseBackend()
-		c.Backends = []string{b}
+		k, err := p.chooseBackend(context.Background())
+		c.Backends = []string{k.Name}
 		return err
 	}
 	if os.Geteuid() == 0 { // without it none runs
@@ -186,86 +189,41 @@ func labelled(name, list string) ([][2]string, error) {
 	return all, nil
 }
 
-// bootDemo starts a control plane in this process, on a state directory of its
-// own below s and a free loopback port, with a key that nobody else has. Only
-// the images are those of s.
-func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store, b demo.Boot) (_ *demo.Plane, err error) {
-	var undo []func(context.Context) error
-	closeAll := func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, stopTime)
-		defer cancel()
-		var errs []error
-		for i := len(undo) - 1; i >= 0; i-- {
-			errs = append(errs, undo[i](ctx))
-		}
-		undo = nil
-		return errors.Join(errs...)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, closeAll(context.WithoutCancel(ctx)))
-		}
-	}()
+// booter starts control planes on state directories of their own below s, with the
+// images of s.
+func (p *program) booter(s *statedir.Dir, images *image.Store) server.Booter {
+	return server.Booter{Above: s, Host: p.hostOf(s, images), Now: p.now, Version: version, Crash: p.err}
+}
 
-	dir, err := os.MkdirTemp(s.file("tmp"), "demo-")
-	if err != nil {
-		return nil, unwritable(s.path, err)
-	}
-	undo = append(undo, func(context.Context) error { return os.RemoveAll(dir) })
-	own, err := openState(dir)
+// bootDemo starts a control plane that a demo drives.
+func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.Store, b demo.Boot) (_ *demo.Plane, err error) {
+	kind, err := all.Named(b.Backend)
 	if err != nil {
 		return nil, err
 	}
-	locked, err := own.lock(ctx, modeCommand)
-	if err != nil {
-		return nil, err
-	}
-	undo = append(undo, func(ctx context.Context) error {
-		defer locked.unlock()
-		return p.removeState(ctx, locked, s.file("bin"))
-	})
 	log := &demo.Record{}
 	logger, err := newLogger(log)
 	if err != nil {
 		return nil, err
 	}
-	n, err := p.wire(ctx, nodeConfig{
-		state: locked, images: images, bin: s.file("bin"), kernels: s.file("kernels"), backend: b.Backend, logger: logger,
-		gateway: b.Gateway, table: b.Table,
-		admission: admission{running: b.Places, waiting: b.Places, usual: control.Quotas{PerMinute: control.Unlimited, Waiting: b.Places}},
-	})
+	booted, err := p.booter(s, images).Boot(ctx, server.Boot{Kind: kind, Logger: logger, Gateway: b.Gateway, Table: b.Table, Places: b.Places})
 	if err != nil {
 		return nil, err
 	}
-	undo = append(undo, n.close)
-	k, plaintext, err := auth.Generate(p.now(), auth.Local().Org, "demo", auth.Owner)
-	if err != nil {
-		return nil, err
-	}
-	if err := n.store.SaveKey(ctx, k); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("listen on a free port: %w", err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- n.server.Serve(l) }()
-	undo = append(undo, func(ctx context.Context) error {
-		err := n.server.Shutdown(ctx)
-		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
-			err = errors.Join(err, serr)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, booted.Close(context.WithoutCancel(ctx)))
 		}
-		return err
-	})
-	inside := &demo.Inside{Vault: n.vault, Log: log.Bytes, Instance: own.instance}
-	if inside.LogKey, err = publicKey(own); err != nil {
+	}()
+	p.warnOfEmulation(kind.Name, booted.Isolation)
+	inside := &demo.Inside{Vault: booted.Vault, Log: log.Bytes, Instance: booted.State.Instance}
+	if inside.LogKey, err = server.PublicKey(booted.State); err != nil {
 		return nil, err
 	}
-	if inside.Versions, err = p.runtimeVersions(ctx, b.Backend, s.file("bin")); err != nil {
+	if inside.Versions, err = kind.Versions(ctx, booted.Host); err != nil {
 		return nil, err
 	}
-	if b.Backend != simulatorBackend {
+	if kind.Executes {
 		digest, err := images.Resolve(image.Default)
 		if err != nil {
 			return nil, err
@@ -274,7 +232,7 @@ func (p *program) bootDemo(ctx context.Context, s *stateDir, images *image.Store
 			return nil, err
 		}
 	}
-	plane := demo.NewPlane(b.Backend, "http://"+l.Addr().String(), plaintext, "")
-	plane.Inside, plane.Close = inside, closeAll
+	plane := demo.NewPlane(kind.Name, booted.URL, booted.Key, "")
+	plane.Inside, plane.Close = inside, booted.Close
 	return plane, nil
 }

@@ -22,20 +22,21 @@ import (
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/gateway"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 // demoConfig returns what `enclave demo` runs with on this state directory.
-func demoConfig(t *testing.T, env []string, s *stateDir, backend string) demo.Config {
+func demoConfig(t *testing.T, env []string, s *statedir.Dir, backend string) demo.Config {
 	t.Helper()
 	p := newProgram()
 	p.err = io.Discard
 	for _, e := range env {
 		if dir, ok := strings.CutPrefix(e, "ENCLAVE_TEST_BIN="); ok {
-			p.carrier.beside = []string{dir}
+			p.carrier.Beside = []string{dir}
 		}
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +49,7 @@ func demoConfig(t *testing.T, env []string, s *stateDir, backend string) demo.Co
 func TestDemosOnGVisorPassAndLeaveNothing(t *testing.T) {
 	t.Parallel()
 	env, s := onGVisor(t)
-	c := demoConfig(t, env, s, gvisorBackend)
+	c := demoConfig(t, env, s, "gvisor")
 	var out bytes.Buffer
 	c.Out = &out
 
@@ -58,10 +59,10 @@ func TestDemosOnGVisorPassAndLeaveNothing(t *testing.T) {
 	boot := c.Boot
 	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) {
 		plane, err := boot(ctx, b)
-		marks, _ := filepath.Glob(s.file("tmp", "*", markName))
+		marks, _ := filepath.Glob(s.File("tmp", "*", statedir.MarkName))
 		for _, m := range marks {
-			if t, err := findState(filepath.Dir(m)); err == nil {
-				instances[t.instance] = true
+			if t, err := statedir.Find(filepath.Dir(m)); err == nil {
+				instances[t.Instance] = true
 			}
 		}
 		if err == nil {
@@ -90,10 +91,10 @@ func TestDemosOnGVisorPassAndLeaveNothing(t *testing.T) {
 	if len(instances) != 3 || len(ports) != 3 {
 		t.Fatalf("instances %v, ports %v: want 3 of each", instances, ports)
 	}
-	if left, err := os.ReadDir(s.file("tmp")); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(s.File("tmp")); err != nil || len(left) > 0 {
 		t.Errorf("left in tmp: %v, %v", left, err)
 	}
-	if left, err := mountsBelow(s.path); err != nil || len(left) > 0 {
+	if left, err := statedir.MountsBelow(s.Path); err != nil || len(left) > 0 {
 		t.Errorf("mounts left: %q, %v", left, err)
 	}
 	for i := range instances {
@@ -103,7 +104,7 @@ func TestDemosOnGVisorPassAndLeaveNothing(t *testing.T) {
 			}
 		}
 	}
-	for _, line := range processesNaming(t, s.path) {
+	for _, line := range processesNaming(t, s.Path) {
 		t.Errorf("process left: %s", line)
 	}
 	if left, err := os.ReadDir(c.Temp); err != nil || len(left) > 0 {
@@ -116,9 +117,9 @@ func TestDemosOnGVisorPassAndLeaveNothing(t *testing.T) {
 func TestAdversarialIsSixOfSixOnEachKernel(t *testing.T) {
 	t.Parallel()
 	for backend, modes := range map[string][]string{
-		dockerBackend:      {"kernel containment (the host's own kernel: not a security boundary)"},
-		qemuBackend:        {"kernel containment", "kernel containment (software emulation: for development and tests)"},
-		firecrackerBackend: {"kernel containment"},
+		"docker":      {"kernel containment (the host's own kernel: not a security boundary)"},
+		"qemu":        {"kernel containment", "kernel containment (software emulation: for development and tests)"},
+		"firecracker": {"kernel containment"},
 	} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
@@ -243,7 +244,7 @@ func TestDemoIsRedOverABrokenControlPlane(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			env, s := simulated(t)
-			c := demoConfig(t, env, s, simulatorBackend)
+			c := demoConfig(t, env, s, "simulator")
 			boot := c.Boot
 			c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) {
 				tc.spoil(&b)
@@ -256,7 +257,7 @@ func TestDemoIsRedOverABrokenControlPlane(t *testing.T) {
 			if all := strings.Join(failed.Failures, "\n"); !strings.Contains(all, tc.want) {
 				t.Errorf("failures are %q, want %q", all, tc.want)
 			}
-			if left, err := os.ReadDir(s.file("tmp")); err != nil || len(left) > 0 {
+			if left, err := os.ReadDir(s.File("tmp")); err != nil || len(left) > 0 {
 				t.Errorf("left in tmp: %v, %v", left, err)
 			}
 		})
@@ -266,7 +267,7 @@ func TestDemoIsRedOverABrokenControlPlane(t *testing.T) {
 func TestDemoIsRedWhenTheServersLogHasAToken(t *testing.T) {
 	t.Parallel()
 	env, s := simulated(t)
-	c := demoConfig(t, env, s, simulatorBackend)
+	c := demoConfig(t, env, s, "simulator")
 	boot := c.Boot
 	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) {
 		plane, err := boot(ctx, b)

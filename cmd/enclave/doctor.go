@@ -3,30 +3,27 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
-
-	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave/cmd/enclave/doctor"
-	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/route"
-	"github.com/enclave-run/enclave/internal/terminal"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) doctorCommand() *cobra.Command {
 	var asJSON, quick bool
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "Say what holds on this host, what does not, and what to do",
+		Short: "Check this host, and say what to fix",
 		Long: `Doctor looks at everything that sandboxes need of this host, then starts some and
 puts the contract of each backend and the posture of a live sandbox to the test.
 It works beside a server, repairs nothing, and leaves nothing behind.
@@ -46,60 +43,58 @@ neither way.`,
 
 // doctor exits with 1 if a check failed.
 func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
-	backends := []string{gvisorBackend, dockerBackend, qemuBackend, firecrackerBackend, simulatorBackend}
+	backends := all.Names()
 	if p.opts.Backend != autoBackend {
 		backends = []string{p.opts.Backend}
 	}
-	state, err := findState(p.opts.State)
+	state, err := statedir.Find(p.opts.State)
 	switch {
 	case err == nil:
 		// What a doctor that was killed has left.
-		if err := p.sweepTemp(ctx, state); err != nil && !errors.Is(err, fs.ErrPermission) {
+		if err := server.Sweep(ctx, state, p.hostOf(state, nil)); err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, errNoState):
-		state = &stateDir{path: p.opts.State} // none yet: the checks say so
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, statedir.ErrNone):
+		state = &statedir.Dir{Path: p.opts.State} // none yet: the checks say so
 	default:
 		return err
 	}
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
-	show := &findings{p: p, json: asJSON, out: p.out}
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
+	show := &doctor.Shown{Out: p.out, Err: p.err, JSON: asJSON}
 	if !asJSON {
-		show.out, show.color = p.styled(p.out)
+		show.Out, show.Color = ui.Styled(p.out, p.env("NO_COLOR") != "")
 	}
 	err = doctor.Run(ctx, doctor.Config{
-		State: state.path, Backends: backends, Docker: p.opts.DockerHost, Quick: quick, Now: p.now, GatewayUser: gatewayUser,
-		Firecracker: p.opts.Machine.Firecracker, Jailer: p.opts.Machine.Jailer,
-		Machine: func(b string) (microvm.Config, error) { return p.machineConfig(b, "") },
-		Programs: func(bin string) (string, string, error) {
-			progs, err := p.carrier.unpack(bin)
-			return progs.runsc, progs.guest, err
+		State: state.Path, Backends: backends, Quick: quick, Now: p.now, GatewayUser: server.GatewayUser,
+		Kernels: state.File("kernels"), Options: p.opts.Programs,
+		Programs: func(bin string) (string, string, error) { return p.programs(bin)() },
+		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) {
+			return p.scratch(ctx, state)
 		},
-		Scratch: func(ctx context.Context) (doctor.Room, func(context.Context) error, error) { return p.room(ctx, state) },
 		Gateway: func(ctx context.Context) error {
-			g, err := startGateway(ctx, slog.New(slog.DiscardHandler), gatewayNeeds{sessions: 1}, p.err) // it logs only what comes later
+			g, err := server.StartGateway(ctx, slog.New(slog.DiscardHandler), server.GatewayNeeds{Sessions: 1}, p.err) // it logs only what comes later
 			if err != nil {
 				return err
 			}
-			return g.close(ctx)
+			return g.Close(ctx)
 		},
 		Table: func() (*egress.Table, error) {
 			kernel, err := route.Open() // until this program ends, which is soon
 			if err != nil {
 				return nil, err
 			}
-			return publicTable(kernel.Own)
+			return server.PublicTable(kernel.Own)
 		},
 		Holder: func() (bool, int, string, string, error) {
-			h, held, err := state.held()
+			h, held, err := state.Held()
 			return held, h.PID, h.Mode, h.Listen, err
 		},
-		Dial:   func(ctx context.Context) (net.Conn, error) { return dialSocket(ctx, state.socket()) },
-		AtOnce: func(b string) (int, string, error) { return p.sessionsAtOnce(b, state.path) },
+		Dial:   func(ctx context.Context) (net.Conn, error) { return statedir.Dial(ctx, state.Socket()) },
+		AtOnce: func(b string) (int, string, error) { return p.atOnce(b, state.Path) },
 		Images: func() (*image.Store, error) { return openImages(state) },
-	}, show.tell)
-	if code := in.status(); code != 0 {
+	}, show.Tell)
+	if code := in.Status(); code != 0 {
 		if errors.Is(err, context.Canceled) {
 			err = nil // what was interrupted is no news; what could not be removed is
 		}
@@ -108,139 +103,41 @@ func (p *program) doctor(ctx context.Context, asJSON, quick bool) error {
 	if err != nil {
 		return err
 	}
-	return show.end()
+	failed, err := show.End()
+	if err == nil && failed {
+		return &exit{code: statusFailed}
+	}
+	return err
+}
+
+// atOnce returns how many sessions run at once on a kind of backend, and what one more
+// would wait for.
+func (p *program) atOnce(name, state string) (int, string, error) {
+	k, err := all.Named(name)
+	if err != nil {
+		return 0, "", err
+	}
+	a, err := p.opts.Serve.Admission.parse()
+	if err != nil {
+		return 0, "", err
+	}
+	return server.AtOnce(k, a, state)
 }
 
 // openImages opens the images of a state directory that has some. Those of one
 // that has none are not made.
-func openImages(s *stateDir) (*image.Store, error) {
-	if _, err := os.Stat(s.file("images", "index.json")); err != nil {
+func openImages(s *statedir.Dir) (*image.Store, error) {
+	if _, err := os.Stat(s.File("images", "index.json")); err != nil {
 		return nil, err
 	}
-	return image.Open(s.file("images"))
+	return image.Open(s.File("images"))
 }
 
-// room makes a state directory of its own below that of s, or, before there is
-// one, beside where it will be.
-func (p *program) room(ctx context.Context, s *stateDir) (r doctor.Room, remove func(context.Context) error, err error) {
-	above := s.file("tmp")
-	if _, err := os.Stat(above); err != nil {
-		for above = filepath.Dir(s.path); ; above = filepath.Dir(above) {
-			if _, err := os.Stat(above); err == nil {
-				break
-			}
-		}
-	}
-	dir, err := os.MkdirTemp(above, "enclave-doctor-")
+// scratch is a state directory of its own in which doctor tries backends.
+func (p *program) scratch(ctx context.Context, s *statedir.Dir) (doctor.Room, func(context.Context) error, error) {
+	own, remove, err := server.Scratch(ctx, s, p.hostOf)
 	if err != nil {
-		return r, nil, unwritable(above, err)
+		return doctor.Room{}, nil, err
 	}
-	undo := func() error { return os.RemoveAll(dir) }
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, undo())
-		}
-	}()
-	own, err := openState(dir)
-	if err != nil {
-		return r, nil, err
-	}
-	locked, err := own.lock(ctx, modeCommand)
-	if err != nil {
-		return r, nil, err
-	}
-	remove = func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, stopTime)
-		defer cancel()
-		defer locked.unlock()
-		return p.removeState(ctx, locked, own.file("bin"))
-	}
-	return doctor.Room{Sandboxes: own.file("sandboxes"), Containers: own.file("containers"), Machines: own.file("machines"), Programs: own.file("bin"), Instance: own.instance}, remove, nil
-}
-
-// findings are told as they come, and summed up.
-type findings struct {
-	p       *program
-	out     io.Writer
-	json    bool
-	color   bool // out takes styles
-	section string
-	all     []doctor.Finding
-}
-
-// marks are the words for a Status, and their colors.
-var marks = map[doctor.Status]struct {
-	word  string
-	style terminal.Style
-}{
-	doctor.Passed: {"yes", terminal.Green}, doctor.Failed: {"NO", terminal.BoldRed},
-	doctor.Warned: {"but", terminal.Yellow}, doctor.NotRun: {"-", terminal.Dim},
-}
-
-func (f *findings) tell(n doctor.Finding) error {
-	f.all = append(f.all, n)
-	w := f.out
-	if f.json {
-		w = f.p.err // the report comes at the end
-	}
-	if n.Section != f.section {
-		f.section = n.Section
-		if _, err := fmt.Fprintf(w, "%s\n", n.Section); err != nil || f.json {
-			return err
-		}
-	} else if f.json {
-		return nil
-	}
-	mark := fmt.Sprintf("%-4s", marks[n.Status].word)
-	if f.color {
-		mark = terminal.Paint(marks[n.Status].style, mark)
-	}
-	text := visible(n.Doc)
-	switch n.Status {
-	case doctor.Passed:
-		if n.Detail != "" {
-			text += " (" + visible(n.Detail) + ")"
-		}
-	case doctor.NotRun:
-		text += "\n       not looked at: " + visible(n.Detail)
-	default:
-		for i, l := range strings.Split(n.Detail, "\n") {
-			label := "seen: "
-			if i > 0 {
-				label = "      "
-			}
-			text += "\n       " + label + visible(l)
-		}
-	}
-	if n.Do != "" {
-		text += "\n       do:   " + visible(n.Do)
-	}
-	_, err := fmt.Fprintf(w, "  %s %s\n", mark, text)
-	return err
-}
-
-// end sums up, and fails if a check did.
-func (f *findings) end() error {
-	count := map[doctor.Status]int{}
-	for _, n := range f.all {
-		count[n.Status]++
-	}
-	if f.json {
-		report := struct {
-			Summary map[string]int   `json:"summary"`
-			Checks  []doctor.Finding `json:"checks"`
-		}{map[string]int{
-			"passed": count[doctor.Passed], "failed": count[doctor.Failed], "warnings": count[doctor.Warned], "notRun": count[doctor.NotRun],
-		}, f.all}
-		if err := printJSON(f.p.out, report); err != nil {
-			return err
-		}
-	} else if _, err := fmt.Fprintf(f.p.out, "\n%d hold, %d do not, %d could be better, %d were not looked at\n",
-		count[doctor.Passed], count[doctor.Failed], count[doctor.Warned], count[doctor.NotRun]); err != nil {
-		return err
-	}
-	if count[doctor.Failed] > 0 {
-		return &exit{code: statusFailed}
-	}
-	return nil
+	return doctor.Room{Dir: own.Path, Programs: own.File("bin"), Instance: own.Instance}, remove, nil
 }

@@ -11,7 +11,7 @@ import (
 // the host, its declared posture, the contract. What it is no boundary for, it says.
 func TestDoctorHoldsOnDocker(t *testing.T) {
 	t.Parallel()
-	testenv.Need(t, dockerBackend)
+	testenv.Need(t, "docker")
 	env, _ := onGVisor(t)
 	env = append(env, "ENCLAVE_BACKEND=docker", "ENCLAVE_DOCKER_HOST="+testenv.Docker(t))
 	out, err := enclaveCommand(t, env, "doctor").CombinedOutput()

@@ -3,11 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"unicode/utf8"
-
-	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) sessionResult() *cobra.Command {
@@ -27,9 +26,9 @@ the whole result: exit code, output, denials and that value.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(p.out, r)
+					return ui.PrintJSON(p.out, r)
 				}
-				return printLine(p.out, r.JSON)
+				return ui.PrintLine(p.out, r.JSON)
 			})
 		},
 	}
@@ -60,14 +59,14 @@ bytes are not UTF-8, base64.`,
 				if !s.Phase.Ended() && !follow {
 					return fmt.Errorf("session %s is %s: follow it with `enclave session logs --follow %s`", s.ID, s.Phase, s.ID)
 				}
-				show := runView{out: p.out, err: p.err, raw: raw, live: true}
+				show := ui.RunView{Out: p.out, Err: p.err, Raw: raw, Live: true}
 				whole := false
 				for e, err := range h.Stream(ctx) {
 					whole = whole || e.Result != nil
 					if err == nil && asJSON {
-						err = p.logLine(e)
+						err = ui.LogLine(p.out, e)
 					} else if err == nil {
-						err = show.event(e)
+						err = show.Event(e)
 					}
 					if err != nil {
 						return err
@@ -84,38 +83,19 @@ bytes are not UTF-8, base64.`,
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the session has ended")
-	c.Flags().BoolVar(&raw, "raw", false, "give a terminal the bytes as they are: the code can do with it what it likes")
+	c.Flags().BoolVar(&raw, "raw", false, "pass bytes to a terminal unchanged: the code can then control the terminal")
 	c.Flags().BoolVar(&asJSON, "json", false, "print lines of JSON")
 	c.MarkFlagsMutuallyExclusive("raw", "json")
 	return c
 }
 
-// logLine prints a piece of output as a line of JSON, and nothing for what is
-// none.
-func (p *program) logLine(e enclave.StreamEvent) error {
-	line := struct {
-		Stream string `json:"stream"`
-		Text   string `json:"text,omitempty"`
-		Base64 []byte `json:"base64,omitempty"`
-	}{Stream: e.Kind}
-	switch {
-	case len(e.Output) == 0:
-		return nil
-	case utf8.Valid(e.Output):
-		line.Text = string(e.Output)
-	default:
-		line.Base64 = e.Output
-	}
-	return printLine(p.out, line)
-}
-
 // watch runs f, which may take as long as a session does, until it is
 // interrupted.
 func (p *program) watch(ctx context.Context, f func(context.Context, *enclave.Client) error) error {
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	err := p.client(ctx, f)
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		return &exit{code, nil}
 	}
 	return err

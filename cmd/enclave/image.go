@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
-
-	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave/internal/image"
-	"github.com/enclave-run/enclave/internal/safepath"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) imageCommand() *cobra.Command {
@@ -36,11 +33,11 @@ from the sandboxes that still run on it: let those end first.`,
 
 // images opens the image store of the state directory.
 func (p *program) images() (*image.Store, error) {
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return nil, err
 	}
-	return image.Open(s.file("images"))
+	return image.Open(s.File("images"))
 }
 
 // install runs what brings an image, with progress, and prints its digest.
@@ -57,7 +54,7 @@ func (p *program) install(ctx context.Context, asJSON bool, bring func(context.C
 		return err
 	}
 	if asJSON {
-		return printJSON(p.out, map[string]string{"digest": digest})
+		return ui.PrintJSON(p.out, map[string]string{"digest": digest})
 	}
 	_, err = fmt.Fprintln(p.out, digest)
 	return err
@@ -66,12 +63,12 @@ func (p *program) install(ctx context.Context, asJSON bool, bring func(context.C
 // bring runs what makes something in the state directory as a whole or not at all,
 // and shows its progress.
 func (p *program) bring(ctx context.Context, work func(context.Context, func(image.Step)) error) error {
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
-	show := p.progress(false)
-	err := work(ctx, show.step)
-	show.end()
-	if code := in.status(); code != 0 && err != nil {
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
+	show := ui.NewProgress(p.err, p.env("TERM"), false)
+	err := work(ctx, func(s image.Step) { show.Step(s.String(), s.Percent) })
+	show.End()
+	if code := in.Status(); code != 0 && err != nil {
 		return &exit{code, errors.New("interrupted; nothing half-made was kept")}
 	}
 	return err
@@ -175,13 +172,13 @@ func (p *program) imageList() *cobra.Command {
 				for _, i := range infos {
 					items = append(items, item{i.Digest, i.Names, i.Size, i.Platform, i.Created.UTC().Format("2006-01-02T15:04:05Z"), i.Unpacked, i.Disk})
 				}
-				return printJSON(p.out, map[string]any{"items": items})
+				return ui.PrintJSON(p.out, map[string]any{"items": items})
 			}
-			t := newTable(p.out, "NAME", "DIGEST", "SIZE", "PLATFORM", "CREATED")
+			t := ui.NewTable(p.out, "NAME", "DIGEST", "SIZE", "PLATFORM", "CREATED")
 			for _, i := range infos {
-				t.row(strings.Join(i.Names, ", "), i.Digest, megabytes(i.Size), i.Platform, i.Created.UTC().Format("2006-01-02"))
+				t.Row(strings.Join(i.Names, ", "), i.Digest, ui.Megabytes(i.Size), i.Platform, i.Created.UTC().Format("2006-01-02"))
 			}
-			return t.flush()
+			return t.Flush()
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
@@ -216,61 +213,9 @@ func (p *program) imageExport() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return p.toFile(out, func(w io.Writer) error { return store.Export(cmd.Context(), args[0], w) })
+			return ui.ToFile(p.out, out, func(w io.Writer) error { return store.Export(cmd.Context(), args[0], w) })
 		},
 	}
 	c.Flags().StringVarP(&out, "output", "o", "-", "`FILE` to write; - is stdout")
 	return c
-}
-
-// toFile writes a file as a whole or not at all; "-" is stdout, if that is no
-// terminal. What is there and is no regular file, such as a pipe or a device,
-// is written to and never replaced.
-func (p *program) toFile(name string, write func(io.Writer) error) error {
-	if name == "-" {
-		if onTerminal(p.out) {
-			return errors.New("this is not for a terminal: name a file with --output")
-		}
-		return write(p.out)
-	}
-	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
-		if err := placedByUs(name); err != nil {
-			return fmt.Errorf("%w: name a file that is missing, or a regular one", err)
-		}
-		f, err := os.OpenFile(name, os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		return errors.Join(write(f), f.Close())
-	}
-	f, err := os.OpenFile(name+"."+randomKey(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if err := errors.Join(write(f), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
-}
-
-// placedByUs makes sure that root or this process's user said what is at name, in a
-// directory where nobody else can: with a link of another's it could be a disk.
-func placedByUs(name string) error {
-	abs, err := filepath.Abs(name)
-	if err != nil {
-		return err
-	}
-	dir, err := safepath.Resolve(filepath.Dir(abs))
-	if err != nil {
-		return err
-	}
-	info, err := os.Lstat(filepath.Join(dir, filepath.Base(abs)))
-	if err != nil {
-		return err
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s is another user's", name)
-	}
-	return nil
 }

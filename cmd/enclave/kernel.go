@@ -6,10 +6,11 @@ import (
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) kernelCommand() *cobra.Command {
@@ -28,11 +29,11 @@ state directory; a new microVM boots the newest.`,
 
 // kernelDir is the directory of guest kernels in the state directory.
 func (p *program) kernelDir() (string, error) {
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return "", err
 	}
-	return s.file("kernels"), nil
+	return s.File("kernels"), nil
 }
 
 // bringKernel runs what brings a kernel into dir, with progress, and prints it.
@@ -49,7 +50,7 @@ func (p *program) bringKernel(ctx context.Context, asJSON bool, bring func(ctx c
 		return err
 	}
 	if asJSON {
-		return printJSON(p.out, kernelItem(k))
+		return ui.PrintJSON(p.out, kernelItem(k))
 	}
 	_, err = fmt.Fprintf(p.out, "%s %s\n", k.Package, k.Version)
 	return err
@@ -136,16 +137,16 @@ func (p *program) kernelList() *cobra.Command {
 				for _, k := range all {
 					items = append(items, kernelItem(k))
 				}
-				return printJSON(p.out, map[string]any{"items": items})
+				return ui.PrintJSON(p.out, map[string]any{"items": items})
 			}
 			if len(all) == 0 {
 				fmt.Fprintf(p.err, "enclave: %s\n", kernel.ErrNone)
 			}
-			t := newTable(p.out, "PACKAGE", "VERSION", "DIGEST", "MODULES")
+			t := ui.NewTable(p.out, "PACKAGE", "VERSION", "DIGEST", "MODULES")
 			for _, k := range all {
-				t.row(k.Package, k.Version, "sha256:"+k.Digest, strings.Join(k.Modules, " "))
+				t.Row(k.Package, k.Version, "sha256:"+k.Digest, strings.Join(k.Modules, " "))
 			}
-			return t.flush()
+			return t.Flush()
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")

@@ -6,10 +6,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) keyCommand() *cobra.Command {
@@ -34,8 +34,8 @@ func (p *program) withClient(ctx context.Context, f func(*enclave.Client) error)
 	if err != nil {
 		return err
 	}
-	defer k.close()
-	return k.explain(f(k.client))
+	defer k.Close()
+	return k.Explain(f(k.Client))
 }
 
 func (p *program) keyCreate() *cobra.Command {
@@ -53,12 +53,12 @@ func (p *program) keyCreate() *cobra.Command {
 					return err
 				}
 				if asJSON {
-					err = printJSON(p.out, k)
+					err = ui.PrintJSON(p.out, k)
 				} else {
-					_, err = fmt.Fprintln(p.out, visible(k.Plaintext))
+					_, err = fmt.Fprintln(p.out, ui.Visible(k.Plaintext))
 				}
 				if err != nil {
-					return fmt.Errorf("show the key, which is made: %w: nobody knows it now: `enclave key revoke %s`", err, visible(k.ID))
+					return fmt.Errorf("show the key, which is made: %w: nobody knows it now: `enclave key revoke %s`", err, ui.Visible(k.ID))
 				}
 				return nil
 			})
@@ -92,17 +92,17 @@ func (p *program) keyList() *cobra.Command {
 					keys, o.Cursor = append(keys, page.Items...), page.NextCursor
 				}
 				if asJSON {
-					return printJSON(p.out, map[string]any{"items": keys})
+					return ui.PrintJSON(p.out, map[string]any{"items": keys})
 				}
-				t := newTable(p.out, "ID", "USER", "ROLE", "SCOPES", "CREATED", "REVOKED")
+				t := ui.NewTable(p.out, "ID", "USER", "ROLE", "SCOPES", "CREATED", "REVOKED")
 				for _, k := range keys {
 					revoked := ""
 					if k.RevokedAt != nil {
 						revoked = k.RevokedAt.UTC().Format(time.RFC3339)
 					}
-					t.row(k.ID, k.User, k.Role, strings.Join(k.Scopes, " "), k.CreatedAt.UTC().Format(time.RFC3339), revoked)
+					t.Row(k.ID, k.User, k.Role, strings.Join(k.Scopes, " "), k.CreatedAt.UTC().Format(time.RFC3339), revoked)
 				}
-				return t.flush()
+				return t.Flush()
 			})
 		},
 	}

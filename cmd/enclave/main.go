@@ -13,11 +13,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/term"
-
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/terminal"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 // programName is what this program calls itself when it starts itself again.
@@ -36,52 +37,20 @@ type program struct {
 	env      func(string) string
 	environ  func() []string
 	now      func() time.Time
-	carrier  carrier
-	gvisor   func() error // says why this host can't run it
+	carrier  statedir.Carrier
+	// available replaces the question what a kind of backend can do here: for tests.
+	available func(context.Context, all.Kind) (all.Able, error)
 
 	opts   options
-	warned bool // that docker is no boundary
-
-	warnedOfEmulation bool
+	warned map[string]bool // of what, so that nothing is said twice
 }
 
 func newProgram() *program {
 	return &program{
-		in: os.Stdin, out: outlet(os.Stdout), err: outlet(os.Stderr),
+		in: os.Stdin, out: ui.Outlet(os.Stdout), err: ui.Outlet(os.Stderr),
 		env: os.Getenv, environ: os.Environ, now: time.Now,
-		carrier: newCarrier(), gvisor: gvisor.Available,
+		carrier: statedir.NewCarrier(carried()), warned: map[string]bool{},
 	}
-}
-
-// outlet returns the program's way out through f, the only one that its commands
-// have: a terminal gets what is inert on it, everything else what it is given.
-func outlet(f *os.File) io.Writer {
-	if term.IsTerminal(int(f.Fd())) {
-		return terminal.New(f, terminal.ASCII(os.Getenv))
-	}
-	return f
-}
-
-// onTerminal reports whether w is the program's way out to a terminal.
-func onTerminal(w io.Writer) bool {
-	_, ok := w.(*terminal.Writer)
-	return ok
-}
-
-// styled returns w for text of our own, and whether it takes styles.
-func (p *program) styled(w io.Writer) (io.Writer, bool) {
-	if t, ok := w.(*terminal.Writer); ok && p.env("NO_COLOR") == "" {
-		return t.Styled(), true
-	}
-	return w, false
-}
-
-// unfiltered returns w for bytes that are passed on as they are, if raw says so.
-func unfiltered(w io.Writer, raw bool) io.Writer {
-	if t, ok := w.(*terminal.Writer); ok && raw {
-		return t.Unfiltered()
-	}
-	return w
 }
 
 // An exit ends the program with a status of its own. Without err it ends
@@ -131,7 +100,7 @@ func (p *program) main(args []string) int {
 		}
 	}
 	if e.err != nil {
-		fmt.Fprintf(p.err, "enclave: %s\n", message(e.err))
+		fmt.Fprintf(p.err, "enclave: %s\n", ui.Message(e.err))
 	}
 	return e.code
 }
@@ -162,12 +131,12 @@ log that can be checked offline.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&p.opts.State, "state", p.opts.State, "state `DIR`ectory (ENCLAVE_STATE)")
-	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "what isolates: auto, gvisor, firecracker, qemu, docker ("+notBoundary+") or simulator (ENCLAVE_BACKEND)")
-	f.StringVar(&p.opts.DockerHost, "docker-host", p.opts.DockerHost, "`SOCKET` of the Docker daemon, for --backend docker (ENCLAVE_DOCKER_HOST, DOCKER_HOST)")
-	f.StringVar(&p.opts.Machine.QEMU, "qemu", p.opts.Machine.QEMU, "QEMU's `PROGRAM`, for --backend qemu; empty is the one on PATH (ENCLAVE_QEMU)")
-	f.StringVar(&p.opts.Machine.Firecracker, "firecracker-bin", p.opts.Machine.Firecracker, "`PROGRAM` of Firecracker, for --backend firecracker (ENCLAVE_FIRECRACKER_BIN)")
-	f.StringVar(&p.opts.Machine.Jailer, "jailer-bin", p.opts.Machine.Jailer, "`PROGRAM` of Firecracker's jailer (ENCLAVE_JAILER_BIN)")
-	_ = root.RegisterFlagCompletionFunc("backend", completeWords(backends[:]...)) // fails for a flag that is not there
+	f.StringVar(&p.opts.Backend, "backend", p.opts.Backend, "isolation `BACKEND`: "+strings.Join(backendNames(), ", ")+"; docker is "+backend.SharedKernel.Caveat()+" (ENCLAVE_BACKEND)")
+	f.StringVar(&p.opts.Programs.DockerHost, "docker-host", p.opts.Programs.DockerHost, "`SOCKET` of the Docker daemon, for --backend docker (ENCLAVE_DOCKER_HOST, DOCKER_HOST)")
+	f.StringVar(&p.opts.Programs.QEMU, "qemu", p.opts.Programs.QEMU, "QEMU's `PROGRAM`, for --backend qemu; empty is the one on PATH (ENCLAVE_QEMU)")
+	f.StringVar(&p.opts.Programs.Firecracker, "firecracker-bin", p.opts.Programs.Firecracker, "`PROGRAM` of Firecracker, for --backend firecracker (ENCLAVE_FIRECRACKER_BIN)")
+	f.StringVar(&p.opts.Programs.Jailer, "jailer-bin", p.opts.Programs.Jailer, "`PROGRAM` of Firecracker's jailer (ENCLAVE_JAILER_BIN)")
+	_ = root.RegisterFlagCompletionFunc("backend", completeWords(backendNames()...)) // fails for a flag that is not there
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Work:"},
 		&cobra.Group{ID: "look", Title: "Look:"},
@@ -190,8 +159,8 @@ log that can be checked offline.`,
 	return root
 }
 
-// refuseWords has c and the commands below it say how they are used to who gives
-// them other words than they take. Cobra shows help for a word that is no command
+// refuseWords has c and the commands below it answer other words than they take with
+// how they are used. Cobra shows help for a word that is not a command
 // of a group, and ends with 0: a script would take that for success.
 func refuseWords(c *cobra.Command) {
 	for _, child := range c.Commands() {
@@ -213,20 +182,4 @@ func refuseWords(c *cobra.Command) {
 			return nil
 		}
 	}
-}
-
-// message returns err as it is shown: what a workload, a server or a file
-// contributed to it is escaped, the line breaks that we made are kept.
-func message(err error) string {
-	lines := strings.Split(err.Error(), "\n")
-	for i, l := range lines {
-		lines[i] = visible(l)
-	}
-	return strings.Join(lines, "\n")
-}
-
-// typed reports whether r is a terminal, at which somebody types.
-func typed(r io.Reader) bool {
-	f, ok := r.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }

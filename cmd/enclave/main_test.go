@@ -7,16 +7,17 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/rogpeppe/go-internal/testscript"
-
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 func TestMain(m *testing.M) {
 	enclave := func() {
 		p := newProgram()
 		if dir := os.Getenv("ENCLAVE_TEST_BIN"); dir != "" {
-			p.carrier.beside = []string{dir}
+			p.carrier.Beside = []string{dir}
 		}
 		os.Exit(p.main(os.Args[1:]))
 	}
@@ -65,7 +66,7 @@ func TestScriptsOnGVisor(t *testing.T) {
 // gvisorState returns a state directory in dir that has the images of the tests.
 func gvisorState(dir, images string) (string, error) {
 	state := filepath.Join(dir, "state")
-	if _, err := openState(state); err != nil {
+	if _, err := statedir.Open(state); err != nil {
 		return "", err
 	}
 	if err := os.Remove(filepath.Join(state, "images")); err != nil {
@@ -79,23 +80,23 @@ func scriptCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, 
 	return map[string]func(*testscript.TestScript, bool, []string){
 		// gone waits until no background control plane has the state directory.
 		"gone": func(ts *testscript.TestScript, neg bool, args []string) {
-			s, err := findState(ts.Getenv("ENCLAVE_STATE"))
+			s, err := statedir.Find(ts.Getenv("ENCLAVE_STATE"))
 			ts.Check(err)
-			locked, err := s.lock(t.Context(), modeCommand)
+			locked, err := s.Lock(t.Context(), statedir.ModeCommand)
 			ts.Check(err)
-			locked.unlock()
+			locked.Unlock()
 		},
 		// keep holds the background control plane until drop, so that what follows
 		// finds one however slow the machine is.
 		"keep": func(ts *testscript.TestScript, neg bool, args []string) {
-			s, err := findState(ts.Getenv("ENCLAVE_STATE"))
+			s, err := statedir.Find(ts.Getenv("ENCLAVE_STATE"))
 			ts.Check(err)
 			for range 10 {
 				ts.Check(ts.Exec("enclave", "session", "list"))
-				k, err := hold(t.Context(), s)
+				k, err := server.Hold(t.Context(), s)
 				if err == nil {
 					leases.Store(ts.Getenv("WORK"), k)
-					ts.Defer(k.close)
+					ts.Defer(k.Close)
 					return
 				}
 			}
@@ -103,7 +104,7 @@ func scriptCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, 
 		},
 		"drop": func(ts *testscript.TestScript, neg bool, args []string) {
 			if k, ok := leases.Load(ts.Getenv("WORK")); ok {
-				k.(*link).close()
+				k.(*server.Link).Close()
 			}
 		},
 		// fill FILE writes code of more than 10 MiB.
@@ -132,4 +133,14 @@ func enclaveCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 	c.Args = append([]string{programName}, args...)
 	c.Env = append(os.Environ(), env...)
 	return c
+}
+
+// state returns a new state directory.
+func state(t *testing.T) *statedir.Dir {
+	t.Helper()
+	s, err := statedir.Open(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

@@ -8,15 +8,16 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 // The control plane in the background says it in its log, which nobody reads.
 func TestRunSaysThatAMachineIsEmulated(t *testing.T) {
 	t.Parallel()
-	testenv.Need(t, qemuBackend)
-	_, s := onKernels(t, qemuBackend)
-	env := []string{"ENCLAVE_STATE=" + s.path, "ENCLAVE_BACKEND=qemu", "ENCLAVE_BASE_URL=", "ENCLAVE_TEST_BIN=" + filepath.Dir(testenv.Binaries(t).Guest)}
+	testenv.Need(t, "qemu")
+	_, s := onKernels(t, "qemu")
+	env := []string{"ENCLAVE_STATE=" + s.Path, "ENCLAVE_BACKEND=qemu", "ENCLAVE_BASE_URL=", "ENCLAVE_TEST_BIN=" + filepath.Dir(testenv.Binaries(t).Guest)}
 	c := enclaveCommand(t, env, "run", "--json", "-c", "enclave.result(1)")
 	var said bytes.Buffer
 	c.Stderr = &said
@@ -32,7 +33,7 @@ func TestRunSaysThatAMachineIsEmulated(t *testing.T) {
 	if got.Isolation == "emulated" {
 		want = 1
 	}
-	if n := strings.Count(said.String(), forTests); n != want {
+	if n := strings.Count(said.String(), backend.Emulated.Caveat()); n != want {
 		t.Errorf("a session with isolation %s is said %d times to be emulated:\n%s", got.Isolation, n, said.Bytes())
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,9 +8,9 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/observe"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 // observeOptions is what an operator sees of a control plane, and where.
@@ -33,7 +32,7 @@ func observeDefaults(or func(name, def string) string) observeOptions {
 func (o *observeOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.LogFormat, "log-format", o.LogFormat, "`FORMAT` of the log on stderr: text or json (ENCLAVE_LOG_FORMAT)")
-	f.StringVar(&o.LogLevel, "log-level", o.LogLevel, "least `LEVEL` that is logged: debug, info, warn or error (ENCLAVE_LOG_LEVEL)")
+	f.StringVar(&o.LogLevel, "log-level", o.LogLevel, "lowest `LEVEL` that is logged: debug, info, warn or error (ENCLAVE_LOG_LEVEL)")
 	f.StringVar(&o.OTLPEndpoint, "otlp-endpoint", o.OTLPEndpoint, "`URL` of an OpenTelemetry collector that traces are sent to, by OTLP over HTTP (OTEL_EXPORTER_OTLP_ENDPOINT)")
 }
 
@@ -66,35 +65,10 @@ func (o *observeOptions) logger(w io.Writer) (*slog.Logger, error) {
 	if o.LogFormat != "text" && o.LogFormat != "json" {
 		return nil, fmt.Errorf("--log-format %q is neither text nor json", o.LogFormat)
 	}
-	return observe.NewLogger(w, o.LogFormat, level, visible)
+	return observe.NewLogger(w, o.LogFormat, level, ui.Visible)
 }
 
 // newLogger returns the logger of a control plane that no operator set up.
 func newLogger(w io.Writer) (*slog.Logger, error) {
 	return (&observeOptions{LogFormat: "text", LogLevel: "info"}).logger(w)
-}
-
-// traces returns where the traces of a node go, and closes them with it.
-func (n *node) traces(ctx context.Context, endpoint string, log *slog.Logger) (*observe.Traces, error) {
-	if endpoint == "" {
-		return observe.NoTraces(), nil
-	}
-	t, err := observe.NewTraces(ctx, endpoint, version, log)
-	if err != nil {
-		return nil, err
-	}
-	n.onClose(t.Close)
-	return t, nil
-}
-
-// askForGauges has what is asked at each scrape known to m.
-func (n *node) askForGauges(m *observe.Metrics, p *program) error {
-	return m.Ask(observe.Asked{
-		Census:     n.plane.Census,
-		Reserved:   n.plane.Reservations,
-		Broken:     func() bool { return n.store.Err() != nil },
-		Unsigned:   n.store.Unsigned,
-		Checkpoint: n.store.Checkpoint,
-		Now:        p.now,
-	})
 }

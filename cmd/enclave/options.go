@@ -8,8 +8,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
+
+	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/statedir"
 )
 
 // options is everything that a flag or an environment variable can set for
@@ -18,11 +20,9 @@ type options struct {
 	State   string // --state, ENCLAVE_STATE
 	Backend string // --backend, ENCLAVE_BACKEND
 
-	// DockerHost is the daemon of the docker backend: --docker-host,
-	// ENCLAVE_DOCKER_HOST, DOCKER_HOST.
-	DockerHost string
-
-	Machine machineOptions // of the backends whose sandboxes are virtual machines
+	// Programs are those of others that backends run on: --docker-host, --qemu,
+	// --firecracker-bin and --jailer-bin, and a variable for each.
+	Programs all.Options
 
 	Serve serveOptions // of serve alone, and of the control plane behind run
 
@@ -53,14 +53,13 @@ func defaults(env func(string) string) options {
 		return def
 	}
 	return options{
-		State:      or("ENCLAVE_STATE", defaultState),
-		Backend:    or("ENCLAVE_BACKEND", autoBackend),
-		Serve:      serveDefaults(env),
-		DockerHost: dockerDefault(env),
-		Machine:    machineDefaults(env),
-		BaseURL:    env("ENCLAVE_BASE_URL"),
-		APIKey:     env("ENCLAVE_API_KEY"),
-		Token:      env("ENCLAVE_TOKEN"),
+		State:    or("ENCLAVE_STATE", defaultState),
+		Backend:  or("ENCLAVE_BACKEND", autoBackend),
+		Serve:    serveDefaults(env),
+		Programs: programDefaults(env),
+		BaseURL:  env("ENCLAVE_BASE_URL"),
+		APIKey:   env("ENCLAVE_API_KEY"),
+		Token:    env("ENCLAVE_TOKEN"),
 
 		Fingerprint: env("ENCLAVE_TLS_FINGERPRINT"),
 		CAFile:      env("ENCLAVE_CA_FILE"),
@@ -78,14 +77,17 @@ func (o *options) validate() error {
 		return fmt.Errorf("state directory %q: %w", o.State, err)
 	}
 	o.State = abs
-	if err := checkStatePath(abs); err != nil {
+	if err := statedir.CheckPath(abs); err != nil {
 		return err
 	}
-	if !slices.Contains(backends[:], o.Backend) {
-		return fmt.Errorf("backend %q is not one of %s", o.Backend, strings.Join(backends[:], ", "))
-	}
-	if err := o.validateDocker(); err != nil {
-		return err
+	if o.Backend != autoBackend {
+		k, err := all.Named(o.Backend)
+		if err != nil {
+			return fmt.Errorf("backend %q is not one of %s", o.Backend, strings.Join(backendNames(), ", "))
+		}
+		if err := k.Check(o.Programs); err != nil {
+			return err
+		}
 	}
 	if o.BaseURL != "" {
 		u, err := url.Parse(o.BaseURL)

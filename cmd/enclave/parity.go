@@ -4,17 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
-	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
-	"github.com/enclave-run/enclave/internal/store"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/enclave-run/enclave/internal/verify"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) parityCommand() *cobra.Command {
@@ -77,11 +77,11 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 	}
 	// The certificate is of the log that this host goes on with: those of the
 	// control planes that are booted for it are gone when it is read.
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return err
 	}
-	signer, err := p.certifier(ctx, s)
+	signer, err := server.Certifier(ctx, s, p.now)
 	if err != nil {
 		return err
 	}
@@ -103,10 +103,10 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 			if err != nil && !errors.As(err, &failed) {
 				return err
 			}
-			return errors.Join(printJSON(p.out, out), err)
+			return errors.Join(ui.PrintJSON(p.out, out), err)
 		}
 		if err == nil && out.Certificate != "" {
-			_, err = fmt.Fprintf(p.out, "signed with the key %s\ncheck it with: enclave parity verify %s --key KEY\n", out.Key, visible(out.Certificate))
+			_, err = fmt.Fprintf(p.out, "signed with the key %s\ncheck it with: enclave parity verify %s --key KEY\n", out.Key, ui.Visible(out.Certificate))
 		}
 		return err
 	}, func(c *demo.Config) error { // before a minute in which the image is built
@@ -132,32 +132,6 @@ func (p *program) logKeys(flags []string) (map[string]string, error) {
 		}
 	}
 	return keys, nil
-}
-
-// certifier returns the signer of the log of s, beside a server that may be
-// running. If there is no log yet, one is begun.
-func (p *program) certifier(ctx context.Context, s *stateDir) (*audit.Signer, error) {
-	if _, err := os.Lstat(s.file("db", nextKey)); !errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(fmt.Errorf("a rotation of the log's key in %s is not finished: the next `enclave run` finishes it", s.path), err)
-	}
-	if _, err := os.Lstat(s.file("db", auditKey)); err == nil {
-		return loadSigner(s)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, unwritable(s.path, err)
-	}
-	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
-	defer cancel()
-	locked, err := s.lock(wait, modeCommand)
-	if err != nil {
-		return nil, err
-	}
-	defer locked.unlock()
-	st, closeStore, err := openStore(ctx, s, "", store.Options{Now: p.now})
-	if err != nil {
-		return nil, err
-	}
-	signer, err := settleKey(ctx, s, st)
-	return signer, errors.Join(err, closeStore())
 }
 
 func (p *program) parityVerify() *cobra.Command {
@@ -192,14 +166,20 @@ of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
 				return err
 			}
 			if info.Size() > parity.MaxCertificate {
-				return &exit{statusFailed, fmt.Errorf("%s has more than %d bytes: it is no certificate", args[0], parity.MaxCertificate)}
+				return &exit{statusFailed, fmt.Errorf("%s has more than %d bytes: it is not a certificate", args[0], parity.MaxCertificate)}
 			}
 			raw, err := os.ReadFile(args[0])
 			if err != nil {
 				return err
 			}
-			cert, properties := verifyCertificate(raw, vkey, pinned)
-			return p.showCertificate(cert, properties, asJSON)
+			cert, properties := verify.Certificate(raw, vkey, pinned)
+			if err := ui.ShowCertificate(p.out, cert, properties, asJSON); err != nil {
+				return err
+			}
+			if !verify.Holds(properties) {
+				return &exit{statusFailed, errors.New("the certificate does not verify")}
+			}
+			return nil
 		},
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			return []cobra.Completion{"json"}, cobra.ShellCompDirectiveFilterFileExt
@@ -210,68 +190,4 @@ of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
 	c.Flags().StringArrayVar(&logKeys, "log-key", nil, "`LABEL=KEY` that a backend's log must have, or a file with it; may be repeated (ENCLAVE_PARITY_LOG_KEYS, with commas)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
-}
-
-// verifyCertificate returns what holds of a certificate, and the certificate if
-// it is signed.
-func verifyCertificate(raw []byte, vkey string, pinned map[string]string) (parity.Certificate, []property) {
-	cert, err := parity.Open(raw, vkey)
-	signed := property{"the file is a certificate in its one canonical form, signed by the key", err == nil, say(err)}
-	if err != nil {
-		return parity.Certificate{}, []property{signed}
-	}
-	err = cert.Check()
-	all := []property{signed, {"nothing is missing; each record is in its log, and the verdict is one", err == nil, say(err)}}
-	if len(pinned) == 0 {
-		return cert, all
-	}
-	var wrong []error
-	for _, label := range sortedKeys(pinned) {
-		found := false
-		for _, b := range cert.Backends {
-			found = found || b.Label == label && b.LogKey == pinned[label]
-		}
-		if !found {
-			wrong = append(wrong, fmt.Errorf("%s is not there, or its log has another key", label))
-		}
-	}
-	err = errors.Join(wrong...)
-	return cert, append(all, property{"the logs have the keys that were given", err == nil, say(err)})
-}
-
-func (p *program) showCertificate(c parity.Certificate, properties []property, asJSON bool) error {
-	all := true
-	for _, q := range properties {
-		all = all && q.Holds
-	}
-	notRun := []string{}
-	for _, w := range c.Workloads {
-		if w.NotRun != "" {
-			notRun = append(notRun, w.Name)
-		}
-	}
-	if asJSON {
-		if err := printJSON(p.out, map[string]any{
-			"verified": all, "properties": properties, "time": c.Time, "enclave": c.Enclave, "mode": c.Mode, "host": c.Host,
-			"backends": c.Backends, "workloads": len(c.Workloads), "notRun": notRun, "exceptions": c.Exceptions,
-		}); err != nil {
-			return err
-		}
-	} else if err := p.showVerified(properties, audit.Report{}); err != nil {
-		return err
-	} else if properties[0].Holds {
-		for _, b := range c.Backends {
-			if _, err := fmt.Fprintf(p.out, "backend %s: %s, %s, image %s, log %s\n", visible(b.Label), visible(b.Kind), visible(inWords(b.Isolation, b.Isolation)), visible(b.Image), visible(b.LogKey)); err != nil {
-				return err
-			}
-		}
-		if _, err := fmt.Fprintf(p.out, "%s: %d workloads on %d backends, %d not run, %d exceptions, mode %s, Enclave %s, Linux %s on %s\n",
-			c.Time.Format("2006-01-02 15:04:05 UTC"), len(c.Workloads)-len(notRun), len(c.Backends), len(notRun), len(c.Exceptions), visible(c.Mode), visible(c.Enclave), visible(c.Host.Kernel), visible(c.Host.Arch)); err != nil {
-			return err
-		}
-	}
-	if !all {
-		return &exit{statusFailed, errors.New("the certificate does not verify")}
-	}
-	return nil
 }

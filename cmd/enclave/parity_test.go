@@ -23,7 +23,9 @@ import (
 	"github.com/enclave-run/enclave/internal/gateway"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/enclave-run/enclave/internal/verify"
 )
 
 // notary returns who vouches in these tests.
@@ -41,30 +43,30 @@ func notary(t *testing.T) demo.Notary {
 }
 
 // onKernels returns what `enclave parity` runs with on this host, on backends.
-func onKernels(t *testing.T, backends ...string) (demo.Config, *stateDir) {
+func onKernels(t *testing.T, backends ...string) (demo.Config, *statedir.Dir) {
 	t.Helper()
 	env, s := onGVisor(t)
-	c := demoConfig(t, env, s, gvisorBackend)
+	c := demoConfig(t, env, s, "gvisor")
 	c.Backends = backends
 	p := newProgram()
-	p.opts.State = s.path
-	if slices.ContainsFunc(backends, isMachine) {
-		if err := os.Remove(p.kernels()); err != nil {
+	p.opts.State = s.Path
+	if slices.Contains(backends, "qemu") || slices.Contains(backends, "firecracker") {
+		if err := os.Remove(filepath.Join(p.opts.State, "kernels")); err != nil {
 			t.Fatal(err)
 		}
-		if err := testenv.Link(testenv.Kernels(t), p.kernels()); err != nil {
+		if err := testenv.Link(testenv.Kernels(t), filepath.Join(p.opts.State, "kernels")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	p.err = io.Discard
-	p.carrier.beside = []string{filepath.Dir(testenv.Binaries(t).Guest)}
-	if slices.Contains(backends, dockerBackend) {
-		p.opts.DockerHost = testenv.Docker(t)
+	p.carrier.Beside = []string{filepath.Dir(testenv.Binaries(t).Guest)}
+	if slices.Contains(backends, "docker") {
+		p.opts.Programs.DockerHost = testenv.Docker(t)
 	}
-	if slices.Contains(backends, firecrackerBackend) {
-		p.opts.Machine.Firecracker, p.opts.Machine.Jailer = testenv.Firecracker(t)
+	if slices.Contains(backends, "firecracker") {
+		p.opts.Programs.Firecracker, p.opts.Programs.Jailer = testenv.Firecracker(t)
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +76,7 @@ func onKernels(t *testing.T, backends ...string) (demo.Config, *stateDir) {
 
 func TestRealKernelsAreCertified(t *testing.T) {
 	t.Parallel()
-	realBackends := []string{gvisorBackend, dockerBackend}
+	realBackends := []string{"gvisor", "docker"}
 	c, s := onKernels(t, realBackends...)
 	var out bytes.Buffer
 	c.Out = &out
@@ -87,7 +89,7 @@ func TestRealKernelsAreCertified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, properties := verifyCertificate(raw, n.Signer.Public(), nil)
+	cert, properties := verify.Certificate(raw, n.Signer.Public(), nil)
 	for _, p := range properties {
 		if !p.Holds {
 			t.Errorf("%s: %s", p.Name, p.Detail)
@@ -146,8 +148,8 @@ func TestAMachineHasTheVerdictOfTheOthers(t *testing.T) {
 		isolation []string
 		count     string
 	}{
-		qemuBackend:        {[]string{gvisorBackend, dockerBackend}, []string{"emulated", "microvm"}, "Three kernels."},
-		firecrackerBackend: {[]string{gvisorBackend}, []string{"microvm"}, "Two kernels."},
+		"qemu":        {[]string{"gvisor", "docker"}, []string{"emulated", "microvm"}, "Three kernels."},
+		"firecracker": {[]string{"gvisor"}, []string{"microvm"}, "Two kernels."},
 	} {
 		t.Run(machine, func(t *testing.T) {
 			t.Parallel()
@@ -173,15 +175,15 @@ func TestAMachineHasTheVerdictOfTheOthers(t *testing.T) {
 }
 
 // leavesNothing wants nothing of the control planes that were booted to be left.
-func leavesNothing(t *testing.T, s *stateDir) {
+func leavesNothing(t *testing.T, s *statedir.Dir) {
 	t.Helper()
-	if left, err := os.ReadDir(s.file("tmp")); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(s.File("tmp")); err != nil || len(left) > 0 {
 		t.Errorf("left in tmp: %v, %v", left, err)
 	}
-	if left, err := mountsBelow(s.path); err != nil || len(left) > 0 {
+	if left, err := statedir.MountsBelow(s.Path); err != nil || len(left) > 0 {
 		t.Errorf("mounts left: %q, %v", left, err)
 	}
-	for _, line := range processesNaming(t, s.path) {
+	for _, line := range processesNaming(t, s.Path) {
 		t.Errorf("process left: %s", line)
 	}
 }
@@ -190,7 +192,7 @@ func leavesNothing(t *testing.T, s *stateDir) {
 // verdict, and there is no certificate.
 func TestOneBrokenKernelIsNotCertified(t *testing.T) {
 	t.Parallel()
-	c, s := onKernels(t, gvisorBackend, dockerBackend)
+	c, s := onKernels(t, "gvisor", "docker")
 	var out bytes.Buffer
 	c.Out = &out
 	table, err := egress.Standard()
@@ -203,7 +205,7 @@ func TestOneBrokenKernelIsNotCertified(t *testing.T) {
 	}
 	boot := c.Boot
 	c.Boot = func(ctx context.Context, b demo.Boot) (*demo.Plane, error) {
-		if b.Backend == dockerBackend {
+		if b.Backend == "docker" {
 			b.Gateway = control.Gateway(brokenGate{Gateway: real, keep: func(t audit.Type) bool { return t != audit.EgressDenied }})
 		}
 		return boot(ctx, b)
@@ -226,7 +228,7 @@ func TestTwoServersAreComparedAndCertified(t *testing.T) {
 	t.Parallel()
 	host := testenv.Docker(t)
 	keys, urls, logs := []string{}, []string{}, []string{}
-	for _, b := range []string{gvisorBackend, dockerBackend} {
+	for _, b := range []string{"gvisor", "docker"} {
 		env, _ := onGVisor(t)
 		env = append(env, "ENCLAVE_BACKEND="+b, "ENCLAVE_DOCKER_HOST="+host)
 		v := startServe(t, env)

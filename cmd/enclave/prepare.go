@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/image"
-	"github.com/enclave-run/enclave/internal/terminal"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 )
 
-// errNotRoot is what a user gets who has not the rights that isolation takes.
+// errNotRoot is for a user who lacks the rights that isolation takes.
 var errNotRoot = errors.New("running code in a sandbox needs root: sudo enclave ... (`--backend simulator` models outcomes without root, and runs nothing)")
 
 // prepare makes this host ready to run a session, with progress on stderr. It
@@ -21,85 +22,42 @@ func (p *program) prepare(ctx context.Context, quiet bool) (string, error) {
 	if p.opts.remote() {
 		return "", nil
 	}
-	backend, err := p.chooseBackend()
+	kind, err := p.chooseBackend(ctx)
 	if err != nil {
 		return "", err
 	}
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return "", err
 	}
-	images, err := image.Open(s.file("images"))
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		return "", err
 	}
-	return backend, p.ensureImage(ctx, images, backend, quiet)
+	return kind.Name, p.ensureImage(ctx, images, kind, quiet)
 }
 
 // ensureImage builds the default image if there is none.
-func (p *program) ensureImage(ctx context.Context, images *image.Store, backend string, quiet bool) error {
-	if backend == simulatorBackend {
+func (p *program) ensureImage(ctx context.Context, images *image.Store, kind all.Kind, quiet bool) error {
+	if !kind.Executes {
 		return nil // it executes nothing, so there is nothing to start from
 	}
 	if _, err := images.Resolve(image.Default); !errors.Is(err, image.ErrNotFound) {
 		return err
 	}
 	// Before a minute of building: nothing could start from it.
-	if err := p.answers(ctx, backend); err != nil {
+	if _, err := p.able(ctx, kind); err != nil {
 		return err
 	}
 	if !quiet {
 		fmt.Fprintln(p.err, "building the sandbox image; this is done once and may take a minute")
 	}
 	start := p.now()
-	show := p.progress(quiet)
-	_, err := images.Build(ctx, show.step)
-	show.end()
+	show := ui.NewProgress(p.err, p.env("TERM"), quiet)
+	_, err := images.Build(ctx, func(s image.Step) { show.Step(s.String(), s.Percent) })
+	show.End()
 	if err == nil && !quiet {
 		fmt.Fprintf(p.err, "built the sandbox image in %s: sessions can run\n", p.now().Sub(start).Round(time.Second))
 	}
 	return err
-}
-
-// progress shows steps: on a terminal in one line that changes, else a line for
-// each tenth of the way.
-type progress struct {
-	p     *program
-	quiet bool
-	live  bool
-	last  int
-	wrote bool
-}
-
-func (p *program) progress(quiet bool) *progress {
-	return &progress{p: p, quiet: quiet, live: onTerminal(p.err) && p.env("TERM") != "dumb", last: -1}
-}
-
-func (g *progress) step(s image.Step) {
-	text := visible(s.String())
-	switch {
-	case g.quiet:
-	case g.live:
-		if r := []rune(text); len(r) > 76 {
-			text = string(r[:76])
-		}
-		g.rewrite("  " + text)
-		g.wrote = true
-	case s.Percent < 0 || s.Percent/10 != g.last/10 || g.last < 0:
-		fmt.Fprintf(g.p.err, "  %s\n", strings.TrimSpace(text))
-		g.last = max(s.Percent, 0)
-	}
-}
-
-func (g *progress) end() {
-	if g.wrote {
-		g.rewrite("")
-	}
-}
-
-// rewrite replaces the line on the terminal.
-func (g *progress) rewrite(text string) {
-	if t, ok := g.p.err.(*terminal.Writer); ok {
-		_ = t.Rewrite(text) // what is not shown is not needed
-	}
 }

@@ -20,9 +20,11 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/testenv"
+	"github.com/enclave-run/enclave/internal/verify"
+	"golang.org/x/sys/unix"
 )
 
 // ended returns the exit status of a command that has ended.
@@ -40,21 +42,21 @@ func ended(t *testing.T, err error) int {
 }
 
 // simulated returns the environment of a new state directory on the simulator.
-func simulated(t *testing.T) (env []string, s *stateDir) {
+func simulated(t *testing.T) (env []string, s *statedir.Dir) {
 	s = state(t)
-	return []string{"ENCLAVE_STATE=" + s.path, "ENCLAVE_BACKEND=simulator", "ENCLAVE_BASE_URL="}, s
+	return []string{"ENCLAVE_STATE=" + s.Path, "ENCLAVE_BACKEND=simulator", "ENCLAVE_BASE_URL="}, s
 }
 
 // waitGone waits until nobody serves s.
-func waitGone(t *testing.T, s *stateDir) {
+func waitGone(t *testing.T, s *statedir.Dir) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	l, err := s.lock(ctx, modeCommand)
+	l, err := s.Lock(ctx, statedir.ModeCommand)
 	if err != nil {
 		t.Fatalf("a control plane is left: %v", err)
 	}
-	l.unlock()
+	l.Unlock()
 }
 
 func TestTwentyRunsAtOnceShareOneControlPlane(t *testing.T) {
@@ -71,7 +73,7 @@ func TestTwentyRunsAtOnceShareOneControlPlane(t *testing.T) {
 			if err != nil || strings.TrimSpace(string(out)) != fmt.Sprint(i) {
 				t.Errorf("run %d: %v, %q, %s", i, err, out, stderr.Bytes())
 			}
-			pids[i] = s.readHolder().PID
+			pids[i] = s.ReadHolder().PID
 		})
 	}
 	wg.Wait()
@@ -82,7 +84,7 @@ func TestTwentyRunsAtOnceShareOneControlPlane(t *testing.T) {
 		}
 	}
 	waitGone(t, s)
-	if _, err := os.Stat(s.socket()); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(s.Socket()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is left: %v", err)
 	}
 }
@@ -92,7 +94,7 @@ func TestTwentyRunsAtOnceShareOneControlPlane(t *testing.T) {
 func TestRunWaitsForAControlPlaneThatIsEnding(t *testing.T) {
 	t.Parallel()
 	env, s := simulated(t)
-	ending, err := s.lock(t.Context(), modeEmbedded)
+	ending, err := s.Lock(t.Context(), statedir.ModeEmbedded)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +103,7 @@ func TestRunWaitsForAControlPlaneThatIsEnding(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(watch)
-	if _, err := unix.InotifyAddWatch(watch, s.file("run"), unix.IN_CREATE); err != nil {
+	if _, err := unix.InotifyAddWatch(watch, s.File("run"), unix.IN_CREATE); err != nil {
 		t.Fatal(err)
 	}
 	c := enclaveCommand(t, env, "run", "--quiet", "-c", "enclave.result(7)")
@@ -110,8 +112,8 @@ func TestRunWaitsForAControlPlaneThatIsEnding(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	awaitFile(t, watch, filepath.Base(s.log())) // it starts one itself, which waits for the lock
-	ending.unlock()
+	awaitFile(t, watch, filepath.Base(s.Log())) // it starts one itself, which waits for the lock
+	ending.Unlock()
 	if err := c.Wait(); err != nil || strings.TrimSpace(out.String()) != "7" {
 		t.Errorf("%v, %q, %s", err, out.String(), stderr.Bytes())
 	}
@@ -134,8 +136,8 @@ func awaitFile(t *testing.T, watch int, name string) {
 	}
 }
 
-// A server is `enclave serve` in a process of its own.
-type server struct {
+// A served is `enclave serve` in a process of its own.
+type served struct {
 	cmd       *exec.Cmd
 	url, key  string
 	stdout    string
@@ -146,9 +148,9 @@ type server struct {
 var servesForm = regexp.MustCompile(`enclave serves (https?://\S+)`)
 
 // startServe starts a server and waits until it says where it serves.
-func startServe(t *testing.T, env []string, more ...string) *server {
+func startServe(t *testing.T, env []string, more ...string) *served {
 	t.Helper()
-	v := &server{cmd: enclaveCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0"}, more...)...), ending: make(chan struct{}), stderrEnd: make(chan string, 1)}
+	v := &served{cmd: enclaveCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0"}, more...)...), ending: make(chan struct{}), stderrEnd: make(chan string, 1)}
 	stderr, err := v.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -198,7 +200,7 @@ func startServe(t *testing.T, env []string, more ...string) *server {
 	return v
 }
 
-func (v *server) stop(t *testing.T) string {
+func (v *served) stop(t *testing.T) string {
 	t.Helper()
 	if err := v.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -217,11 +219,11 @@ func TestServeIsDrivenBySocketAndByKey(t *testing.T) {
 	if v.key == "" || strings.Count(v.stdout, v.key) != 2 || !strings.Contains(v.stdout, "enclave run -c") {
 		t.Errorf("first start says %q", v.stdout)
 	}
-	raw, err := os.ReadFile(s.file("db", "enclave.db"))
+	raw, err := os.ReadFile(s.File("db", "enclave.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	wal, _ := os.ReadFile(s.file("db", "enclave.db-wal"))
+	wal, _ := os.ReadFile(s.File("db", "enclave.db-wal"))
 	if secret := v.key[len("ek_")+17:]; bytes.Contains(append(raw, wal...), []byte(secret)) {
 		t.Error("the database has the secret of the key")
 	}
@@ -238,7 +240,7 @@ func TestServeIsDrivenBySocketAndByKey(t *testing.T) {
 	}
 	wrong := append(remote, "ENCLAVE_API_KEY=ek_0000000000000000_"+strings.Repeat("0", 64))
 	out, err = enclaveCommand(t, wrong, "run", "-c", "1").CombinedOutput()
-	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "unauthorized") || !strings.Contains(string(out), "ENCLAVE_API_KEY is none of this server's") {
+	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "unauthorized") || !strings.Contains(string(out), "the server does not know this ENCLAVE_API_KEY") {
 		t.Errorf("by a wrong key: %v, %s", err, out)
 	}
 	for set, want := range map[string]string{"ENCLAVE_TOKEN=": "set ENCLAVE_API_KEY or ENCLAVE_TOKEN", "ENCLAVE_TOKEN=a.b.c": "ENCLAVE_TOKEN is none for this server"} {
@@ -278,14 +280,14 @@ func TestServeSaysThatThePortIsTaken(t *testing.T) {
 }
 
 // onGVisor returns the environment of a new state directory on real gVisor.
-func onGVisor(t *testing.T) (env []string, s *stateDir) {
+func onGVisor(t *testing.T) (env []string, s *statedir.Dir) {
 	testenv.Need(t, "gvisor")
 	bin, images := filepath.Dir(testenv.Binaries(t).Guest), testenv.ImageDir(t)
 	path, err := gvisorState(t.TempDir(), images)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, err = findState(path); err != nil {
+	if s, err = statedir.Find(path); err != nil {
 		t.Fatal(err)
 	}
 	return []string{"ENCLAVE_STATE=" + path, "ENCLAVE_BACKEND=gvisor", "ENCLAVE_BASE_URL=", "ENCLAVE_TEST_BIN=" + bin}, s
@@ -331,7 +333,7 @@ func TestInterruptTearsTheSessionDown(t *testing.T) {
 		}
 	}
 	waitGone(t, s)
-	left, err := filepath.Glob(s.file("sandboxes", s.instance+"-*"))
+	left, err := filepath.Glob(s.File("sandboxes", s.Instance+"-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left: %q, %v", left, err)
 	}
@@ -379,20 +381,20 @@ func TestUninstallEndsWhatRunsAndLeavesNothing(t *testing.T) {
 	if got := ended(t, c.Wait()); got == 0 {
 		t.Error("the run that was ended says that it succeeded")
 	}
-	if _, err := os.Lstat(s.path); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(s.Path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the state directory is left: %v", err)
 	}
-	for _, line := range processesNaming(t, s.path) {
+	for _, line := range processesNaming(t, s.Path) {
 		t.Errorf("process left: %s", line)
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*/enclave/" + s.instance + "-*", "/sys/fs/cgroup/enclave/" + s.instance + "-*"} {
+	for _, pattern := range []string{"/sys/fs/cgroup/*/enclave/" + s.Instance + "-*", "/sys/fs/cgroup/enclave/" + s.Instance + "-*"} {
 		if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
 			t.Errorf("control groups left: %q, %v", left, err)
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil || bytes.Contains(mounts, []byte(s.path)) {
-		t.Errorf("something is still mounted below %s: %v", s.path, err)
+	if err != nil || bytes.Contains(mounts, []byte(s.Path)) {
+		t.Errorf("something is still mounted below %s: %v", s.Path, err)
 	}
 }
 
@@ -404,7 +406,7 @@ func TestDeathOfTheControlPlaneIsExplained(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, stderr := startSleeper(t, env)
-	pid := s.readHolder().PID
+	pid := s.ReadHolder().PID
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -414,7 +416,7 @@ func TestDeathOfTheControlPlaneIsExplained(t *testing.T) {
 	if strings.Contains(stderr.String(), "context canceled") {
 		t.Errorf("stderr tells of a context: %s", stderr)
 	}
-	for _, want := range []string{fmt.Sprintf("process %d) ended", pid), "enclave session show s-", s.log(), "session ended"} {
+	for _, want := range []string{fmt.Sprintf("process %d) ended", pid), "enclave session show s-", s.Log(), "session ended"} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("stderr does not say %q: %s", want, stderr)
 		}
@@ -446,18 +448,18 @@ func TestRecordVerifiesOfflineAndEveryFlippedBitIsFound(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	waitGone(t, s)
-	key, err := publicKey(s)
+	key, err := server.PublicKey(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.RemoveAll(s.path); err != nil { // nothing of the server is needed
+	if err := os.RemoveAll(s.Path); err != nil { // nothing of the server is needed
 		t.Fatal(err)
 	}
-	verify := func() (int, string) {
+	check := func() (int, string) {
 		out, err := enclaveCommand(t, env, "audit", "verify", record, "--key", key).CombinedOutput()
 		return ended(t, err), string(out)
 	}
-	if code, out := verify(); code != 0 || strings.Count(out, "yes ") != 6 {
+	if code, out := check(); code != 0 || strings.Count(out, "yes ") != 6 {
 		t.Fatalf("exit status %d: %s", code, out)
 	}
 	good, err := os.ReadFile(record)
@@ -467,7 +469,7 @@ func TestRecordVerifiesOfflineAndEveryFlippedBitIsFound(t *testing.T) {
 	for i := range good {
 		bad := bytes.Clone(good)
 		bad[i] ^= 1 << (i % 8)
-		properties, _ := verifyRecord(bytes.NewReader(bad), key)
+		properties, _ := verify.Record(bytes.NewReader(bad), key)
 		all := true
 		for _, q := range properties {
 			all = all && q.Holds
@@ -480,7 +482,7 @@ func TestRecordVerifiesOfflineAndEveryFlippedBitIsFound(t *testing.T) {
 	if err := os.WriteFile(record, good, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, out := verify(); code != 1 || !strings.Contains(out, "NO ") || !strings.Contains(out, "does not verify") {
+	if code, out := check(); code != 1 || !strings.Contains(out, "NO ") || !strings.Contains(out, "does not verify") {
 		t.Errorf("exit status %d: %s", code, out)
 	}
 }

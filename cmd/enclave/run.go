@@ -6,18 +6,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/signal"
-	"strings"
-	"syscall"
-	"time"
-
-	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/request"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 // runFlags is what `enclave run` was asked for.
@@ -32,18 +28,18 @@ type runFlags struct {
 	webhookURL   string
 	pids         int64
 	pidsSet      bool
-	memory, disk size
-	output, egr  size
-	cpuSeconds   seconds
-	timeout      seconds
-	cpus         cpus
+	memory, disk ui.Size
+	output, egr  ui.Size
+	cpuSeconds   ui.Seconds
+	timeout      ui.Seconds
+	cpus         ui.CPUs
 	json, quiet  bool
 	raw          bool
 }
 
 func (p *program) runCommand() *cobra.Command {
 	var f runFlags
-	f.memory.unit, f.disk.unit, f.output.unit, f.egr.unit = 1<<20, 1<<20, 1, 1
+	f.memory.Unit, f.disk.Unit, f.output.Unit, f.egr.Unit = 1<<20, 1<<20, 1, 1
 	c := &cobra.Command{
 		Use:   "run [-c CODE | SCRIPT | -]",
 		Short: "Run code in a fresh sandbox",
@@ -75,24 +71,24 @@ failed, 130 if you interrupted it.`,
 	fl.SortFlags = false
 	fl.StringVarP(&f.code, "code", "c", "", "the code itself")
 	fl.StringVar(&f.language, "language", "", "python, node or bash (guessed from the script's name, else python)")
-	fl.StringArrayVar(&f.allow, "allow", nil, "let it reach `HOST[:PORT]`, *.HOST, an address or a CIDR (repeatable)")
+	fl.StringArrayVar(&f.allow, "allow", nil, "allow connections to `HOST[:PORT]`, *.HOST, an address or a CIDR (repeatable)")
 	fl.StringArrayVar(&f.files, "file", nil, "put `LOCAL:PATH` below /work (repeatable)")
 	fl.StringArrayVar(&f.labels, "label", nil, "`KEY=VALUE` to show on the session (repeatable)")
-	fl.Int64Var(&f.pids, "pids", 0, "most processes and threads (default 256)")
-	fl.Var(&f.memory, "memory", "most memory: a number of MiB, or with k, M or G (default 512)")
+	fl.Int64Var(&f.pids, "pids", 0, "limit on processes and threads (default 256)")
+	fl.Var(&f.memory, "memory", "memory limit: a number of MiB, or with k, M or G (default 512)")
 	fl.Var(&f.cpus, "cpus", "share of CPUs, such as 0.5 (default 1)")
-	fl.Var(&f.cpuSeconds, "cpu-seconds", "most CPU time (default 60s)")
-	fl.Var(&f.timeout, "timeout", "most time by the clock (default 300s)")
-	fl.Var(&f.disk, "disk", "most bytes in /work and /tmp: a number of MiB, or with k, M or G (default 512)")
-	fl.Var(&f.output, "output", "most output: a number of bytes, or with k, M or G (default 10000000)")
-	fl.Var(&f.egr, "egress", "most network traffic: a number of bytes, or with k, M or G (default 100000000)")
-	fl.StringVar(&f.webhookURL, "webhook-url", "", "https `URL` that is told of the end, signed; see enclave webhook key")
-	fl.StringVar(&f.minIsolation, "min-isolation", "", "refuse to run with less: shared_kernel, emulated, userspace_kernel or microvm")
+	fl.Var(&f.cpuSeconds, "cpu-seconds", "CPU time limit (default 60s)")
+	fl.Var(&f.timeout, "timeout", "wall-clock limit (default 300s)")
+	fl.Var(&f.disk, "disk", "limit on bytes in /work and /tmp: a number of MiB, or with k, M or G (default 512)")
+	fl.Var(&f.output, "output", "output limit: a number of bytes, or with k, M or G (default 10000000)")
+	fl.Var(&f.egr, "egress", "network traffic limit: a number of bytes, or with k, M or G (default 100000000)")
+	fl.StringVar(&f.webhookURL, "webhook-url", "", "https `URL` that gets a signed webhook at the end; see enclave webhook key")
+	fl.StringVar(&f.minIsolation, "min-isolation", "", "refuse weaker isolation than this: shared_kernel, emulated, userspace_kernel or microvm")
 	fl.BoolVar(&f.json, "json", false, "print the session with its result as one JSON object, and nothing else, on stdout")
 	_ = c.RegisterFlagCompletionFunc("language", completeWords(request.Languages()...))
 	_ = c.RegisterFlagCompletionFunc("min-isolation", completeWords("shared_kernel", "emulated", "userspace_kernel", "microvm"))
-	fl.BoolVar(&f.raw, "raw", false, "give a terminal the output as it is: the code can do with it what it likes")
-	fl.BoolVarP(&f.quiet, "quiet", "q", false, "say nothing but errors and why a session was killed")
+	fl.BoolVar(&f.raw, "raw", false, "pass output to a terminal unchanged: the code can then control the terminal")
+	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print only errors and why a session was killed")
 	c.MarkFlagsMutuallyExclusive("raw", "json") // JSON passes nothing on as it is
 	return c
 }
@@ -103,10 +99,10 @@ func (p *program) run(ctx context.Context, f runFlags, args []string) error {
 	if err != nil {
 		return &exit{statusPlatform, err}
 	}
-	ctx, interrupts := p.interruptible(ctx)
-	defer interrupts.stop()
+	ctx, interrupts := ui.Interruptible(ctx)
+	defer interrupts.Stop()
 	err = p.runSession(ctx, f, req)
-	if code := interrupts.status(); code != 0 {
+	if code := interrupts.Status(); code != 0 {
 		var e *exit
 		if errors.As(err, &e) {
 			err = e.err
@@ -132,92 +128,41 @@ func (p *program) runSession(ctx context.Context, f runFlags, req enclave.Sessio
 	if err != nil {
 		return err
 	}
-	defer k.close()
+	defer k.Close()
 	// One that runs already was started for what somebody else chose: nobody gets a
 	// weaker backend for a stronger one without a word.
-	if has := k.about.Backend; has != ready {
-		fmt.Fprintf(p.err, "enclave: warning: the control plane on %s (process %d) runs %s, not %s, and so does this session\n", p.opts.State, k.about.PID, visible(has), ready)
-		if has == dockerBackend {
-			p.warnOfDocker()
+	if has := k.About.Backend; has != ready {
+		fmt.Fprintf(p.err, "enclave: warning: the control plane on %s (process %d) runs %s, not %s, and so does this session\n", p.opts.State, k.About.PID, ui.Visible(has), ready)
+		if k, err := all.Named(has); err == nil {
+			p.warn(k)
 		}
 	}
-	return k.explain(p.drive(ctx, k, f, req))
+	return k.Explain(p.drive(ctx, k, f, req))
+}
+
+// randomKey returns a key that no other request has.
+func randomKey() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
 }
 
 // drive runs req on k and shows it. If ctx ends it tears the session down.
-func (p *program) drive(ctx context.Context, k *link, f runFlags, req enclave.SessionRequest) error {
-	// The session is asked for even if the interrupt comes at this moment: what
-	// was sent may exist, and only its id can end it.
-	create, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
-	h, err := k.client.Run(create, req)
-	if err != nil {
-		return err
-	}
-	if !f.quiet {
-		// A control plane in the background says it in its log alone.
-		if s := h.Session(); s.Isolation == backend.Emulated.String() && !p.opts.remote() {
-			p.warnOfEmulation(backend.Info{Name: visible(s.Backend), Isolation: backend.Emulated})
-		}
-		fmt.Fprintf(p.err, "session %s\n", visible(h.ID()))
-	}
-	watching, stop := context.WithCancel(ctx)
-	defer stop()
-	if k.lost != nil {
-		go func() {
-			select {
-			case <-k.lost:
-				stop()
-			case <-watching.Done():
+func (p *program) drive(ctx context.Context, k *server.Link, f runFlags, req enclave.SessionRequest) error {
+	d := ui.Drive{
+		Client: k.Client, Lost: k.Lost, Out: p.out, Err: p.err, JSON: f.json, Raw: f.raw, Quiet: f.quiet,
+		Begun: func(s enclave.Session) {
+			// A control plane in the background says it in its log alone.
+			if s.Isolation == backend.Emulated.String() && !p.opts.remote() {
+				p.warnOfEmulation(ui.Visible(s.Backend), backend.Emulated)
 			}
-		}()
+		},
 	}
-	show := runView{out: p.out, err: p.err, raw: f.raw, live: !f.json}
-	begun := func() {}
-	if !f.quiet {
-		begun = p.sayTurn(watching, k.client, h.ID())
-	}
-	defer func() { begun() }()
-	for e, err := range h.Stream(watching) {
-		if err != nil {
-			return p.abandon(ctx, k, h, err)
-		}
-		if e.Kind != enclave.StreamPhase || e.Phase != enclave.Pending {
-			begun()
-			begun = func() {}
-		}
-		if err := show.event(e); err != nil {
-			return p.abandon(ctx, k, h, err)
-		}
-	}
-	s, err := h.Refresh(context.WithoutCancel(ctx))
+	s, err := d.Run(ctx, req)
 	if err != nil {
 		return err
 	}
-	if f.json {
-		if err := printJSON(p.out, s); err != nil {
-			return fmt.Errorf("write the result: %w", err)
-		}
-	} else if err := show.end(s, f.quiet); err != nil {
-		return err
-	}
-	return verdict(s, k.log())
-}
-
-// abandon tears down a session that can't be followed to its end: whoever
-// interrupts run leaves nothing running.
-func (p *program) abandon(ctx context.Context, k *link, h *enclave.Handle, cause error) error {
-	select {
-	case <-k.lost: // a remote control plane is never lost: the channel is nil
-		return fmt.Errorf("session %s could not be followed to its end: `enclave session show %s` says what became of it", visible(h.ID()), visible(h.ID()))
-	default:
-	}
-	down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-	defer cancel()
-	if err := h.Teardown(down); err != nil {
-		return fmt.Errorf("%w; and the session may still run: %w", cause, err)
-	}
-	return cause
+	return verdict(s, k.Log())
 }
 
 // verdict returns the error that ends the program as the session ended. Why the
@@ -235,167 +180,4 @@ func verdict(s enclave.Session, log string) error {
 		return &exit{*r.ExitCode & 0xff, nil}
 	}
 	return nil
-}
-
-// A runView shows a session while it runs.
-type runView struct {
-	out, err io.Writer
-	raw      bool // a terminal gets output as it is
-	live     bool // output is passed on as it comes
-	open     bool // the last byte on stdout ended no line
-	denials  []enclave.EventData
-}
-
-func (v *runView) event(e enclave.StreamEvent) error {
-	switch e.Kind {
-	case enclave.StreamStdout:
-		if !v.live || len(e.Output) == 0 {
-			return nil
-		}
-		v.open = e.Output[len(e.Output)-1] != '\n'
-		if _, err := unfiltered(v.out, v.raw).Write(e.Output); err != nil {
-			return fmt.Errorf("write the output: %w", err)
-		}
-	case enclave.StreamStderr:
-		if v.live {
-			_, _ = unfiltered(v.err, v.raw).Write(e.Output) // who closed our stderr wants none of it
-		}
-	case enclave.StreamAudit:
-		if e.Audit != nil && e.Audit.Type == "egress_denied" {
-			if d, err := e.Audit.Detail(); err == nil {
-				v.denials = append(v.denials, d)
-			}
-		}
-	}
-	return nil
-}
-
-// end prints the result, and what was denied.
-func (v *runView) end(s enclave.Session, quiet bool) error {
-	if r := s.Result; r != nil {
-		if len(r.JSON) > 0 && string(r.JSON) != "null" {
-			if v.open {
-				fmt.Fprintln(v.out)
-			}
-			if err := printLine(v.out, r.JSON); err != nil {
-				return fmt.Errorf("write the result: %w", err)
-			}
-		}
-		if r.Truncated && !quiet {
-			fmt.Fprintln(v.err, "output truncated: raise --output")
-		}
-	}
-	if !quiet {
-		for _, line := range denialLines(v.denials) {
-			fmt.Fprintln(v.err, line)
-		}
-	}
-	return nil
-}
-
-// denialLines returns one line for each distinct denial, in the order of the
-// record, with what would permit it.
-func denialLines(denials []enclave.EventData) []string {
-	type key struct {
-		host, protocol, reason string
-		port                   uint16
-	}
-	count := map[key]uint64{}
-	var order []key
-	for _, d := range denials {
-		k := key{d.Host, d.Protocol, d.Reason, d.Port}
-		if count[k] == 0 {
-			order = append(order, k)
-		}
-		count[k] += max(d.Count, 1)
-	}
-	var lines []string
-	for _, k := range order {
-		where := k.host
-		if k.port != 0 {
-			where = joinPort(k.host, k.port)
-		}
-		line := fmt.Sprintf("denied: %s (%s): %s", visible(where), visible(k.protocol), visible(k.reason))
-		if n := count[k]; n > 1 {
-			line += fmt.Sprintf(", %d times", n)
-		}
-		if k.reason == "not_allowed" && (k.protocol == "tcp" || k.protocol == "dns") {
-			rule := k.host
-			if k.port != 0 && k.port != 80 && k.port != 443 {
-				rule = where
-			}
-			line += "; to permit it: --allow " + visible(rule)
-		}
-		lines = append(lines, line)
-	}
-	return lines
-}
-
-func joinPort(host string, port uint16) string {
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return fmt.Sprintf("%s:%d", host, port)
-}
-
-// interrupts turns the first SIGINT, SIGTERM or SIGHUP into the end of a
-// context, so that what was begun is undone, and the second into the end of
-// the program.
-type interrupts struct {
-	first chan os.Signal // holds the first signal
-	stop  func()
-}
-
-func (p *program) interruptible(ctx context.Context) (context.Context, *interrupts) {
-	ctx, cancel := context.WithCancel(ctx)
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	signal.Ignore(syscall.SIGPIPE) // who stops reading our output gets an error, and the session its teardown
-	in := &interrupts{first: make(chan os.Signal, 1)}
-	done := make(chan struct{})
-	in.stop = func() {
-		signal.Stop(signals)
-		close(done)
-		cancel()
-	}
-	go func() {
-		for n := 0; ; n++ {
-			select {
-			case s := <-signals:
-				if n > 0 {
-					os.Exit(signalStatus(s))
-				}
-				in.first <- s
-				cancel()
-			case <-done:
-				return
-			}
-		}
-	}()
-	return ctx, in
-}
-
-// status returns the exit status of an interrupted program, or 0.
-func (in *interrupts) status() int {
-	select {
-	case s := <-in.first:
-		in.first <- s
-		return signalStatus(s)
-	default:
-		return 0
-	}
-}
-
-func signalStatus(s os.Signal) int {
-	if n, ok := s.(syscall.Signal); ok {
-		return 128 + int(n)
-	}
-	return statusInt
-}
-
-// randomKey returns a key that no other request has.
-func randomKey() string {
-	var b [16]byte
-	rand.Read(b[:])
-	return hex.EncodeToString(b[:])
 }

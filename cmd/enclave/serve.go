@@ -6,26 +6,26 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/image"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-
-	"github.com/enclave-run/enclave/internal/control"
-	"github.com/enclave-run/enclave/internal/httpapi"
-	"github.com/enclave-run/enclave/internal/image"
 )
 
-const (
-	leaseGrace = 2 * time.Second  // a background control plane outlives its last client by so much
-	lockWait   = 15 * time.Second // and waits so long for one that is ending
-)
+// lockWait is how long a background control plane waits for one that is ending.
+const lockWait = 15 * time.Second
 
 func (p *program) serveCommand() *cobra.Command {
 	var embedded bool
@@ -58,41 +58,41 @@ func (p *program) serve(ctx context.Context) error {
 	if err := p.opts.Serve.validate(); err != nil {
 		return err
 	}
-	backend, err := p.chooseBackend()
+	kind, err := p.chooseBackend(ctx)
 	if err != nil {
 		return err
 	}
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return err
 	}
 	// A background control plane without clients is about to end.
-	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
-	if h, held, err := s.held(); err == nil && held && h.Mode != modeEmbedded {
+	wait, cancel := context.WithTimeout(ctx, 3*server.LeaseGrace)
+	if h, held, err := s.Held(); err == nil && held && h.Mode != statedir.ModeEmbedded {
 		cancel()
 	}
-	locked, err := s.lock(wait, modeServe)
+	locked, err := s.Lock(wait, statedir.ModeServe)
 	cancel()
 	if err != nil {
 		return err
 	}
-	defer locked.unlock()
+	defer locked.Unlock()
 	tcp, err := net.Listen("tcp", p.opts.Serve.Listen)
 	if err != nil {
 		return portTaken(p.opts.Serve.Listen, err)
 	}
 	defer tcp.Close()
-	if err := locked.describe(holder{PID: os.Getpid(), Mode: modeServe, Listen: tcp.Addr().String()}); err != nil {
-		return unwritable(s.path, err)
+	if err := locked.Describe(statedir.Holder{PID: os.Getpid(), Mode: statedir.ModeServe, Listen: tcp.Addr().String()}); err != nil {
+		return statedir.Unwritable(s.Path, err)
 	}
-	return p.host(ctx, locked, backend, tcp, p.err)
+	return p.host(ctx, locked, kind, tcp, p.err)
 }
 
 // serveEmbedded runs the control plane behind `enclave run`. It says on the
 // ready pipe that it serves, or why it does not.
 func (p *program) serveEmbedded(ctx context.Context) (err error) {
-	ready := os.NewFile(readyFD, "ready")
-	unix.CloseOnExec(readyFD)
+	ready := os.NewFile(server.ReadyFD, "ready")
+	unix.CloseOnExec(server.ReadyFD)
 	defer func() {
 		if err != nil {
 			_, _ = io.WriteString(ready, err.Error()) // the client may be gone; the log has it too
@@ -102,164 +102,137 @@ func (p *program) serveEmbedded(ctx context.Context) (err error) {
 	if err := cmp.Or(p.opts.Serve.Observe.validate(), p.opts.Serve.Webhook.validate()); err != nil {
 		return err
 	}
-	backend, err := p.chooseBackend()
+	kind, err := p.chooseBackend(ctx)
 	if err != nil {
 		return err
 	}
-	s, err := openState(p.opts.State)
+	s, err := statedir.Open(p.opts.State)
 	if err != nil {
 		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
-	locked, err := s.lock(wait, modeEmbedded)
+	locked, err := s.Lock(wait, statedir.ModeEmbedded)
 	if err != nil {
 		return err
 	}
-	defer locked.unlock()
-	return p.host(ctx, locked, backend, nil, ready)
+	defer locked.Unlock()
+	return p.host(ctx, locked, kind, nil, ready)
 }
 
 // host runs a control plane on a locked state directory: on tcp and the
 // socket, or, if tcp is nil, on the socket until nobody needs it. Where it is
 // reached, or that it serves, is said on say.
-func (p *program) host(ctx context.Context, s *lockedState, backend string, tcp net.Listener, say io.Writer) (err error) {
+func (p *program) host(ctx context.Context, s *statedir.Locked, kind all.Kind, tcp net.Listener, say io.Writer) (err error) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
+	defer func() { signal.Stop(signals); close(signals) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	admission, err := p.opts.Serve.Admission.parse()
+	c, err := p.opts.Serve.config()
 	if err != nil {
 		return err
 	}
-	if tcp == nil && admission.usual.PerMinute == 0 {
-		admission.usual.PerMinute = control.Unlimited // nobody drives it but this host's root
-	}
-	logger, err := p.opts.Serve.Observe.logger(p.err)
+	drain, err := p.opts.Serve.Admission.drain()
 	if err != nil {
 		return err
 	}
-	images, err := image.Open(s.file("images"))
+	if tcp == nil && c.Admission.Usual.PerMinute == 0 {
+		c.Admission.Usual.PerMinute = control.Unlimited // nobody drives it but this host's root
+	}
+	if c.Logger, err = p.opts.Serve.Observe.logger(p.err); err != nil {
+		return err
+	}
+	images, err := image.Open(s.File("images"))
 	if err != nil {
 		return err
 	}
-	n, err := p.wire(ctx, nodeConfig{state: s, images: images, bin: s.file("bin"), kernels: s.file("kernels"), backend: backend, logger: logger, serve: p.opts.Serve, admission: admission})
+	c.State, c.Host, c.Kind = s, p.hostOf(s.Dir, images), kind
+	srv, err := p.assemble(ctx, c)
 	if err != nil {
 		return err
 	}
-	// What can't go on can't be ended in order either: that is not said twice.
 	failed := false
-	ending := func(more error) {
-		if more != nil && failed {
-			logger.Warn("ending out of order", "err", more)
-			return
-		}
-		err = errors.Join(err, more)
-	}
 	defer func() {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), server.StopTime)
 		defer cancel()
-		ending(n.close(stop))
+		// What can't go on can't be ended in order either: that is not said twice.
+		if cerr := srv.Close(stop); cerr != nil && failed {
+			c.Logger.Warn("ending out of order", "err", cerr)
+		} else {
+			err = errors.Join(err, cerr)
+		}
 	}()
-	mode := modeServe
-	if tcp == nil {
-		mode = modeEmbedded
-	}
-	holders := newLeases(greeting{Mode: mode, Backend: backend, Version: version})
-	api := n.server.Handler
-	socket, err := listenSocket(s.socket())
-	if err != nil {
-		return err
-	}
-	defer os.Remove(s.socket())
-	// Leases are taken on the socket alone.
-	n.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, local := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); local && r.URL.Path == leasePath {
-			holders.ServeHTTP(w, r)
-			return
-		}
-		api.ServeHTTP(w, r)
-	})
-	ended := make(chan error, 3)
-	go func() { ended <- n.server.Serve(socket) }()
-	if tcp != nil {
-		size, err := measureHost(s.path)
-		if err != nil {
-			return err
-		}
-		tcp = httpapi.NewDoor(tcp, size.connections())
-		at := &place{url: "http://" + tcp.Addr().String(), state: s.path}
-		if access := &p.opts.Serve.Access; access.encrypted() {
-			cert, err := access.openCertificate(s.stateDir, tcp.Addr().String(), p.now, logger)
-			if err != nil {
-				return err
-			}
-			tcp = cert.listener(tcp)
-			at.url, at.fingerprint = "https://"+tcp.Addr().String(), cert.fingerprint()
-		} else if access.InsecurePlain {
-			logger.Warn("plain HTTP: every machine on the way can read the credentials and all else", "listen", tcp.Addr().String())
-		}
-		go func() { ended <- n.server.Serve(tcp) }()
-		if err := p.welcome(ctx, n.store, at); err != nil {
-			return err
-		}
-		var building sync.WaitGroup
-		building.Go(func() { p.firstImage(ctx, images, backend) })
-		defer func() { cancel(); building.Wait() }()
-	} else {
-		if _, err := io.WriteString(say, readyWord); err != nil {
-			logger.Warn("the client that started this control plane is gone", "err", err)
+	ready := func(context.Context) error {
+		if _, err := io.WriteString(say, server.ReadyWord); err != nil {
+			c.Logger.Warn("the client that started this control plane is gone", "err", err)
 		}
 		if c, ok := say.(io.Closer); ok {
 			c.Close()
 		}
-		go func() {
-			if holders.unused(ctx, leaseGrace, func() bool { return n.plane.Active() > 0 }) == nil {
-				ended <- nil
+		return nil
+	}
+	if tcp != nil {
+		var at *place
+		if tcp, at, err = p.listener(srv, s, tcp, c.Logger); err != nil {
+			return err
+		}
+		var building sync.WaitGroup
+		defer func() { cancel(); building.Wait() }()
+		ready = func(ctx context.Context) error {
+			if err := p.welcome(ctx, srv.Store, at); err != nil {
+				return err
 			}
-		}()
+			building.Go(func() { p.firstImage(ctx, images, kind) })
+			return nil
+		}
 	}
-
-	patience := admission.drain
-	select {
-	case err = <-ended:
-	case err = <-n.failed:
-		err = fmt.Errorf("the control plane can't go on: %w", broken(err, s.path))
-		failed = true
-		logger.Error("ending at once", "err", err, "sessions", n.plane.Active())
-		patience = 0 // nothing that sessions still do would be kept
-	case sig := <-signals:
-		logger.Info("ending", "signal", sig.String(), "sessions", n.plane.Active())
-		go func() {
-			if _, ok := <-signals; ok {
-				os.Exit(signalStatus(sig)) // the second one does not wait
-			}
-		}()
-	}
-	// New sessions are refused at once. Those that run end first, while their
-	// clients can still follow them; then streams and leases, then requests.
-	stop, done := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	defer done()
-	ending(n.stopPlane(stop))
-	holders.end()
-	last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer done()
-	if n.server.Shutdown(last) != nil {
-		n.server.Close()
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		err = nil
-	}
+	failed, err = srv.Run(ctx, server.Run{TCP: tcp, Ready: ready, Signals: once(signals), Drain: drain})
 	return err
+}
+
+// listener is where the API is reached: over TLS, if the operator says so.
+func (p *program) listener(srv *server.Server, s *statedir.Locked, tcp net.Listener, logger *slog.Logger) (net.Listener, *place, error) {
+	tcp, err := srv.Door(tcp)
+	if err != nil {
+		return nil, nil, err
+	}
+	at := &place{url: "http://" + tcp.Addr().String(), state: s.Path}
+	if access := &p.opts.Serve.Access; access.encrypted() {
+		cert, err := access.certificate(s.Dir, tcp.Addr().String(), p.now, logger)
+		if err != nil {
+			return nil, nil, err
+		}
+		tcp = cert.Listener(tcp)
+		at.url, at.fingerprint = "https://"+tcp.Addr().String(), cert.Fingerprint()
+	} else if access.InsecurePlain {
+		logger.Warn("plain HTTP: every machine on the way can read the credentials and all else", "listen", tcp.Addr().String())
+	}
+	return tcp, at, nil
+}
+
+// once passes the first signal on. The second ends the program at once.
+func once(signals <-chan os.Signal) <-chan os.Signal {
+	first := make(chan os.Signal, 1)
+	go func() {
+		sig, more := <-signals
+		if !more {
+			return
+		}
+		first <- sig
+		if _, more = <-signals; more {
+			os.Exit(ui.SignalStatus(sig))
+		}
+	}()
+	return first
 }
 
 // firstImage builds the default image if there is none. Until then the control
 // plane answers, and says that it is not ready.
-func (p *program) firstImage(ctx context.Context, images *image.Store, backend string) {
-	if err := p.ensureImage(ctx, images, backend, false); err != nil && ctx.Err() == nil {
-		fmt.Fprintf(p.err, "enclave: %s\n", message(err))
+func (p *program) firstImage(ctx context.Context, images *image.Store, kind all.Kind) {
+	if err := p.ensureImage(ctx, images, kind, false); err != nil && ctx.Err() == nil {
+		fmt.Fprintf(p.err, "enclave: %s\n", ui.Message(err))
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/spf13/cobra"
 )
 
@@ -51,6 +52,27 @@ func (o *serveOptions) flags(c *cobra.Command) {
 	o.Webhook.flags(c)
 	o.Retention.flags(c)
 	o.Checkpoint.flags(c)
+}
+
+// config is what the options say of a control plane.
+func (o *serveOptions) config() (c server.Config, err error) {
+	if c.Admission, err = o.Admission.parse(); err != nil {
+		return c, err
+	}
+	if c.Retention, err = o.Retention.retention(); err != nil {
+		return c, err
+	}
+	if c.Webhooks, err = o.Webhook.ranges(); err != nil {
+		return c, err
+	}
+	if c.Issuers, err = o.Access.issuers(); err != nil {
+		return c, err
+	}
+	if c.IssuersIn, err = o.Access.issuerRanges(); err != nil {
+		return c, err
+	}
+	c.Hosts, c.Checkpoint, c.Traces = o.Access.Hosts, o.Checkpoint.File, o.Observe.OTLPEndpoint
+	return c, nil
 }
 
 // validate refuses what can't work or would be dangerous.

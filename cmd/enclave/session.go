@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
-
-	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) sessionCommand() *cobra.Command {
@@ -29,8 +27,8 @@ func (p *program) client(ctx context.Context, f func(context.Context, *enclave.C
 	if err != nil {
 		return err
 	}
-	defer k.close()
-	return k.explain(f(ctx, k.client))
+	defer k.Close()
+	return k.Explain(f(ctx, k.Client))
 }
 
 func (p *program) sessionList() *cobra.Command {
@@ -52,21 +50,21 @@ func (p *program) sessionList() *cobra.Command {
 					return err
 				}
 				if asJSON {
-					return printJSON(p.out, map[string]any{"items": sessions})
+					return ui.PrintJSON(p.out, map[string]any{"items": sessions})
 				}
-				t := newTable(p.out, "SESSION", "PHASE", "OUTCOME", "LANGUAGE", "BACKEND", "AGE", "LABELS")
+				t := ui.NewTable(p.out, "SESSION", "PHASE", "OUTCOME", "LANGUAGE", "BACKEND", "AGE", "LABELS")
 				for _, s := range sessions {
 					outcome := string(s.Outcome)
 					if s.KillReason != "" {
 						outcome += " (" + s.KillReason + ")"
 					}
-					t.row(s.ID, string(s.Phase), outcome, s.Language, inWords(s.Backend, s.Isolation), age(p.now(), s.CreatedAt), joinLabels(s.Labels))
+					t.Row(s.ID, string(s.Phase), outcome, s.Language, ui.InWords(s.Backend, s.Isolation), ui.Age(p.now(), s.CreatedAt), ui.JoinLabels(s.Labels))
 				}
-				return t.flush()
+				return t.Flush()
 			})
 		},
 	}
-	c.Flags().IntVar(&limit, "limit", 50, "at most so many")
+	c.Flags().IntVar(&limit, "limit", 50, "list at most this many")
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
 }
@@ -90,14 +88,6 @@ func listSessions(ctx context.Context, c *enclave.Client, limit int) ([]enclave.
 	}
 }
 
-func joinLabels(labels map[string]string) string {
-	var parts []string
-	for _, k := range sortedKeys(labels) {
-		parts = append(parts, k+"="+labels[k])
-	}
-	return strings.Join(parts, " ")
-}
-
 func (p *program) sessionShow() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
@@ -112,58 +102,14 @@ func (p *program) sessionShow() *cobra.Command {
 					return err
 				}
 				if asJSON {
-					return printJSON(p.out, s)
+					return ui.PrintJSON(p.out, s)
 				}
-				return p.showSession(s)
+				return ui.ShowSession(p.out, s)
 			})
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
-}
-
-func (p *program) showSession(s enclave.Session) error {
-	t := newTable(p.out, "session", s.ID)
-	t.row("phase", string(s.Phase))
-	t.row("outcome", string(s.Outcome))
-	t.row("kill reason", s.KillReason)
-	t.row("language", s.Language)
-	t.row("backend", s.Backend+", isolation "+inWords(s.Isolation, s.Isolation))
-	t.row("egress", strings.TrimSpace(s.Egress.Mode+" "+strings.Join(s.Egress.Allow, " ")))
-	l := s.Limits
-	t.row("limits", fmt.Sprintf("pids %d, memory %d MiB, cpu %d/1000 for %ds, wall %ds, disk %d MiB, output %d, egress %d bytes",
-		l.PidsLimit, l.MemoryMB, l.CPUMillis, l.CPUSeconds, l.WallSeconds, l.DiskMB, l.OutputBytes, l.EgressBytes))
-	t.row("labels", joinLabels(s.Labels))
-	t.row("created", s.CreatedAt.Format("2006-01-02 15:04:05 MST"))
-	r := s.Result
-	if r == nil {
-		return t.flush()
-	}
-	if r.ExitCode != nil {
-		t.row("exit code", strconv.Itoa(*r.ExitCode))
-	}
-	t.row("duration", fmt.Sprintf("%d ms", r.DurationMS))
-	t.row("result", string(r.JSON))
-	for _, o := range []struct{ name, text string }{{"stdout", r.Stdout}, {"stderr", r.Stderr}} {
-		if o.text != "" {
-			for i, line := range strings.Split(strings.TrimSuffix(o.text, "\n"), "\n") {
-				t.row(map[bool]string{true: o.name, false: "\u00b7"}[i == 0], line)
-			}
-		}
-	}
-	if err := t.flush(); err != nil {
-		return err
-	}
-	var denials []enclave.EventData
-	for _, d := range r.Denials {
-		denials = append(denials, enclave.EventData{Host: d.Host, Port: d.Port, Protocol: d.Protocol, Reason: d.Reason, Count: d.Count})
-	}
-	for _, line := range denialLines(denials) {
-		if _, err := fmt.Fprintln(p.out, line); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (p *program) sessionRemove() *cobra.Command {
@@ -185,7 +131,7 @@ func (p *program) sessionRemove() *cobra.Command {
 					down = append(down, s)
 				}
 				if asJSON {
-					return printJSON(p.out, map[string]any{"items": down})
+					return ui.PrintJSON(p.out, map[string]any{"items": down})
 				}
 				return nil
 			})

@@ -10,19 +10,21 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
 )
 
 // A sandbox that the platform lost says nothing of the code: its operator reads why.
 func TestALostSandboxSaysWhereWhyIs(t *testing.T) {
-	for reason, of := range map[string]map[string]*link{
+	for reason, of := range map[string]map[string]*server.Link{
 		"backend_lost": {
-			"killed: backend_lost: the platform lost the sandbox; why is in /state/run/embedded.log": {about: greeting{Mode: modeEmbedded}, logged: "/state/run/embedded.log"},
-			"killed: backend_lost: the platform lost the sandbox; why is in the control plane's log": {about: greeting{Mode: modeServe}, logged: "/state/run/embedded.log"},
+			"killed: backend_lost: the platform lost the sandbox; why is in /state/run/embedded.log": {About: server.Greeting{Mode: statedir.ModeEmbedded}, Logged: "/state/run/embedded.log"},
+			"killed: backend_lost: the platform lost the sandbox; why is in the control plane's log": {About: server.Greeting{Mode: statedir.ModeServe}, Logged: "/state/run/embedded.log"},
 		},
 		"pids_exceeded": {"killed: pids_exceeded": {}},
 	} {
 		for want, k := range of {
-			err := verdict(enclave.Session{Outcome: enclave.Killed, KillReason: reason}, k.log())
+			err := verdict(enclave.Session{Outcome: enclave.Killed, KillReason: reason}, k.Log())
 			var e *exit
 			if !errors.As(err, &e) || e.code != statusKilled || e.Error() != want {
 				t.Errorf("%s ends with %v, want %s", reason, err, want)

@@ -14,11 +14,14 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/cmd/enclave/soak"
+	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func (p *program) soakCommand() *cobra.Command {
@@ -42,19 +45,19 @@ should, or if the cycles were not reached.`,
 				return errors.New("--real, --simulated, --clean and --for can't be negative")
 			}
 			if simulated > 0 {
-				c.Backends = append(c.Backends, simulatorBackend)
+				c.Backends = append(c.Backends, all.Modelled().Name)
 			}
 			if real > 0 {
-				p.opts.Backend = gvisorBackend
-				if _, err := p.chooseBackend(); err != nil {
+				p.opts.Backend = all.Default().Name
+				if _, err := p.chooseBackend(cmd.Context()); err != nil {
 					return err
 				}
-				c.Backends = append(c.Backends, gvisorBackend)
+				c.Backends = append(c.Backends, all.Default().Name)
 			}
 			if len(c.Backends) == 0 {
 				return errors.New("nothing to do: --real and --simulated are both 0")
 			}
-			c.Cycles = map[string]int{simulatorBackend: simulated, gvisorBackend: real}
+			c.Cycles = map[string]int{all.Modelled().Name: simulated, all.Default().Name: real}
 			return p.soak(cmd.Context(), c)
 		},
 	}
@@ -75,11 +78,11 @@ func (p *program) soak(ctx context.Context, c soak.Config) error {
 	if err != nil {
 		return err
 	}
-	ctx, in := p.interruptible(ctx)
-	defer in.stop()
+	ctx, in := ui.Interruptible(ctx)
+	defer in.Stop()
 	c.Start = func(ctx context.Context, backend string) (*soak.Server, error) { return p.startSoaked(ctx, s, backend) }
 	err = soak.Run(ctx, c)
-	if code := in.status(); code != 0 {
+	if code := in.Status(); code != 0 {
 		if errors.Is(err, context.Canceled) {
 			err = errors.New("interrupted: what was measured is incomplete, and no report was written")
 		}
@@ -90,10 +93,10 @@ func (p *program) soak(ctx context.Context, c soak.Config) error {
 
 // startSoaked starts `enclave serve`, a process of its own as an operator runs
 // it, on a state directory of its own below s, with the images of s.
-func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) (_ *soak.Server, err error) {
-	dir, err := os.MkdirTemp(s.file("tmp"), "soak-")
+func (p *program) startSoaked(ctx context.Context, s *statedir.Dir, backend string) (_ *soak.Server, err error) {
+	dir, err := os.MkdirTemp(s.File("tmp"), "soak-")
 	if err != nil {
-		return nil, unwritable(s.path, err)
+		return nil, statedir.Unwritable(s.Path, err)
 	}
 	said := &said{need: regexp.MustCompile(`(?s)enclave serves (http://\S+).*(ek_[0-9a-f]+_[0-9a-f]+)`), found: make(chan []string, 1)}
 	cmd := &exec.Cmd{
@@ -113,17 +116,17 @@ func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) 
 		if cmd.Process != nil {
 			_ = cmd.Process.Signal(syscall.SIGTERM)
 			if err = <-ended; err != nil {
-				err = fmt.Errorf("the server ended with %w; the last it said:\n%s", err, message(errors.New(said.tail())))
+				err = fmt.Errorf("the server ended with %w; the last it said:\n%s", err, ui.Message(errors.New(said.tail())))
 			}
 		}
-		return errors.Join(err, p.removeSoaked(ctx, dir, s.file("bin")))
+		return errors.Join(err, p.removeSoaked(ctx, dir, s.File("bin")))
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, own.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := linkTree(s.file("images"), filepath.Join(dir, "images")); err != nil {
+	if err := linkTree(s.File("images"), filepath.Join(dir, "images")); err != nil {
 		return nil, fmt.Errorf("give the server the images: %w", err)
 	}
 	if err := cmd.Start(); err != nil {
@@ -143,12 +146,12 @@ func (p *program) startSoaked(ctx context.Context, s *stateDir, backend string) 
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	state, err := findState(dir)
+	state, err := statedir.Find(dir)
 	if err != nil {
 		return nil, err
 	}
-	own.Instance = state.instance
-	local := &enclave.Client{BaseURL: "http://localhost", HTTPClient: &http.Client{Transport: socketTransport(state)}}
+	own.Instance = state.Instance
+	local := &enclave.Client{BaseURL: "http://localhost", HTTPClient: &http.Client{Transport: server.SocketTransport(state)}}
 	made, err := local.CreateKey(ctx, enclave.KeyRequest{OrgID: soakedTenant, User: "soak", Role: "developer"})
 	if err != nil {
 		return nil, fmt.Errorf("make a key of another organisation: %w", err)
@@ -163,19 +166,21 @@ const soakedTenant = "hoarder"
 
 // removeSoaked removes the state directory of a server that has ended.
 func (p *program) removeSoaked(ctx context.Context, dir, bin string) error {
-	s, err := findState(dir)
-	if errors.Is(err, errNoState) { // it never started
+	s, err := statedir.Find(dir)
+	if errors.Is(err, statedir.ErrNone) { // it never started
 		return os.RemoveAll(dir)
 	}
 	if err != nil {
 		return err
 	}
-	locked, err := s.lock(ctx, modeCommand)
+	locked, err := s.Lock(ctx, statedir.ModeCommand)
 	if err != nil {
 		return err
 	}
-	defer locked.unlock()
-	return p.removeState(ctx, locked, bin)
+	defer locked.Unlock()
+	h := p.hostOf(locked.Dir, nil)
+	h.Programs = p.programs(bin)
+	return server.Remove(ctx, locked, h)
 }
 
 // linkTree makes to a copy of the tree from whose files are the same files.

@@ -34,7 +34,7 @@ func TestSoakDrivesARealServerAndLeavesNothing(t *testing.T) {
 			t.Errorf("a sample saw no server: %+v", v)
 		}
 	}
-	left, err := os.ReadDir(s.file("tmp"))
+	left, err := os.ReadDir(s.File("tmp"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left in tmp: %v, %v", left, err)
 	}

@@ -215,7 +215,7 @@ var shown = map[string][][]string{
 // terminal.
 func TestEveryCommandIsInertOnATerminal(t *testing.T) {
 	t.Parallel()
-	env := append(hostileServer(t), "ENCLAVE_STATE="+state(t).path)
+	env := append(hostileServer(t), "ENCLAVE_STATE="+state(t).Path)
 	check := func(args ...string) {
 		t.Helper()
 		out, errs, err := on(t, true, true, env, args...)
@@ -353,7 +353,7 @@ func TestCompletionsAreInert(t *testing.T) {
 // it would write to a terminal what it likes.
 func TestNoCommandWritesAroundTheProgramsStreams(t *testing.T) {
 	files := 0
-	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+	look := func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
 			return err
 		}
@@ -387,8 +387,8 @@ func TestNoCommandWritesAroundTheProgramsStreams(t *testing.T) {
 			return true
 		})
 		return nil
-	})
-	if err != nil {
+	}
+	if err := errors.Join(filepath.WalkDir(".", look), filepath.WalkDir("../../internal/ui", look)); err != nil {
 		t.Fatal(err)
 	}
 	if files < 50 {

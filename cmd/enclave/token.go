@@ -1,47 +1,17 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
-
-// tokenSecret returns the secret that this state directory's tokens are signed
-// with, or an error that is fs.ErrNotExist if there is none yet.
-func tokenSecret(s *stateDir) ([]byte, error) {
-	raw, err := readSmall(s.file("db", "token.key"))
-	if err != nil {
-		return nil, fmt.Errorf("token key: %w", err)
-	}
-	secret, err := hex.DecodeString(strings.TrimSpace(string(raw)))
-	if err != nil || len(secret) < auth.SecretLen {
-		return nil, fmt.Errorf("token key: %s has not %d bytes in hex", s.file("db", "token.key"), auth.SecretLen)
-	}
-	return secret, nil
-}
-
-// loadTokenSecret is tokenSecret, and makes one if there is none. The caller
-// holds the lock.
-func loadTokenSecret(s *stateDir) ([]byte, error) {
-	secret, err := tokenSecret(s)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return secret, err
-	}
-	secret = make([]byte, auth.SecretLen)
-	rand.Read(secret) // never fails
-	if err := writeFile(s.file("db", "token.key"), []byte(hex.EncodeToString(secret)+"\n"), 0o600); err != nil {
-		return nil, fmt.Errorf("token key: %w", err)
-	}
-	return secret, nil
-}
 
 func (p *program) tokenCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -72,16 +42,16 @@ func (p *program) tokenCreate() *cobra.Command {
 			if p.opts.remote() {
 				return errors.New("tokens are made on the control plane's own machine: unset ENCLAVE_BASE_URL, or create an API key with `enclave key create`")
 			}
-			s, err := findState(p.opts.State)
+			s, err := statedir.Find(p.opts.State)
 			if err != nil {
 				return err
 			}
-			secret, err := tokenSecret(s)
+			secret, err := server.TokenSecret(s)
 			if errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("%s has no token key yet: the first start of `enclave serve` makes it", s.path)
+				return fmt.Errorf("%s has no token key yet: the first start of `enclave serve` makes it", s.Path)
 			}
 			if errors.Is(err, fs.ErrPermission) {
-				return unwritable(s.path, err)
+				return statedir.Unwritable(s.Path, err)
 			}
 			if err != nil {
 				return err
@@ -91,7 +61,7 @@ func (p *program) tokenCreate() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(p.out, map[string]any{
+				return ui.PrintJSON(p.out, map[string]any{
 					"token": token, "orgId": g.Org, "user": g.User, "role": g.Role, "expiresAt": expires.UTC(),
 				})
 			}

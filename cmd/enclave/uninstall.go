@@ -7,18 +7,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
-	"time"
 
+	"github.com/enclave-run/enclave/internal/server"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
-	"github.com/enclave-run/enclave/internal/backend/microvm"
-	"github.com/enclave-run/enclave/internal/image"
-	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
 func (p *program) uninstallCommand() *cobra.Command {
@@ -44,7 +39,7 @@ others may use it: ` + "`docker image ls enclave-sandbox`" + ` lists them.`,
 }
 
 func (p *program) uninstall(ctx context.Context, yes bool) error {
-	s, err := findState(p.opts.State)
+	s, err := statedir.Find(p.opts.State)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("there is nothing at %s: it is not installed here, or elsewhere (--state)", p.opts.State)
 	}
@@ -52,25 +47,25 @@ func (p *program) uninstall(ctx context.Context, yes bool) error {
 		return err
 	}
 	if os.Geteuid() != 0 {
-		info, err := os.Stat(s.path)
+		info, err := os.Stat(s.Path)
 		if err != nil {
 			return err
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
-			return fmt.Errorf("%s is not yours: sudo enclave uninstall", s.path)
+			return fmt.Errorf("%s is not yours: sudo enclave uninstall", s.Path)
 		}
 	}
-	if h, held, err := s.held(); err != nil {
+	if h, held, err := s.Held(); err != nil {
 		return err
-	} else if held && h.Mode == modeServe {
-		return fmt.Errorf("`enclave serve` (process %d) has %s: stop it with `kill %d` first", h.PID, s.path, h.PID)
+	} else if held && h.Mode == statedir.ModeServe {
+		return fmt.Errorf("`enclave serve` (process %d) has %s: stop it with `kill %d` first", h.PID, s.Path, h.PID)
 	}
-	fmt.Fprintf(p.err, "this removes %s:\n", s.path)
-	for _, line := range s.contents() {
-		fmt.Fprintf(p.err, "  %s\n", visible(line))
+	fmt.Fprintf(p.err, "this removes %s:\n", s.Path)
+	for _, line := range s.Contents() {
+		fmt.Fprintf(p.err, "  %s\n", ui.Visible(line))
 	}
 	if !yes {
-		if !typed(p.in) {
+		if !ui.Typed(p.in) {
 			return errors.New("nothing was removed: say --yes")
 		}
 		fmt.Fprint(p.err, "remove all of it? [y/N] ")
@@ -79,217 +74,26 @@ func (p *program) uninstall(ctx context.Context, yes bool) error {
 			return errors.New("nothing was removed")
 		}
 	}
-	if err := stopBackground(ctx, s); err != nil {
+	if err := server.StopBackground(ctx, s); err != nil {
 		return err
 	}
-	wait, cancel := context.WithTimeout(ctx, 3*leaseGrace)
+	wait, cancel := context.WithTimeout(ctx, 3*server.LeaseGrace)
 	defer cancel()
-	locked, err := s.lock(wait, modeCommand)
+	locked, err := s.Lock(wait, statedir.ModeCommand)
 	if err != nil {
 		return err
 	}
-	defer locked.unlock()
-	if err := p.sweepTemp(ctx, s); err != nil {
+	defer locked.Unlock()
+	if err := server.Sweep(ctx, s, p.hostOf(s, nil)); err != nil {
 		return err
 	}
-	if err := p.removeState(ctx, locked, s.file("bin")); err != nil {
+	if err := server.Remove(ctx, locked, p.hostOf(s, nil)); err != nil {
 		return err
 	}
 	exe, err := os.Executable()
 	if err != nil {
 		exe = "enclave"
 	}
-	_, err = fmt.Fprintf(p.err, "removed %s; what is left is this program: rm %s\n", s.path, exe)
+	_, err = fmt.Fprintf(p.err, "removed %s; what is left is this program: rm %s\n", s.Path, exe)
 	return err
-}
-
-// contents says in words what is in a state directory.
-func (s *stateDir) contents() []string {
-	names := map[string]string{
-		"db": "sessions, audit records and keys", "images": "images", "sandboxes": "sandboxes", "containers": "sandboxes that are containers",
-		"machines": "sandboxes that are virtual machines", "kernels": "kernels of virtual machines",
-		"meters": "counts of bytes of sessions that run",
-		"bin":    "programs", "run": "the control socket and log", "tmp": "temporary files",
-	}
-	var lines []string
-	entries, err := os.ReadDir(s.path)
-	if err != nil {
-		return []string{err.Error()}
-	}
-	for _, e := range entries {
-		what := names[e.Name()]
-		if what == "" {
-			what = "file"
-		}
-		lines = append(lines, e.Name()+" ("+what+")")
-	}
-	mounts, err := mountsBelow(s.path)
-	if err == nil && len(mounts) > 0 {
-		lines = append(lines, fmt.Sprintf("%d mounts below it", len(mounts)))
-	}
-	return append(lines, "control groups of instance "+s.instance)
-}
-
-// stopBackground ends the background control plane of s, if there is one, and
-// waits until it has gone.
-func stopBackground(ctx context.Context, s *stateDir) error {
-	h, held, err := s.held()
-	if err != nil || !held || h.Mode != modeEmbedded || h.PID <= 1 {
-		return err
-	}
-	// The lock proves that its holder lives, and a pidfd that it is the one that
-	// gets the signal (pidfd_open(2)).
-	fd, err := unix.PidfdOpen(h.PID, 0)
-	if err != nil {
-		return nil // it has just ended by itself
-	}
-	defer unix.Close(fd)
-	if again, held, err := s.held(); err != nil || !held || again.PID != h.PID {
-		return err
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("stop the background control plane (process %d): %w", h.PID, err)
-	}
-	// What it does not end in time, the second signal leaves to us: its sandboxes
-	// are destroyed next, and nobody will read what they were about to say.
-	for _, wait := range []time.Duration{time.Second, stopTime} {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait.Milliseconds()))
-		if n > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for process %d: %w", h.PID, err)
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		_ = unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0)
-	}
-	return fmt.Errorf("the background control plane (process %d) does not end: kill -9 %d", h.PID, h.PID)
-}
-
-// removeState destroys what the instance of s has in the kernel and then removes
-// s itself. bin is where programs are unpacked.
-func (p *program) removeState(ctx context.Context, s *lockedState, bin string) error {
-	if err := checkStatePath(s.path); err != nil {
-		return err
-	}
-	if again, err := findState(s.path); err != nil || again.instance != s.instance {
-		return fmt.Errorf("%s is no longer what it was: %w", s.path, err)
-	}
-	if err := p.destroyAll(ctx, s, bin); err != nil {
-		return err
-	}
-	mounts, err := mountsBelow(s.path)
-	if err != nil {
-		return err
-	}
-	for _, m := range mounts {
-		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-			return fmt.Errorf("unmount %s: %w", m, err)
-		}
-	}
-	// Removing what another file system shows here would remove it there.
-	if mounts, err = mountsBelow(s.path); err != nil || len(mounts) > 0 {
-		return errors.Join(err, fmt.Errorf("still mounted: %s", strings.Join(mounts, ", ")))
-	}
-	if err := os.RemoveAll(s.path); err != nil {
-		return fmt.Errorf("remove %s: %w", s.path, err)
-	}
-	return nil
-}
-
-// destroyAll destroys every sandbox of s's instance.
-func (p *program) destroyAll(ctx context.Context, s *lockedState, bin string) error {
-	if os.Geteuid() != 0 {
-		return nil // who is not root has only simulated sandboxes, which end with their process
-	}
-	images, err := image.Open(s.file("images"))
-	if err != nil {
-		return err
-	}
-	if some, err := anySandbox(s.file("machines")); err != nil {
-		return err
-	} else if some {
-		if err := microvm.Clear(ctx, s.file("machines"), s.instance); err != nil {
-			return err
-		}
-	}
-	for backend, dir := range map[string]string{gvisorBackend: "sandboxes", dockerBackend: "containers"} {
-		if some, err := anySandbox(s.file(dir)); err != nil {
-			return err
-		} else if !some {
-			continue
-		}
-		if err := p.destroyOn(ctx, nodeConfig{state: s, images: images, bin: bin, kernels: s.file("kernels"), backend: backend}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// anySandbox reports whether there is a sandbox in a backend's directory: each has
-// one of its own there, from before it is made to after it is gone.
-func anySandbox(dir string) (bool, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return slices.ContainsFunc(entries, fs.DirEntry.IsDir), err
-}
-
-// destroyOn destroys every sandbox of a backend.
-func (p *program) destroyOn(ctx context.Context, c nodeConfig) error {
-	b, err := p.openBackend(c)
-	if err != nil {
-		return fmt.Errorf("open %s to destroy its sandboxes: %w", c.backend, err)
-	}
-	ids, err := b.List(ctx)
-	for _, id := range ids {
-		err = errors.Join(err, b.Destroy(ctx, id))
-	}
-	return errors.Join(err, closeBackend(b)(ctx))
-}
-
-// sweepTemp removes the state directories of demos that were killed.
-func (p *program) sweepTemp(ctx context.Context, s *stateDir) error {
-	entries, err := os.ReadDir(s.file("tmp"))
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		t, err := findState(s.file("tmp", e.Name()))
-		if err != nil {
-			continue // not a state directory: nothing outside it depends on it
-		}
-		ended, cancel := context.WithCancel(ctx)
-		cancel()
-		locked, err := t.lock(ended, modeCommand)
-		if errors.As(err, new(*heldError)) {
-			continue // a demo that is running
-		}
-		if err != nil {
-			return err
-		}
-		err = p.removeState(ctx, locked, s.file("bin"))
-		locked.unlock()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// mountsBelow returns the mount points below path, the deepest first.
-func mountsBelow(path string) ([]string, error) {
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return nil, err
-	}
-	mounts, err := mountinfo.Table()
-	if err != nil {
-		return nil, err
-	}
-	// A state directory that is a mount of its own stays.
-	return slices.DeleteFunc(mountinfo.Below(mounts, real), func(at string) bool { return at == real }), nil
 }

@@ -3,12 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/spf13/cobra"
 )
 
 func (p *program) usageCommand() *cobra.Command {
@@ -43,9 +42,9 @@ quotas. Without --from and --to it shows the last 30 days.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(p.out, r)
+					return ui.PrintJSON(p.out, r)
 				}
-				return p.showUsage(r)
+				return ui.ShowUsage(p.out, r)
 			})
 		},
 	}
@@ -53,47 +52,4 @@ quotas. Without --from and --to it shows the last 30 days.`,
 	c.Flags().StringVar(&to, "to", "", "first `DAY` that is left out (default tomorrow)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
-}
-
-func (p *program) showUsage(r enclave.UsageReport) error {
-	t := newTable(p.out, "DAY", "SESSIONS", "CPU", "WALL", "PEAK MEMORY", "IN", "OUT", "OUTPUT")
-	sum := enclave.Usage{Day: "sum"}
-	for _, d := range r.Items {
-		sum.Sessions += d.Sessions
-		sum.CPUSeconds += d.CPUSeconds
-		sum.WallSeconds += d.WallSeconds
-		sum.PeakMemoryBytes = max(sum.PeakMemoryBytes, d.PeakMemoryBytes)
-		sum.BytesIn += d.BytesIn
-		sum.BytesOut += d.BytesOut
-		sum.OutputBytes += d.OutputBytes
-	}
-	for _, d := range append(r.Items, sum) {
-		t.row(d.Day, strconv.FormatInt(d.Sessions, 10), fmt.Sprintf("%.1f s", d.CPUSeconds), fmt.Sprintf("%.1f s", d.WallSeconds),
-			megabytes(d.PeakMemoryBytes), megabytes(d.BytesIn), megabytes(d.BytesOut), megabytes(d.OutputBytes))
-	}
-	if err := t.flush(); err != nil {
-		return err
-	}
-	fmt.Fprintln(p.out)
-	t = newTable(p.out, "STORED", "RESERVED", "AT MOST", "REQUESTS", "RESULTS", "OUTPUT", "RECORDS")
-	s := r.Storage
-	most := "no limit"
-	if s.LimitBytes > 0 {
-		most = megabytes(s.LimitBytes)
-	}
-	t.row(megabytes(s.UsedBytes), megabytes(s.ReservedBytes), most, megabytes(s.Requests), megabytes(s.Results), megabytes(s.Output), megabytes(s.Records))
-	if err := t.flush(); err != nil {
-		return err
-	}
-	fmt.Fprintln(p.out)
-	t = newTable(p.out, "RUN AT MOST", "A MINUTE", "WAIT AT MOST", "CPU A DAY", "CPU TODAY")
-	bound := func(n int64, unit string) string {
-		if n == 0 {
-			return "no limit"
-		}
-		return strconv.FormatInt(n, 10) + unit
-	}
-	q := r.Quotas
-	t.row(bound(int64(q.Concurrent), ""), bound(int64(q.PerMinute), ""), bound(int64(q.Waiting), ""), bound(q.CPUSecondsPerDay, " s"), fmt.Sprintf("%.1f s", q.CPUSecondsToday))
-	return t.flush()
 }

@@ -1,24 +1,18 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/statedir"
+	"github.com/enclave-run/enclave/internal/ui"
+	"github.com/enclave-run/enclave/internal/verify"
+	"github.com/spf13/cobra"
 )
-
-// A property is one sentence that a verified record makes true.
-type property struct {
-	Name   string `json:"name"`
-	Holds  bool   `json:"holds"`
-	Detail string `json:"detail,omitempty"`
-}
 
 func (p *program) auditVerify() *cobra.Command {
 	var asJSON bool
@@ -34,7 +28,7 @@ are in the file.
 
 With --checkpoints the log must also have had every checkpoint of that file, which
 ` + "`enclave serve --checkpoint-file`" + ` wrote where the log's server can't change it: so a
-log that was rewritten by who has its key, or cut off, is found.
+log that was cut off, or rewritten with its own key, is found.
 
 It says yes or no for each property and exits 1 unless all hold.`,
 		Example: `  enclave audit verify record.json --key log.vkey
@@ -50,23 +44,20 @@ It says yes or no for each property and exits 1 unless all hold.`,
 				return err
 			}
 			defer f.Close()
-			isLog, file := openLog(f)
+			isLog, file := verify.OpenLog(f)
 			if isLog {
 				return p.verifyLog(file, vkey, copies, asJSON)
 			}
 			if copies != "" {
 				return errors.New("--checkpoints is for a whole log, as `enclave audit export --all` writes it")
 			}
-			properties, report := verifyRecord(file, vkey)
-			all := true
-			for _, q := range properties {
-				all = all && q.Holds
-			}
+			properties, report := verify.Record(file, vkey)
+			all := verify.Holds(properties)
 			if asJSON {
-				err = printJSON(p.out, map[string]any{"verified": all, "session": report.Session, "events": report.Events, "outcome": report.Outcome,
+				err = ui.PrintJSON(p.out, map[string]any{"verified": all, "session": report.Session, "events": report.Events, "outcome": report.Outcome,
 					"log": report.Origin, "logSize": report.Log.N, "key": report.Key, "properties": properties})
 			} else {
-				err = p.showVerified(properties, report)
+				err = ui.ShowVerified(p.out, properties, report)
 			}
 			if err == nil && !all {
 				err = &exit{statusFailed, errors.New("the record does not verify")}
@@ -84,8 +75,8 @@ It says yes or no for each property and exits 1 unless all hold.`,
 // verifyLog checks an exported log, and the checkpoint file called copies unless
 // that is "".
 func (p *program) verifyLog(r io.Reader, vkey, copies string, asJSON bool) error {
-	t := p.tally("verified")
-	o := audit.LogOptions{Progress: func(events, _ int64) { t.show(events, 0) }}
+	t := ui.NewTally(p.err, p.now, "verified")
+	o := audit.LogOptions{Progress: func(events, _ int64) { t.Show(events, 0) }}
 	if copies != "" {
 		f, err := os.Open(copies)
 		if err != nil {
@@ -95,9 +86,9 @@ func (p *program) verifyLog(r io.Reader, vkey, copies string, asJSON bool) error
 		o.Checkpoints = f
 	}
 	report, err := audit.VerifyLog(r, vkey, o)
-	t.end(report.Log.N)
+	t.End(report.Log.N)
 	if asJSON {
-		perr := printJSON(p.out, map[string]any{"verified": err == nil, "reason": say(err), "log": report.Origin, "logSize": report.Log.N, "key": report.Key,
+		perr := ui.PrintJSON(p.out, map[string]any{"verified": err == nil, "reason": verify.Reason(err), "log": report.Origin, "logSize": report.Log.N, "key": report.Key,
 			"sessions": report.Sessions, "open": report.Open, "rotations": report.Rotations, "checkpoints": report.Checkpoints})
 		if perr != nil {
 			return perr
@@ -110,70 +101,8 @@ func (p *program) verifyLog(r io.Reader, vkey, copies string, asJSON bool) error
 		return nil
 	}
 	_, err = fmt.Fprintf(p.out, "yes  log %s: %d events of %d sessions, %d of them not ended, %d rotations of the key, %d published checkpoints found\n",
-		visible(report.Origin), report.Log.N, report.Sessions, report.Open, report.Rotations, report.Checkpoints)
+		ui.Visible(report.Origin), report.Log.N, report.Sessions, report.Open, report.Rotations, report.Checkpoints)
 	return err
-}
-
-func (p *program) showVerified(properties []property, r audit.Report) error {
-	for _, q := range properties {
-		word := "yes"
-		if !q.Holds {
-			word = "NO "
-		}
-		line := word + "  " + q.Name
-		if q.Detail != "" {
-			line += ": " + visible(q.Detail)
-		}
-		if _, err := fmt.Fprintln(p.out, line); err != nil {
-			return err
-		}
-	}
-	if r.Session == "" {
-		return nil
-	}
-	_, err := fmt.Fprintf(p.out, "session %s, %d events, outcome %s, in log %s of %d events\n",
-		visible(r.Session), r.Events, visible(orDash(r.Outcome)), visible(r.Origin), r.Log.N)
-	return err
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// verifyRecord checks every property by itself, so that a reader sees which one
-// does not hold, and then all of them together, which is what counts.
-func verifyRecord(r io.Reader, vkey string) ([]property, audit.Report) {
-	b, err := audit.ReadBundle(r)
-	read := property{"the file is a record in its one canonical form", err == nil, say(err)}
-	if err != nil {
-		return []property{read}, audit.Report{}
-	}
-	_, cerr := audit.Trace(vkey, []byte(b.Checkpoint), b.Rotations)
-	chain := audit.Verify(b.Events)
-	order := audit.CheckOrder(b.Events)
-	report, whole := audit.VerifyBundle(b, vkey)
-	complete, why := false, "not checked: the record does not verify"
-	if whole == nil {
-		complete, why = report.Complete, report.Why
-	}
-	return []property{
-		read,
-		{"the checkpoint is signed by the key, or one that followed it", cerr == nil, say(cerr)},
-		{"each event follows from the one before it", chain == nil, say(chain)},
-		{"the events are in their order", order == nil, say(order)},
-		{"each event is in the signed log, and nothing contradicts it", whole == nil, say(whole)},
-		{"the record is complete", complete, why},
-	}, report
-}
-
-func say(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }
 
 // readKey returns a public key given as itself or as a file that has it.
@@ -183,20 +112,9 @@ func readKey(key string) (string, error) {
 			return key, nil
 		}
 	}
-	raw, err := readSmall(key)
+	raw, err := statedir.ReadFile(key)
 	if err != nil {
 		return "", fmt.Errorf("read the key: %w", err)
 	}
 	return strings.TrimSpace(string(raw)), nil
-}
-
-// openLog reports whether f is an exported log, and not a record; rest reads f
-// from its beginning either way.
-func openLog(f io.Reader) (isLog bool, rest io.Reader) {
-	const long = len(`{"checkpoint":`)
-	head := make([]byte, long)
-	n, _ := io.ReadFull(f, head) // an error comes again from f
-	head = head[:n]
-	isLog = bytes.HasPrefix(head, []byte(`{"session":`)) || bytes.HasPrefix(head, []byte(`{"checkpoint":`))
-	return isLog, io.MultiReader(bytes.NewReader(head), f)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
 
@@ -23,9 +24,9 @@ func (p *program) versionCommand() *cobra.Command {
 				Go       string `json:"go"`
 				Platform string `json:"platform"`
 				Carried  bool   `json:"carried"`
-			}{version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, p.carrier.inside != nil}
+			}{version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, p.carrier.Inside != nil}
 			if asJSON {
-				return printJSON(p.out, v)
+				return ui.PrintJSON(p.out, v)
 			}
 			_, err := fmt.Fprintf(p.out, "enclave %s (%s, %s)\n", v.Version, v.Go, v.Platform)
 			return err

@@ -57,7 +57,7 @@ func pattern(shown string) *regexp.Regexp {
 }
 
 // take takes the walk against a server, in one shell, as a reader would.
-func take(t *testing.T, v *server) {
+func take(t *testing.T, v *served) {
 	t.Helper()
 	const mark = "\x1e"
 	steps := walk(t)

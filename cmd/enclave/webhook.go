@@ -2,22 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
-	"net"
-	"net/http"
 	"net/netip"
 	"strings"
-	"time"
-
-	"github.com/spf13/cobra"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/observe"
+	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/enclave-run/enclave/internal/webhook"
+	"github.com/spf13/cobra"
 )
 
 // webhookOptions is where the control plane's own fetches may go besides the
@@ -40,7 +32,7 @@ func (o *webhookOptions) flags(c *cobra.Command) {
 }
 
 func (o *webhookOptions) validate() error {
-	_, err := o.reach(nowhere)
+	_, err := o.ranges()
 	return err
 }
 
@@ -48,28 +40,26 @@ func (o *webhookOptions) validate() error {
 // nothing is reached.
 func nowhere(netip.Addr) bool { return true }
 
-// reach returns where webhooks may go from a host that says which addresses are
-// its own.
-func (o *webhookOptions) reach(own func(netip.Addr) bool) (webhook.Reach, error) {
-	return reachOf("--webhook-allow", o.Allow, own)
+// ranges returns where webhooks may go besides the public internet.
+func (o *webhookOptions) ranges() ([]netip.Prefix, error) {
+	return prefixes("--webhook-allow", o.Allow)
 }
 
-// reachOf returns where the control plane's own fetches may go when a flag lists
-// ranges besides the public internet.
-func reachOf(flag string, ranges []string, own func(netip.Addr) bool) (webhook.Reach, error) {
+// prefixes returns the ranges that a flag lists, where fetches of the control plane's
+// own may go besides the public internet.
+func prefixes(flag string, ranges []string) ([]netip.Prefix, error) {
 	var allow []netip.Prefix
 	for _, text := range ranges {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
-			return webhook.Reach{}, fmt.Errorf("%s %q is not a range such as 10.20.0.0/16", flag, text)
+			return nil, fmt.Errorf("%s %q is not a range such as 10.20.0.0/16", flag, text)
 		}
 		allow = append(allow, p)
 	}
-	r, err := webhook.NewReach(allow, own)
-	if err != nil {
-		return webhook.Reach{}, fmt.Errorf("%s: %w", flag, err)
+	if _, err := webhook.NewReach(allow, nowhere); err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
-	return r, nil
+	return allow, nil
 }
 
 func (p *program) webhookCommand() *cobra.Command {
@@ -99,59 +89,13 @@ enclave.VerifyWebhook checks a request with it.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(p.out, k)
+					return ui.PrintJSON(p.out, k)
 				}
-				_, err = fmt.Fprintln(p.out, visible(k.PublicKey))
+				_, err = fmt.Fprintln(p.out, ui.Visible(k.PublicKey))
 				return err
 			})
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
-}
-
-// webhookTimeout is how long one attempt may take.
-const webhookTimeout = 10 * time.Second
-
-// guardedClient returns a client for the control plane's own fetches.
-func guardedClient(reach webhook.Reach, timeout time.Duration) (*http.Client, error) {
-	return webhook.NewClient(webhook.ClientConfig{
-		Reach: reach, Resolver: net.DefaultResolver, Dialer: &net.Dialer{}, Timeout: timeout,
-	})
-}
-
-// webhooks makes what tells tenants' servers of ends. It does not work yet.
-func (n *node) webhooks(s *stateDir, reach webhook.Reach, m *observe.Metrics, log *slog.Logger, now func() time.Time) (*webhook.Worker, webhook.Key, error) {
-	key, err := loadWebhookKey(s)
-	if err != nil {
-		return nil, webhook.Key{}, err
-	}
-	client, err := guardedClient(reach, webhookTimeout)
-	if err != nil {
-		return nil, webhook.Key{}, err
-	}
-	w, err := webhook.NewWorker(webhook.Config{
-		Outbox: n.store, Client: client, Key: key, Log: log, Attempted: m.Delivered, Now: now,
-	})
-	return w, key, err
-}
-
-// loadWebhookKey returns the key that signs webhooks, and makes it if there is
-// none. The caller holds the lock.
-func loadWebhookKey(s *stateDir) (webhook.Key, error) {
-	path := s.file("db", "webhook.key")
-	raw, err := readSmall(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if raw, err = webhook.GenerateKey(rand.Reader); err == nil {
-			err = writeFile(path, raw, 0o600)
-		}
-	}
-	if err != nil {
-		return webhook.Key{}, fmt.Errorf("webhook key: %w", err)
-	}
-	key, err := webhook.ParseKey(raw)
-	if err != nil {
-		return webhook.Key{}, fmt.Errorf("%s: %w", path, err)
-	}
-	return key, nil
 }

@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/enclave-run/enclave/internal/auth"
+	"github.com/enclave-run/enclave/internal/server"
 	"github.com/enclave-run/enclave/internal/store"
 )
 
@@ -23,35 +20,18 @@ type place struct {
 }
 
 // welcome says where the control plane is, and at the first start how to use
-// it. The root key is shown then and never again. Who has lost it, or whose
-// server died between saving and showing it, is root on this machine and makes
-// another over the socket.
+// it. The root key is shown then and never again. If it is lost, or the
+// server died between saving and showing it, root on this machine makes another
+// over the socket.
 func (p *program) welcome(ctx context.Context, st *store.Store, at *place) error {
 	fmt.Fprintf(p.err, "enclave serves %s · state %s · process %d\n", at.url, at.state, os.Getpid())
 	if at.fingerprint != "" {
 		fmt.Fprintf(p.err, "SHA-256 fingerprint of its certificate: %s\n", at.fingerprint)
 	}
-	keys, err := st.Keys(ctx, auth.Local().Org)
-	if err != nil {
-		return err
-	}
-	if len(keys) > 0 {
-		return nil
-	}
-	k, plaintext, err := auth.Generate(p.now(), auth.Local().Org, "root", auth.Owner)
-	if err != nil {
-		return err
-	}
 	file := p.opts.Serve.Access.RootKeyFile
-	if file != "" {
-		// Written first: a key that opens nothing can be removed, one that nobody
-		// knows is of no use.
-		if err := writeRootKey(file, plaintext); err != nil {
-			return err
-		}
-	}
-	if err := st.SaveKey(ctx, k); err != nil {
-		return errors.Join(err, removeIf(file))
+	id, plaintext, err := server.RootKey(ctx, st, p.now(), file)
+	if err != nil || plaintext == "" {
+		return err
 	}
 	shown, use := "(shown this once): "+plaintext, plaintext
 	if file != "" {
@@ -68,7 +48,7 @@ Run the first session:
   enclave session list
 `, shown, at.here(), use, pin)
 	if err != nil {
-		return fmt.Errorf("show the root API key, which is made: %w: start the server again, `enclave key revoke %s --state %s`, and make another with `enclave key create --user root --role owner --state %s`", err, k.ID, at.state, at.state)
+		return fmt.Errorf("show the root API key, which is made: %w: start the server again, `enclave key revoke %s --state %s`, and make another with `enclave key create --user root --role owner --state %s`", err, id, at.state, at.state)
 	}
 	return nil
 }
@@ -84,28 +64,4 @@ func (at *place) here() string {
 		u.Host = net.JoinHostPort("127.0.0.1", u.Port())
 	}
 	return u.String()
-}
-
-// writeRootKey writes a new file for root alone.
-func writeRootKey(path, plaintext string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("--root-key-file %s is there already: remove it, or name another", path)
-	}
-	if err != nil {
-		return fmt.Errorf("--root-key-file: %w", err)
-	}
-	_, err = f.WriteString(plaintext + "\n")
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("--root-key-file: %w", err), removeIf(path))
-	}
-	return nil
-}
-
-// removeIf removes the file, if one is named.
-func removeIf(path string) error {
-	if path == "" {
-		return nil
-	}
-	return os.Remove(path)
 }

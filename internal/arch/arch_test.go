@@ -36,7 +36,9 @@ var table = map[string][]string{
 	// directory.
 	"internal/mountinfo": {},
 	// One judge of paths for all who make files below a directory as root.
-	"internal/safepath":  {},
+	"internal/safepath": {},
+	// The state directory, for the server, the commands beside it and the tests.
+	"internal/statedir":  {"internal/mountinfo", "internal/safepath"},
 	"internal/cgroup":    {"internal/mountinfo"},
 	"internal/image":     {"internal/mountinfo", "internal/safepath"},
 	"internal/arch":      {},
@@ -50,18 +52,25 @@ var table = map[string][]string{
 	"internal/sandbox": {"internal/backend", "internal/wire"},
 	"internal/control": {"internal/sandbox", "internal/request", "internal/session", "internal/audit", "internal/egress", "internal/auth", "internal/backend", "internal/wire"},
 	// The filter of system calls of our programs that read what is hostile.
-	"internal/filter": {},
+	"internal/seccomp": {},
 	// What a terminal is shown of the bytes that others chose.
 	"internal/terminal": {},
+	// What the command line shows of sessions, records and progress.
+	"internal/ui": {".", "internal/audit", "internal/backend", "internal/jsontext", "internal/parity", "internal/request", "internal/safepath", "internal/terminal", "internal/verify"},
 	// Asks the kernel whether an address is this host's own, for those who dial.
 	"internal/route":             {},
-	"internal/gateway":           {"internal/egress", "internal/audit", "internal/wire", "internal/filter", "internal/route"},
+	"internal/gateway":           {"internal/egress", "internal/audit", "internal/wire", "internal/seccomp", "internal/route"},
 	"internal/store":             {"internal/session", "internal/audit", "internal/auth"},
 	"internal/store/storetest":   {"internal/session", "internal/audit"},
 	"internal/httpapi":           {".", "api", "internal/jsontext", "internal/strictjson", "internal/control", "internal/request", "internal/session", "internal/audit", "internal/auth"},
 	"internal/backend/simulator": {"internal/backend", "internal/wire"},
-	"internal/backend/gvisor":    {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
-	"internal/backend/docker":    {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep", "internal/safepath"},
+	// The one list of kinds: whoever opens a backend opens it here.
+	"internal/backend/all": {
+		"internal/backend", "internal/backend/gvisor", "internal/backend/docker", "internal/backend/microvm", "internal/backend/microvm/kernel",
+		"internal/backend/microvm/qemu", "internal/backend/simulator", "internal/image",
+	},
+	"internal/backend/gvisor": {"internal/backend", "internal/cgroup", "internal/watch", "internal/keep"},
+	"internal/backend/docker": {"internal/backend", "internal/image", "internal/cgroup", "internal/mountinfo", "internal/watch", "internal/keep", "internal/safepath"},
 	// One path for every machine monitor, over what speaks to each and what machines
 	// boot. The boot channel, on which a guest reports what its kernel counts, is wire's.
 	"internal/backend/microvm": {
@@ -71,7 +80,7 @@ var table = map[string][]string{
 	// The API of a VMM, spoken to Firecracker and served over QEMU: one set of
 	// types, so that both are the same to the backend.
 	"internal/backend/microvm/firecracker": {},
-	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock", "internal/backend/microvm/kernel", "internal/filter"},
+	"internal/backend/microvm/qemu":        {"internal/backend/microvm/firecracker", "internal/backend/microvm/vsock", "internal/backend/microvm/kernel", "internal/seccomp"},
 	// Has a test program be the monitor of QEMU's machines. Only tests import it.
 	"internal/backend/microvm/qemu/qemutest": {"internal/backend/microvm/qemu"},
 	// The kernels of machines: from packages, and what a monitor can boot.
@@ -89,6 +98,8 @@ var table = map[string][]string{
 	// Compares what control planes recorded of the requests that it says, in the
 	// public API's form, and certifies it with the log's own proofs.
 	"internal/parity": {".", "internal/audit", "internal/request"},
+	// What anybody checks who trusts no server, with a public key alone.
+	"internal/verify": {".", "internal/audit", "internal/parity", "internal/statedir"},
 	// Describes a live sandbox from outside and, over the guest, inside.
 	"internal/posture": {"internal/sandbox", "internal/backend", "internal/wire", "internal/mountinfo"},
 	// Tells a tenant's server that a session has ended: a fetch of the control
@@ -97,11 +108,18 @@ var table = map[string][]string{
 	// Metrics, traces and logs: what control and the gateway tell it through
 	// interfaces of their own.
 	"internal/observe": {"internal/control", "internal/session"},
+	// A whole control plane on a state directory: what package main, its demos, and
+	// whatever else runs one, are given. It decides nothing.
+	"internal/server": {
+		".", "internal/audit", "internal/auth", "internal/backend", "internal/backend/all", "internal/cgroup", "internal/control", "internal/egress",
+		"internal/gateway", "internal/httpapi", "internal/image", "internal/observe", "internal/route", "internal/safepath", "internal/secret",
+		"internal/statedir", "internal/store", "internal/terminal", "internal/webhook",
+	},
 	// Holds the API to its document. Only tests import it.
-	"internal/contract": {"api"},
-	// A whole control plane in a test's process, wired as cmd/enclave does. Only
+	"internal/openapitest": {"api"},
+	// A whole control plane in a test's process, assembled as the program's is. Only
 	// tests import it.
-	"internal/lab": {"*"},
+	"internal/planetest": {"*"},
 	// Attacks sandboxes. All of it is tests, which import what they like.
 	"internal/corpus": {},
 	// Only tests import testenv, so this arrow leads from no product code.
@@ -120,7 +138,7 @@ var table = map[string][]string{
 var everywhere = []string{"internal/failpoint"}
 
 // testOnly are packages that only tests import.
-var testOnly = []string{"internal/testenv", "internal/testenv/stranger", "internal/contract", "internal/lab", "internal/store/storetest", "internal/backend/microvm/qemu/qemutest"}
+var testOnly = []string{"internal/testenv", "internal/testenv/stranger", "internal/openapitest", "internal/planetest", "internal/store/storetest", "internal/backend/microvm/qemu/qemutest"}
 
 // long are the files that may have more than 500 lines, each with its reason.
 var long = map[string]string{}

@@ -79,20 +79,20 @@ func TestOpenCheckpointRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string][]byte{
-		"nothing":                     nil,
-		"another key of that name":    sign(text, other.signer),
-		"a second signature":          sign(text, s.signer, other.signer),
-		"the same signature twice":    append(bytes.Clone(good), good[bytes.LastIndex(good, []byte("— ")):]...),
-		"another origin":              sign(checkpointText("log.example/b", tree), s.signer),
-		"an extension line":           sign(text+"more\n", s.signer),
-		"a size with a leading zero":  sign(strings.Replace(text, "\n5\n", "\n05\n", 1), s.signer),
-		"a size with a sign":          sign(strings.Replace(text, "\n5\n", "\n+5\n", 1), s.signer),
-		"a negative size":             sign(strings.Replace(text, "\n5\n", "\n-5\n", 1), s.signer),
-		"a size that overflows":       sign(strings.Replace(text, "\n5\n", "\n9223372036854775808\n", 1), s.signer),
-		"a short root":                sign("log.example/a\n5\n"+base64.StdEncoding.EncodeToString(make([]byte, 31))+"\n", s.signer),
-		"no root":                     sign("log.example/a\n5\n", s.signer),
-		"a text that is no statement": sign("hello\n", s.signer),
-		"too long":                    append(bytes.Clone(good), make([]byte, maxCheckpoint)...),
+		"nothing":                        nil,
+		"another key of that name":       sign(text, other.signer),
+		"a second signature":             sign(text, s.signer, other.signer),
+		"the same signature twice":       append(bytes.Clone(good), good[bytes.LastIndex(good, []byte("— ")):]...),
+		"another origin":                 sign(checkpointText("log.example/b", tree), s.signer),
+		"an extension line":              sign(text+"more\n", s.signer),
+		"a size with a leading zero":     sign(strings.Replace(text, "\n5\n", "\n05\n", 1), s.signer),
+		"a size with a sign":             sign(strings.Replace(text, "\n5\n", "\n+5\n", 1), s.signer),
+		"a negative size":                sign(strings.Replace(text, "\n5\n", "\n-5\n", 1), s.signer),
+		"a size that overflows":          sign(strings.Replace(text, "\n5\n", "\n9223372036854775808\n", 1), s.signer),
+		"a short root":                   sign("log.example/a\n5\n"+base64.StdEncoding.EncodeToString(make([]byte, 31))+"\n", s.signer),
+		"no root":                        sign("log.example/a\n5\n", s.signer),
+		"a text that is not a statement": sign("hello\n", s.signer),
+		"too long":                       append(bytes.Clone(good), make([]byte, maxCheckpoint)...),
 	} {
 		if tree, err := OpenCheckpoint(c, s.Public()); err == nil {
 			t.Errorf("%s: opened as %v", name, tree)

@@ -110,7 +110,7 @@ func (t Type) Known() bool {
 
 // A Recorder makes events durable.
 //
-// Record returns nil only once the event is durable. Who gets an error must not
+// Record returns nil only once the event is durable. A caller that gets an error must not
 // do what the event says: an allowed connection that can't be recorded is not made.
 type Recorder interface {
 	Record(ctx context.Context, session string, t Type, d Data) error

@@ -312,19 +312,19 @@ func TestCheckpointFile(t *testing.T) {
 		file string
 		want int // -1: an error
 	}{
-		"empty":                      {"", 0},
-		"two":                        {rec(one, two), 2},
-		"one again":                  {rec(one, two, two), 3},
-		"a record being written":     {rec(one) + rec(two)[:100], 1},
-		"a torn record":              {rec(one) + rec(two)[:100] + string(MendPublished([]byte(rec(two)[:100]))) + rec(two), 2},
-		"torn in the end mark":       {rec(one) + rec(two)[:len(rec(two))-1] + tornEnd + rec(two), 3},
-		"smaller":                    {rec(two, one), -1},
-		"a fork":                     {rec(one, two, fork), -1},
-		"garbage":                    {rec(one) + "x\n---\n", -1},
-		"garbage without end":        {rec(one) + strings.Repeat("x\n", 2*maxCheckpoint), -1},
-		"a line without end":         {rec(one) + strings.Repeat("x", 2*maxCheckpoint), -1},
-		"an edited size":             {strings.Replace(rec(two), "\n9\n", "\n09\n", 1), -1},
-		"a torn mark that is no end": {rec(one) + "--- torn\n" + rec(two), 2},
+		"empty":                          {"", 0},
+		"two":                            {rec(one, two), 2},
+		"one again":                      {rec(one, two, two), 3},
+		"a record being written":         {rec(one) + rec(two)[:100], 1},
+		"a torn record":                  {rec(one) + rec(two)[:100] + string(MendPublished([]byte(rec(two)[:100]))) + rec(two), 2},
+		"torn in the end mark":           {rec(one) + rec(two)[:len(rec(two))-1] + tornEnd + rec(two), 3},
+		"smaller":                        {rec(two, one), -1},
+		"a fork":                         {rec(one, two, fork), -1},
+		"garbage":                        {rec(one) + "x\n---\n", -1},
+		"garbage without end":            {rec(one) + strings.Repeat("x\n", 2*maxCheckpoint), -1},
+		"a line without end":             {rec(one) + strings.Repeat("x", 2*maxCheckpoint), -1},
+		"an edited size":                 {strings.Replace(rec(two), "\n9\n", "\n09\n", 1), -1},
+		"a torn mark that is not an end": {rec(one) + "--- torn\n" + rec(two), 2},
 	} {
 		n := 0
 		var bad error

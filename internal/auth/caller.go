@@ -20,7 +20,7 @@ type Caller struct {
 	// Key names the credential in the audit log: the id of an API key, "jwt:"
 	// and the id of a token, or "local" for the state directory's socket.
 	Key string
-	// Operator is true of Local alone: of who may read the whole database
+	// Operator is true of Local alone: of the caller who may read the whole database
 	// anyway. No credential makes it true.
 	Operator bool
 }
@@ -43,7 +43,7 @@ const (
 // nothing.
 var roles = []string{Viewer, Developer, Admin, Owner}
 
-// Local is the operator at the machine: who may open the state directory's
+// Local is the operator at the machine, who may open the state directory's
 // socket may read the database too, so a key would protect nothing.
 func Local() Caller {
 	return Caller{User: "local", Org: "default", Role: Owner, Scopes: Scopes(Owner), Key: "local", Operator: true}

@@ -38,7 +38,7 @@ const (
 )
 
 // Generate makes a key with the scopes of role, and the text that its holder
-// presents, "ek_<id>_<secret>". That text exists nowhere else: who loses it
+// presents, "ek_<id>_<secret>". That text exists nowhere else: if it is lost, its owner
 // needs a new key. What can't name an organisation or a user is refused, and so
 // is an unknown role, whose key would open nothing.
 func Generate(now time.Time, org, user, role string) (k Key, plaintext string, err error) {

@@ -26,6 +26,18 @@ func (i Isolation) String() string {
 	return isolations[i]
 }
 
+// Caveat is what must be said of an isolation wherever it is shown; "" of one that
+// needs no caveat.
+func (i Isolation) Caveat() string {
+	switch i {
+	case SharedKernel:
+		return "not a security boundary"
+	case Emulated:
+		return "for development and tests"
+	}
+	return ""
+}
+
 // ParseIsolation is the inverse of String.
 func ParseIsolation(s string) (Isolation, error) {
 	for i, name := range isolations {

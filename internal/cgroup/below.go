@@ -17,7 +17,7 @@ func (g *Group) Path() string { return "/" + g.name }
 // Below returns the group of that name below g, which somebody else makes.
 func (g *Group) Below(name string) (*Group, error) {
 	if !isName(name) {
-		return nil, fmt.Errorf("cgroup name %q is no file name", name)
+		return nil, fmt.Errorf("cgroup name %q is not a file name", name)
 	}
 	return &Group{tree: g.tree, name: filepath.Join(g.name, name)}, nil
 }

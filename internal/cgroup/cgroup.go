@@ -100,7 +100,7 @@ type Group struct {
 func (t *Tree) Group(parent, leaf string) (*Group, error) {
 	for _, s := range []string{parent, leaf} {
 		if !isName(s) {
-			return nil, fmt.Errorf("cgroup name %q is no file name", s)
+			return nil, fmt.Errorf("cgroup name %q is not a file name", s)
 		}
 	}
 	for _, c := range needed {

@@ -17,7 +17,7 @@ const maxDraws = 16
 
 // admitNew gives s, the nth of its organisation, an id that no session of any
 // organisation has, live or stored, and admits it.
-func (p *Plane) admitNew(ctx context.Context, s session.Session, n uint64, k *ticket) (session.Session, context.Context, *run, error) {
+func (p *Plane) admitNew(ctx context.Context, s session.Session, n uint64, k *ticket) (session.Session, context.Context, *runner, error) {
 	for range maxDraws {
 		s.ID = fmt.Sprintf("s-%s-%d", p.random(3), n)
 		taken, err := p.store.Taken(ctx, s.ID)
@@ -42,7 +42,7 @@ var errTaken = errors.New("the session's id is taken")
 // of a live session is never given to another. The run it returns must be
 // entered or abandoned. The context is the session's: it outlives ctx, and ends
 // with a *wish as cause.
-func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (context.Context, *run, error) {
+func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (context.Context, *runner, error) {
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -55,7 +55,7 @@ func (p *Plane) admit(ctx context.Context, s session.Session, k *ticket) (contex
 		return nil, nil, errTaken
 	}
 	l := newLive(s, cancel, k)
-	r := &run{plane: p, id: s.ID, sandbox: backend.ID(s.Sandbox), live: l, course: newCourse(ctx, p, s, &l.at)}
+	r := &runner{plane: p, id: s.ID, sandbox: backend.ID(s.Sandbox), live: l, course: newCourse(ctx, p, s, &l.at)}
 	k.id = s.ID
 	org := s.Org // of s, nothing is kept by which it can't be found again
 	k.lead = func() { r.resume(life, org) }

@@ -75,7 +75,7 @@ func TestAnIDThatIsLiveIsRefused(t *testing.T) {
 	l.open(l.configured(func(*Config) {}))
 	t.Cleanup(l.close)
 	p := l.plane
-	led := &live{}
+	led := &liveSession{}
 	p.mu.Lock()
 	p.live["s-aaaaaa-1"] = led
 	p.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 
 // open makes the sandbox of s and waits for its guest to connect. If it returns
 // none, the accounts say why. The image's digest is returned with it.
-func (r *run) open(ctx context.Context, s session.Session) (*sandbox.Sandbox, string, accounts) {
+func (r *runner) open(ctx context.Context, s session.Session) (*sandbox.Sandbox, string, accounts) {
 	p := r.plane
 	image, err := p.image(ctx)
 	if err != nil {
@@ -30,14 +30,14 @@ func (r *run) open(ctx context.Context, s session.Session) (*sandbox.Sandbox, st
 }
 
 // check has the backend look at its counters before the sandbox ends.
-func (r *run) check(ctx context.Context, box *sandbox.Sandbox) {
+func (r *runner) check(ctx context.Context, box *sandbox.Sandbox) {
 	if err := box.Check(ctx); err != nil {
 		r.plane.logger.Warn("sandbox not checked", "session", r.id, "err", err)
 	}
 }
 
 // shutdown has the guest send its last packets and end.
-func (r *run) shutdown(ctx context.Context, box *sandbox.Sandbox) {
+func (r *runner) shutdown(ctx context.Context, box *sandbox.Sandbox) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	box.Shutdown(ctx)
@@ -46,7 +46,7 @@ func (r *run) shutdown(ctx context.Context, box *sandbox.Sandbox) {
 // exit returns how the sandbox ended. One that should have ended by itself and
 // does not, and one that the control plane ends, is destroyed first. The zero Exit
 // is one that is not known.
-func (r *run) exit(ctx context.Context, box *sandbox.Sandbox, end ending) backend.Exit {
+func (r *runner) exit(ctx context.Context, box *sandbox.Sandbox, end ending) backend.Exit {
 	var patience time.Duration
 	// For a loss, the sandbox's own end is probably the reason: let it show.
 	if end.exited || end.reason == session.BackendLost {
@@ -61,19 +61,19 @@ func (r *run) exit(ctx context.Context, box *sandbox.Sandbox, end ending) backen
 }
 
 // destroyOnce tries once to destroy the sandbox: destroy tries again.
-func (r *run) destroyOnce(ctx context.Context, box *sandbox.Sandbox) {
+func (r *runner) destroyOnce(ctx context.Context, box *sandbox.Sandbox) {
 	if err := box.Destroy(ctx); err != nil {
 		r.notDestroyed(err)
 	}
 }
 
-func (r *run) notDestroyed(err error) {
+func (r *runner) notDestroyed(err error) {
 	r.plane.observer.DestroyFailed()
 	r.plane.logger.Warn("sandbox not yet destroyed", "session", r.id, "err", err)
 }
 
 // destroy removes the sandbox, however often that must be tried.
-func (r *run) destroy(ctx context.Context) {
+func (r *runner) destroy(ctx context.Context) {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err := r.plane.sandboxes.Destroy(ctx, r.sandbox)
 		if err == nil {

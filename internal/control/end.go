@@ -18,7 +18,7 @@ var errLeftPending = errors.New("left pending")
 
 // finish makes the end of s durable: its state, its result and the closing
 // events, in one transaction.
-func (r *run) finish(ctx context.Context, s session.Session, o outcome) (session.Session, error) {
+func (r *runner) finish(ctx context.Context, s session.Session, o outcome) (session.Session, error) {
 	end := o.judge(s.Limits)
 	if end.reason == session.Cancelled && o.operator.later && s.Phase == session.Pending {
 		return s, errLeftPending

@@ -10,10 +10,10 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// live is what the control plane holds in memory of a session that has not
+// liveSession is what the control plane holds in memory of a session that has not
 // ended: its output so far, and the means to end it. All of it is bounded by
 // the session's outputBytes; of one that waits it is less than a kilobyte.
-type live struct {
+type liveSession struct {
 	org     string
 	sandbox string
 	ticket  *ticket
@@ -32,26 +32,26 @@ type live struct {
 	reading chan struct{} // has room for the one who reads the store
 }
 
-func newLive(s session.Session, cancel context.CancelCauseFunc, k *ticket) *live {
-	return &live{org: s.Org, sandbox: s.Sandbox, ticket: k, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{}), reading: make(chan struct{}, 1)}
+func newLive(s session.Session, cancel context.CancelCauseFunc, k *ticket) *liveSession {
+	return &liveSession{org: s.Org, sandbox: s.Sandbox, ticket: k, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{}), reading: make(chan struct{}, 1)}
 }
 
 // notify tells those who watch that the store has something new of the session.
-func (l *live) notify() {
+func (l *liveSession) notify() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.told++
 	l.notifyLocked()
 }
 
-func (l *live) notifyLocked() {
+func (l *liveSession) notifyLocked() {
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
 
 // write keeps p as output, up to max bytes of both streams together. It reports
 // false once there was more.
-func (l *live) write(stderr bool, p []byte, max int64) bool {
+func (l *liveSession) write(stderr bool, p []byte, max int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	room := max - l.stdout.length - l.stderr.length
@@ -69,14 +69,14 @@ func (l *live) write(stderr bool, p []byte, max int64) bool {
 }
 
 // output returns what there is of both streams.
-func (l *live) output() (stdout, stderr session.Text, truncated bool) {
+func (l *liveSession) output() (stdout, stderr session.Text, truncated bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.stdout.text(), l.stderr.text(), l.truncated
 }
 
 // change returns a channel that is closed when there is something new to see.
-func (l *live) change() <-chan struct{} {
+func (l *liveSession) change() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.changed
@@ -84,7 +84,7 @@ func (l *live) change() <-chan struct{} {
 
 // after returns what is next in each stream after so many bytes of it, and how
 // long each is.
-func (l *live) after(stdout, stderr int64) session.Output {
+func (l *liveSession) after(stdout, stderr int64) session.Output {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return session.Output{
@@ -135,7 +135,7 @@ func (w *written) text() session.Text { return slices.Clone(w.blocks) }
 // the session, and the observer, of them.
 type recorder struct {
 	store    session.Store
-	live     *live
+	live     *liveSession
 	observer Observer
 }
 

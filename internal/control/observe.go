@@ -12,7 +12,7 @@ import (
 	"github.com/enclave-run/enclave/internal/session"
 )
 
-// An Observer is told what a Plane does, for metrics. It is required: who wants
+// An Observer is told what a Plane does, for metrics. It is required: a caller that wants
 // none gives one that does nothing and says so.
 //
 // Its methods are called from many goroutines at once, on a session's way, and
@@ -106,9 +106,9 @@ const (
 	attrKillReason = attribute.Key("enclave.kill_reason")
 )
 
-// A course is where a session is on its way, as a trace, a gauge and two
+// A trace is where a session is on its way, as a trace, a gauge and two
 // durations. One goroutine at a time moves it.
-type course struct {
+type sessionTrace struct {
 	plane *Plane
 	root  trace.Span
 	at    *atomic.Int32 // a step; read by Census
@@ -118,21 +118,21 @@ type course struct {
 }
 
 // newCourse begins the trace of s: below the span of ctx, if it has one.
-func newCourse(ctx context.Context, p *Plane, s session.Session, at *atomic.Int32) *course {
+func newCourse(ctx context.Context, p *Plane, s session.Session, at *atomic.Int32) *sessionTrace {
 	_, root := p.tracer.Start(ctx, "session", trace.WithAttributes(
 		attrSession.String(s.ID), attrTenant.String(s.Org), attrBackend.String(s.Backend)))
-	return &course{plane: p, root: root, at: at}
+	return &sessionTrace{plane: p, root: root, at: at}
 }
 
 // begin begins a span below the session's. The span is ended by who asked.
-func (c *course) begin(name string) trace.Span {
+func (c *sessionTrace) begin(name string) trace.Span {
 	_, span := c.plane.tracer.Start(trace.ContextWithSpan(context.Background(), c.root), name)
 	return span
 }
 
 // enter ends the step that the session is in and begins the next. Entering the
 // same step again, or one before it, changes nothing.
-func (c *course) enter(next step) {
+func (c *sessionTrace) enter(next step) {
 	last := step(c.at.Load())
 	if next <= last {
 		return
@@ -154,7 +154,7 @@ func (c *course) enter(next step) {
 }
 
 // ended notes the verdict in the trace.
-func (c *course) ended(s session.Session) {
+func (c *sessionTrace) ended(s session.Session) {
 	c.root.SetAttributes(attrOutcome.String(string(s.Outcome)), attrKillReason.String(string(s.KillReason)))
 	if s.KillReason == session.BackendLost {
 		c.root.SetStatus(codes.Error, string(s.KillReason))
@@ -162,7 +162,7 @@ func (c *course) ended(s session.Session) {
 }
 
 // finish ends the trace.
-func (c *course) finish() {
+func (c *sessionTrace) finish() {
 	if c.span != nil {
 		c.span.End()
 	}

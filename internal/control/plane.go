@@ -86,7 +86,7 @@ type Plane struct {
 	sandboxes *sandbox.Set
 
 	mu      sync.Mutex // guards live and closing, and wg against Close
-	live    map[string]*live
+	live    map[string]*liveSession
 	closing bool
 	wg      sync.WaitGroup
 
@@ -137,7 +137,7 @@ func New(c Config) (*Plane, error) {
 		image: c.Image, logger: c.Logger, observer: c.Observer, tracer: c.Tracer, webhook: c.Webhook, ceilings: orCeilings(c.Ceilings), now: c.Now,
 		queue:     queue,
 		sandboxes: sandbox.NewSet(c.Backend),
-		live:      map[string]*live{},
+		live:      map[string]*liveSession{},
 		abort:     abort,
 		random:    random,
 		retention: c.Retention,

@@ -268,7 +268,7 @@ func (p *Plane) drain(ctx context.Context) bool {
 	}
 }
 
-func (p *Plane) anyLive() *live {
+func (p *Plane) anyLive() *liveSession {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, l := range p.live {

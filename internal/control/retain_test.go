@@ -260,7 +260,7 @@ func TestRetentionWorksInBatches(t *testing.T) {
 	for i := range 2*retainBatch + 10 {
 		ids = append(ids, a.put(t, session.Succeeded, at.Add(time.Duration(i)*time.Millisecond)))
 	}
-	a.plane.live[ids[0]] = &live{} // its sandbox is still being destroyed
+	a.plane.live[ids[0]] = &liveSession{} // its sandbox is still being destroyed
 	if err := a.plane.expire(t.Context(), at.Add(2*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +271,7 @@ func TestRetentionWorksInBatches(t *testing.T) {
 	a.want(t, "after one look", want)
 	// As many as a batch that may not be touched are no reason to look for ever.
 	for range retainBatch {
-		a.plane.live[a.put(t, session.Succeeded, at.Add(-time.Hour))] = &live{}
+		a.plane.live[a.put(t, session.Succeeded, at.Add(-time.Hour))] = &liveSession{}
 	}
 	if err := a.plane.expire(t.Context(), at.Add(2*time.Hour)); err != nil {
 		t.Fatal(err)

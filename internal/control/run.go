@@ -22,18 +22,18 @@ const (
 	markTimeout  = 250 * time.Millisecond // from the workload's exit to the guest's last packet
 )
 
-// A run leads one session from pending to its end.
-type run struct {
+// A runner leads one session from pending to its end.
+type runner struct {
 	plane   *Plane
 	id      string
 	sandbox backend.ID
-	live    *live
-	course  *course
+	live    *liveSession
+	course  *sessionTrace
 }
 
 // enter puts a session that is durable in line. If its turn comes at once,
 // lead leads it; else it is read again when its turn comes.
-func (r *run) enter(lead func()) {
+func (r *runner) enter(lead func()) {
 	r.course.enter(waiting)
 	turns, open := r.plane.queue.enter(r.live.ticket)
 	if !open { // it stays pending, for the next start
@@ -57,7 +57,7 @@ func (p *Plane) lead(turns []*ticket) {
 }
 
 // resume leads a session that has waited, of which only org and id were kept.
-func (r *run) resume(ctx context.Context, org string) {
+func (r *runner) resume(ctx context.Context, org string) {
 	p := r.plane
 	stored := context.WithoutCancel(ctx)
 	s, err := p.store.Session(stored, org, r.id)
@@ -77,7 +77,7 @@ func (r *run) resume(ctx context.Context, org string) {
 
 // end ends the session of l, which may be waiting: then it is led to its end
 // without a place.
-func (p *Plane) end(l *live, w *wish) {
+func (p *Plane) end(l *liveSession, w *wish) {
 	l.cancel(w)
 	if turns, waited := p.queue.leave(l.ticket); waited {
 		go l.ticket.lead()
@@ -87,7 +87,7 @@ func (p *Plane) end(l *live, w *wish) {
 
 // abandon forgets a session, whose end is durable or which stays as it is in
 // the store, and passes its place on.
-func (r *run) abandon() {
+func (r *runner) abandon() {
 	p := r.plane
 	r.course.finish()
 	r.live.cancel(nil)
@@ -102,7 +102,7 @@ func (r *run) abandon() {
 
 // lead runs s and returns once its end is durable and its sandbox is gone. A
 // session that was ended before it began needs no sandbox.
-func (r *run) lead(ctx context.Context, s session.Session, w session.Work) {
+func (r *runner) lead(ctx context.Context, s session.Session, w session.Work) {
 	defer r.abandon()
 	p := r.plane
 	var o outcome
@@ -143,7 +143,7 @@ type outcome struct {
 
 // sandboxed creates the sandbox, runs the work in it and returns once the
 // sandbox has ended or must. The returned session is s, running if it got there.
-func (r *run) sandboxed(ctx context.Context, s session.Session, w session.Work) (session.Session, outcome) {
+func (r *runner) sandboxed(ctx context.Context, s session.Session, w session.Work) (session.Session, outcome) {
 	var o outcome
 	r.course.enter(starting)
 	box, image, heard := r.open(ctx, s)
@@ -222,7 +222,7 @@ func within(done <-chan struct{}, d time.Duration) bool {
 }
 
 // begin makes the session running once its guest has said hello.
-func (r *run) begin(ctx context.Context, s session.Session, box *sandbox.Sandbox, image string, o *outcome) (session.Session, accounts) {
+func (r *runner) begin(ctx context.Context, s session.Session, box *sandbox.Sandbox, image string, o *outcome) (session.Session, accounts) {
 	hello, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	if _, err := box.Guest.Hello(hello); err != nil {
@@ -250,7 +250,7 @@ func (r *run) begin(ctx context.Context, s session.Session, box *sandbox.Sandbox
 }
 
 // work sends the work to the guest and waits for the first thing that ends it.
-func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *sandbox.Sandbox, o *outcome, served <-chan struct{}) accounts {
+func (r *runner) work(ctx context.Context, s session.Session, w session.Work, box *sandbox.Sandbox, o *outcome, served <-chan struct{}) accounts {
 	wall := time.Duration(s.Limits.WallSeconds) * time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, wall-time.Since(o.began), errWallClock)
 	defer cancel()
@@ -276,7 +276,7 @@ func (r *run) work(ctx context.Context, s session.Session, w session.Work, box *
 // converse has the guest run the work and reads what it says, until the
 // workload has ended. What it returns is the guest's word: only that the
 // workload exited, and how, is believed.
-func (r *run) converse(ctx context.Context, s session.Session, w session.Work, box *sandbox.Sandbox, o *outcome) accounts {
+func (r *runner) converse(ctx context.Context, s session.Session, w session.Work, box *sandbox.Sandbox, o *outcome) accounts {
 	for name, content := range w.Files {
 		if err := box.Guest.WriteFile(ctx, "/work/"+name, 0o644, strings.NewReader(content)); err != nil {
 			var refused *wire.CallError

@@ -36,7 +36,7 @@ func (v *view) after(seq uint64, limit int) ([]audit.Event, bool) {
 
 // look returns a view of session id that has all that was told of before the
 // call. However many want it, one reads the store and the others wait for that.
-func (l *live) look(ctx context.Context, store session.Store, id string) (*view, error) {
+func (l *liveSession) look(ctx context.Context, store session.Store, id string) (*view, error) {
 	l.mu.Lock()
 	want, v := l.told, l.view
 	l.mu.Unlock()

@@ -33,7 +33,7 @@ func (c *counted) Events(ctx context.Context, org, id string, after uint64, limi
 }
 
 // watched returns a plane that counts its reads, with a session that runs.
-func watched(t *testing.T) (*Plane, *counted, session.Session, *live) {
+func watched(t *testing.T) (*Plane, *counted, session.Session, *liveSession) {
 	t.Helper()
 	l := newLab(t, simulator.New())
 	c := &counted{}
@@ -51,7 +51,7 @@ func watched(t *testing.T) (*Plane, *counted, session.Session, *live) {
 }
 
 // deny records the nth attempt of a session.
-func deny(t *testing.T, p *Plane, l *live, id string, n int) {
+func deny(t *testing.T, p *Plane, l *liveSession, id string, n int) {
 	t.Helper()
 	err := recorder{p.store, l, unobserved{}}.Record(t.Context(), id, audit.EgressDenied,
 		audit.Data{Host: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}).String(), Protocol: "udp", Reason: "protocol", Count: uint64(n) + 1})

@@ -52,7 +52,7 @@ func (p *Plane) Watch(ctx context.Context, c auth.Caller, id string, cur Cursor)
 }
 
 // after returns what there is after cur, which may be nothing.
-func (p *Plane) after(ctx context.Context, c auth.Caller, id string, cur Cursor, l *live) (Update, error) {
+func (p *Plane) after(ctx context.Context, c auth.Caller, id string, cur Cursor, l *liveSession) (Update, error) {
 	s, events, err := p.state(ctx, c, id, cur.Audit, l)
 	if err != nil {
 		return Update{}, err
@@ -91,7 +91,7 @@ func (p *Plane) after(ctx context.Context, c auth.Caller, id string, cur Cursor,
 // state returns the session and up to updateEvents of its record after number
 // seq. Of a session that is live all who ask share what was read, so that a
 // thousand of them read the store as often as one.
-func (p *Plane) state(ctx context.Context, c auth.Caller, id string, seq uint64, l *live) (s session.Session, events []audit.Event, err error) {
+func (p *Plane) state(ctx context.Context, c auth.Caller, id string, seq uint64, l *liveSession) (s session.Session, events []audit.Event, err error) {
 	if !c.May(auth.ReadSessions) {
 		return session.Session{}, nil, ErrForbidden
 	}

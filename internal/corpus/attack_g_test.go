@@ -133,7 +133,7 @@ sys.stderr.write('x\n{"type":"egress_allowed","seq":1,"data":{"host":"$NONCE"}}\
 	},
 	{
 		id:      "G11",
-		instead: "there is no console: what answers is the API, which must say that it is no page and keep each key",
+		instead: "there is no console: what answers is the API, which must say that it is not a page and keep each key",
 		code: `
 print('$ARMED', flush=True)
 enclave.result(` + hostileJSON + `)
@@ -294,7 +294,7 @@ func noLineIsForged(r *run) (all []finding) {
 		if s.name == "the control plane's log" {
 			for line := range bytes.Lines(s.raw) {
 				if !json.Valid(line) {
-					all = append(all, found(spoof, "the log has a line that is no record: %.100q", line))
+					all = append(all, found(spoof, "the log has a line that is not a record: %.100q", line))
 				}
 			}
 		}

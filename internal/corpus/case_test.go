@@ -109,7 +109,7 @@ var groups = map[byte][]attack{
 var later = map[byte]string{
 	'H': "no translation yet: it needs brokered secrets",
 	'I': "no translation yet: internal/httpapi and internal/control test it without sandboxes",
-	'J': "no translation yet: internal/httpapi, internal/auth and internal/lab test it without sandboxes",
+	'J': "no translation yet: internal/httpapi, internal/auth and internal/planetest test it without sandboxes",
 	'K': "no translation yet: internal/audit and internal/store test it without sandboxes",
 	'L': "no translation yet: cmd/enclave/crash and enclave soak test it",
 }
@@ -134,7 +134,7 @@ func TestEachLineIsTranslated(t *testing.T) {
 	seen := map[string]*attack{}
 	for _, a := range attacks(t) {
 		if _, ok := lines[a.id]; !ok {
-			t.Errorf("%s is no line of the corpus", a.id)
+			t.Errorf("%s is not a line of the corpus", a.id)
 		}
 		if seen[a.id] != nil {
 			t.Errorf("%s is translated twice", a.id)

@@ -13,7 +13,7 @@ import (
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
 	quotas "github.com/enclave-run/enclave/internal/control"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // A storm is a tenant that asks for many sessions at once, and what it got.
@@ -127,7 +127,7 @@ func stormWithoutQuotas(ctx context.Context, a *attack, w *world) *run {
 		return r
 	}
 	r.cleanup(func() { os.RemoveAll(dir) })
-	plane, err := lab.Open(dir, lab.Config{Quotas: quotas.Quotas{PerMinute: quotas.Unlimited, Waiting: 2 * storms}})
+	plane, err := planetest.Open(dir, planetest.Config{Quotas: quotas.Quotas{PerMinute: quotas.Unlimited, Waiting: 2 * storms}})
 	if err != nil {
 		r.infra = err
 		return r

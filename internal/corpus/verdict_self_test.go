@@ -12,12 +12,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // sound returns a run of an attack that was contained.
 func sound() *run {
-	w := &world{canary: "canary-0123456789abcdef", plane: &lab.Plane{URL: "http://127.0.0.1:1", Key: "ek_0011_00112233445566778899"}}
+	w := &world{canary: "canary-0123456789abcdef", plane: &planetest.Plane{URL: "http://127.0.0.1:1", Key: "ek_0011_00112233445566778899"}}
 	r := &run{
 		attack: &attack{id: "X01", code: "$ARMED"}, world: w, nonce: strings.Repeat("ab", 16), flag: "flag-fedcba9876543210",
 		before: facts{"a": "1"}, after: facts{"a": "1"}, surfaces: []surface{{"standard output", []byte("nothing")}},

@@ -19,7 +19,7 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/image"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/planetest"
 	"github.com/enclave-run/enclave/internal/testenv"
 )
 
@@ -97,7 +97,7 @@ type world struct {
 	rootfs   string   // the image's tree on this host
 	programs []string // that the backend runs
 	canary   string   // in the environment of the control plane, which is this process
-	plane    *lab.Plane
+	plane    *planetest.Plane
 	client   *enclave.Client
 	sinks    *sinks
 	log      *record
@@ -140,7 +140,7 @@ func open(t testing.TB, k kernel) *world {
 		}
 	})
 	w.sinks = newSinks(t)
-	w.plane, err = lab.Open(t.TempDir(), lab.Config{Backend: b, Image: digest, World: w.sinks, Log: slog.NewJSONHandler(w.log, nil)})
+	w.plane, err = planetest.Open(t.TempDir(), planetest.Config{Backend: b, Image: digest, World: w.sinks, Log: slog.NewJSONHandler(w.log, nil)})
 	if err != nil {
 		t.Fatal(err)
 	}

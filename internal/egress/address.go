@@ -32,7 +32,7 @@ type Table struct {
 // 100.100.100.200 among them.
 //
 // A NAT64 prefix of a network's own (RFC 6052, section 2.2) cannot be told from
-// other addresses; who has one denies it.
+// other addresses; an operator who has one denies it.
 func Standard(private ...netip.Prefix) (Table, error) {
 	t := Table{standard: true}
 	for _, p := range private {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// buffers lends byte slices whose size is a power of two, so that who is silent
+// buffers lends byte slices whose size is a power of two, so that idle connections
 // holds none.
 type buffers struct{ pools [maxBuffer]sync.Pool }
 

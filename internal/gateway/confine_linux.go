@@ -7,9 +7,9 @@ import (
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/seccomp"
+	rules "gvisor.dev/gvisor/pkg/seccomp"
 
-	"github.com/enclave-run/enclave/internal/filter"
+	"github.com/enclave-run/enclave/internal/seccomp"
 )
 
 // confine gives up what the gateway process does not need. What it keeps:
@@ -41,11 +41,11 @@ func confine(memory int64, files uint64) error {
 	}
 	// The collector is to work before the wall is hit: hitting it is death.
 	debug.SetMemoryLimit(memory / 4 * 3)
-	var sockets seccomp.Or
+	var sockets rules.Or
 	for _, family := range []uintptr{unix.AF_INET, unix.AF_INET6} {
 		for _, kind := range []uintptr{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
-			sockets = append(sockets, filter.Socket(family, kind))
+			sockets = append(sockets, seccomp.Socket(family, kind))
 		}
 	}
-	return filter.Allowed{Rules: map[uintptr]seccomp.SyscallRule{unix.SYS_SOCKET: sockets}}.Install()
+	return seccomp.Allowed{Rules: map[uintptr]rules.SyscallRule{unix.SYS_SOCKET: sockets}}.Install()
 }

@@ -274,7 +274,7 @@ func (s *serving) down(ctx context.Context, f *flow) error {
 		s.gw.chunks.put(buf)
 		guest.out.settle(room, 0)
 		if guest.out.beyond() {
-			guest.look() // who is silent holds nothing of the pool
+			guest.look() // an idle connection holds nothing of the pool
 		}
 	}
 	lend := func() []byte {

@@ -12,16 +12,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/enclave-run/enclave/api"
-	"github.com/enclave-run/enclave/internal/contract"
 	"github.com/enclave-run/enclave/internal/control"
+	"github.com/enclave-run/enclave/internal/openapitest"
 )
 
 // newRig holds every exchange of every test of this package to the document;
 // what is here holds the document to the server.
 
-func document(t *testing.T) *contract.Document {
+func document(t *testing.T) *openapitest.Document {
 	t.Helper()
-	d, err := contract.Load()
+	d, err := openapitest.Load()
 	if err != nil {
 		t.Fatal(err)
 	}

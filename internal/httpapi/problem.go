@@ -80,7 +80,7 @@ func answers() []answer {
 		{control.ErrAway, http.StatusServiceUnavailable, "unavailable", "the session is between two control planes; ask again"},
 		{auth.ErrIssuer, http.StatusServiceUnavailable, "unavailable", "the issuer of the token can't be reached"},
 		// Not a 503, which says that nothing was done: what failed last may be durable.
-		{session.ErrUnwritable, http.StatusInternalServerError, "storage_unavailable", "the server's disk did not take this: whether it was done shows after the server's restart"},
+		{session.ErrUnwritable, http.StatusInternalServerError, "storage_unavailable", "the write failed; whether it took effect will be known after the server restarts"},
 		{control.ErrClosing, http.StatusServiceUnavailable, "unavailable", "the control plane is shutting down"},
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
-	"github.com/enclave-run/enclave/internal/contract"
+	"github.com/enclave-run/enclave/internal/openapitest"
 )
 
 // A rig is a Server on a loopback port and a unix socket.
@@ -107,7 +107,7 @@ func (r *rig) serve(t testing.TB, plane Plane, keys KeyStore, adjust ...func(*ri
 		t.Fatal(err)
 	}
 	r.http = r.HTTPServer()
-	r.http.Handler = contract.Handler(t, r.Server)
+	r.http.Handler = openapitest.Handler(t, r.Server)
 	for _, a := range adjust {
 		a(r)
 	}

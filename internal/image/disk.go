@@ -54,7 +54,7 @@ func (s *Store) Disk(digest string) (string, error) {
 func (s *Store) MakeDisk(ctx context.Context, digest string, progress func(Step)) (string, error) {
 	h, err := v1.NewHash(digest)
 	if err != nil || h.Algorithm != "sha256" {
-		return "", fmt.Errorf("%w: %q is no digest", ErrNotFound, digest)
+		return "", fmt.Errorf("%w: %q is not a digest", ErrNotFound, digest)
 	}
 	if _, err := s.Resolve(digest); err != nil {
 		return "", err
@@ -146,7 +146,7 @@ func statDisk(file string) (diskMark, error) {
 		return diskMark{}, &fs.PathError{Op: "lstat", Path: file, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return diskMark{}, refuse("%s is no file", file)
+		return diskMark{}, refuse("%s is not a file", file)
 	}
 	return diskMark{Size: st.Size, Inode: st.Ino, Mtime: st.Mtim.Nano()}, nil
 }

@@ -409,7 +409,7 @@ func syncDir(dir string) error {
 // name may be a registry's reference.
 func checkName(name string) error {
 	if len(name) > 255 || !validName.MatchString(name) || strings.Contains(name, "..") || strings.HasPrefix(name, "sha256:") {
-		return refuse("%q is no name for an image", name)
+		return refuse("%q is not a name for an image", name)
 	}
 	return nil
 }

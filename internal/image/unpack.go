@@ -39,7 +39,7 @@ type mark struct {
 func (s *Store) Rootfs(digest string) (string, error) {
 	h, err := v1.NewHash(digest)
 	if err != nil || h.Algorithm != "sha256" {
-		return "", fmt.Errorf("%w: %q is no digest", ErrNotFound, digest)
+		return "", fmt.Errorf("%w: %q is not a digest", ErrNotFound, digest)
 	}
 	dir := filepath.Join(s.dir, "rootfs", h.Hex)
 	if s.complete(digest) {

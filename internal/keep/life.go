@@ -159,7 +159,7 @@ func (r *Registry) remove(ctx context.Context, s *Sandbox) error {
 	info, err := os.Lstat(s.Dir)
 	switch {
 	case err == nil && !info.IsDir():
-		return fmt.Errorf("%s is no directory of ours", s.Dir)
+		return fmt.Errorf("%s was not made by Enclave", s.Dir)
 	case err == nil:
 		// Whoever watches it learns from this that it was no accident.
 		if err := os.WriteFile(s.Path(DestroyFile), nil, 0o600); err != nil {

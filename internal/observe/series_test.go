@@ -8,13 +8,13 @@ import (
 	"testing"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/lab"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // The whole way, from requests and packets to what Prometheus reads: names and
 // paths that never come twice make no series that was not there.
 func TestWorkloadsAndClientsMakeNoSeries(t *testing.T) {
-	p, err := lab.Open(t.TempDir(), lab.Config{})
+	p, err := planetest.Open(t.TempDir(), planetest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,8 +20,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/lab"
 	"github.com/enclave-run/enclave/internal/observe"
+	"github.com/enclave-run/enclave/internal/planetest"
 )
 
 // A sink is a collector that keeps what it is sent.
@@ -60,13 +60,13 @@ func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // traced is a control plane whose traces go to a collector.
-func traced(t *testing.T, url string) (*lab.Plane, *observe.Traces) {
+func traced(t *testing.T, url string) (*planetest.Plane, *observe.Traces) {
 	t.Helper()
 	tr, err := observe.NewTraces(t.Context(), url, "test", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := lab.Open(t.TempDir(), lab.Config{Tracer: tr})
+	p, err := planetest.Open(t.TempDir(), planetest.Config{Tracer: tr})
 	if err != nil {
 		t.Fatal(err)
 	}

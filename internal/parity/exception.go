@@ -161,7 +161,7 @@ func among(value string, may ...string) error {
 
 func text(_, value string, _ map[string]json.RawMessage) error {
 	if unquoted(json.RawMessage(value)) == "" {
-		return fmt.Errorf("%s is no name", value)
+		return fmt.Errorf("%s is not a name", value)
 	}
 	return nil
 }
@@ -169,7 +169,7 @@ func text(_, value string, _ map[string]json.RawMessage) error {
 func measured(_, value string, _ map[string]json.RawMessage) error {
 	var n float64
 	if json.Unmarshal([]byte(value), &n) != nil || n < 0 {
-		return fmt.Errorf("%s is no amount", value)
+		return fmt.Errorf("%s is not an amount", value)
 	}
 	return nil
 }

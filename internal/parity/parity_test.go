@@ -105,19 +105,19 @@ func TestEveryUndeclaredDifferenceIsADisagreement(t *testing.T) {
 func TestOrderNumberAndVerdictCount(t *testing.T) {
 	seven := 7
 	for name, spoil := range map[string]func(*Record){
-		"two events change places": func(r *Record) { r.Events[2], r.Events[3] = r.Events[3], r.Events[2] },
-		"an event is missing":      func(r *Record) { r.Events = slices.Delete(r.Events, 2, 3) },
-		"an event is there twice":  func(r *Record) { r.Events = slices.Insert(r.Events, 2, r.Events[2]) },
-		"another type":             func(r *Record) { r.Events[2].Type = "egress_allowed" },
-		"another outcome":          func(r *Record) { r.Verdict.Outcome = "failed" },
-		"another kill reason":      func(r *Record) { r.Verdict.KillReason = "memory_exceeded" },
-		"an exit code":             func(r *Record) { r.Verdict.ExitCode = &seven },
-		"a result":                 func(r *Record) { r.Verdict.Result = json.RawMessage("0") },
-		"truncated":                func(r *Record) { r.Verdict.Truncated = true },
-		"data that is no object":   func(r *Record) { r.Events[4].Data = json.RawMessage("[]") },
-		"data that is null":        func(r *Record) { r.Events[4].Data = json.RawMessage("null") },
-		"a result that is no JSON": func(r *Record) { r.Verdict.Result = json.RawMessage("{") },
-		"a kind nobody knows":      func(r *Record) { r.Kind = "chroot" },
+		"two events change places":   func(r *Record) { r.Events[2], r.Events[3] = r.Events[3], r.Events[2] },
+		"an event is missing":        func(r *Record) { r.Events = slices.Delete(r.Events, 2, 3) },
+		"an event is there twice":    func(r *Record) { r.Events = slices.Insert(r.Events, 2, r.Events[2]) },
+		"another type":               func(r *Record) { r.Events[2].Type = "egress_allowed" },
+		"another outcome":            func(r *Record) { r.Verdict.Outcome = "failed" },
+		"another kill reason":        func(r *Record) { r.Verdict.KillReason = "memory_exceeded" },
+		"an exit code":               func(r *Record) { r.Verdict.ExitCode = &seven },
+		"a result":                   func(r *Record) { r.Verdict.Result = json.RawMessage("0") },
+		"truncated":                  func(r *Record) { r.Verdict.Truncated = true },
+		"data that is not an object": func(r *Record) { r.Events[4].Data = json.RawMessage("[]") },
+		"data that is null":          func(r *Record) { r.Events[4].Data = json.RawMessage("null") },
+		"a result that is no JSON":   func(r *Record) { r.Verdict.Result = json.RawMessage("{") },
+		"a kind nobody knows":        func(r *Record) { r.Kind = "chroot" },
 	} {
 		b := session("qemu")
 		spoil(&b)

@@ -112,5 +112,5 @@ var (
 	ErrForgotten = errors.New("session's work and result were dropped, as its retention says")
 	// ErrUnwritable is wrapped by every error of a Store that can't tell whether it
 	// has kept what it was given, and takes nothing more until it is opened anew.
-	ErrUnwritable = errors.New("what is written may not be kept")
+	ErrUnwritable = errors.New("the store cannot guarantee that writes are kept")
 )

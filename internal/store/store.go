@@ -165,7 +165,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Close waits for the writes that were begun and closes the file. Who runs
+// Close waits for the writes that were begun and closes the file. A caller that runs
 // Sequence ends it first.
 func (s *Store) Close() error {
 	s.returnNumbers(context.Background())

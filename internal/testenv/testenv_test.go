@@ -34,7 +34,7 @@ func TestNeedSkipsUnlessRequired(t *testing.T) {
 		"what is missing skips with the reason":    {"missing", "", "skip: needs missing: there is none"},
 		"what another requires does not matter":    {"missing", "here", "skip: needs missing: there is none"},
 		"what is required fails":                   {"missing", "here, missing", "fail: needs missing, which ENCLAVE_REQUIRE names: there is none"},
-		"a need with a typing error fails":         {"mising", "", `fail: "mising" is no need that a test can have`},
+		"a need with a typing error fails":         {"mising", "", `fail: "mising" is not a need that a test can have`},
 		"a requirement with a typing error fails":  {"here", "mising", `fail: ENCLAVE_REQUIRE names "mising", which is no need that a test can have`},
 		"a trailing comma in the list is harmless": {"here", "here,", ""},
 	} {

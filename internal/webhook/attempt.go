@@ -19,7 +19,7 @@ import (
 // maxAnswer is how much of an answer is read. None of it is looked at.
 const maxAnswer = 64 << 10
 
-// A message is the body of a delivery. It is thin: who may read the session
+// A message is the body of a delivery. It is thin: a receiver that may read the session
 // fetches the rest.
 type message struct {
 	Type      string    `json:"type"`

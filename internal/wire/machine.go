@@ -208,7 +208,7 @@ func (r *Report) check() error {
 		}
 	}
 	if r.Exit != nil && (*r.Exit < 0 || *r.Exit > 255) {
-		return fmt.Errorf("%d is no exit status", *r.Exit)
+		return fmt.Errorf("%d is not an exit status", *r.Exit)
 	}
 	return nil
 }

@@ -132,7 +132,7 @@ func FuzzReport(f *testing.F) {
 		}
 		var fields map[string]any
 		if err := json.Unmarshal(line, &fields); err != nil {
-			t.Fatalf("%q is no object: %v", line, err)
+			t.Fatalf("%q is not an object: %v", line, err)
 		}
 		if len(fields) > 7 {
 			t.Fatalf("%q has more fields than a report", line)

@@ -17,8 +17,9 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/cmd/enclave/evidence"
+	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/server"
 )
 
 // Config is what the measurements need. All fields are required but Docker and
@@ -27,7 +28,7 @@ type Config struct {
 	Out, Err io.Writer
 	Evidence string // directory for bench.json
 	Temp     string // directory that nobody else can change: root runs what is put there
-	Boot     func(context.Context, demo.Boot) (*demo.Plane, error)
+	Boot     func(context.Context, server.Boot) (*server.Booted, error)
 	Runsc    string // the program that the backend starts
 	Rootfs   string // the image, unpacked
 	Runs     int    // of each command that is compared
@@ -178,7 +179,7 @@ func median(ds []time.Duration) float64 {
 const hello = "print('hello')"
 
 // runOne runs req to its end and wants it to succeed.
-func runOne(ctx context.Context, p *demo.Plane, req enclave.SessionRequest) (enclave.Result, error) {
+func runOne(ctx context.Context, p *server.Booted, req enclave.SessionRequest) (enclave.Result, error) {
 	h, err := p.Client.Run(ctx, req)
 	if err != nil {
 		return enclave.Result{}, err
@@ -218,7 +219,7 @@ func pair(n int, a, b func() error) (as, bs []time.Duration, err error) {
 
 // burst starts 100 sessions at once and waits for the last result.
 func burst(ctx context.Context, c Config) ([]Result, error) {
-	p, err := c.Boot(ctx, demo.Boot{Backend: "gvisor"})
+	p, err := c.Boot(ctx, server.Boot{Kind: all.Default()})
 	if err != nil {
 		return nil, err
 	}
@@ -248,4 +249,13 @@ func burst(ctx context.Context, c Config) ([]Result, error) {
 	}
 	total := float64(time.Since(start).Milliseconds())
 	return []Result{compared("burst_100", total, n*median(one), "ms", "100 sessions at once, to the last result; against one after another")}, nil
+}
+
+// boot starts a control plane of the kind of backend of that name.
+func (c Config) boot(ctx context.Context, backend string) (*server.Booted, error) {
+	k, err := all.Named(backend)
+	if err != nil {
+		return nil, err
+	}
+	return c.Boot(ctx, server.Boot{Kind: k})
 }

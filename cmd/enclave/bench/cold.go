@@ -8,13 +8,12 @@ import (
 	"os/exec"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
 )
 
 // cold times a session on a backend, from request to result, in turn with what
 // raw does without Enclave: the same program from the same image.
 func cold(ctx context.Context, c Config, name, backend, note string, raw func(context.Context) error) (_ []Result, err error) {
-	p, err := c.Boot(ctx, demo.Boot{Backend: backend})
+	p, err := c.boot(ctx, backend)
 	if err != nil {
 		return nil, err
 	}

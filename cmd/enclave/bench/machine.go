@@ -10,6 +10,10 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 )
 
+// RawMachine is the kind of backend that is measured against a boot of the monitor
+// itself.
+const RawMachine = "qemu"
+
 // A Machine is what a boot of QEMU itself takes: the same kernel and the same
 // first file system as the backend's.
 type Machine struct {
@@ -21,7 +25,7 @@ type Machine struct {
 // coldOnQEMU compares qemu's with QEMU itself, which boots the same kernel up to
 // its first program and ends: no guest, no network, no workload.
 func coldOnQEMU(ctx context.Context, c Config) ([]Result, error) {
-	if why := c.Missing["qemu"]; why != "" {
+	if why := c.Missing[RawMachine]; why != "" {
 		return nil, skip(why)
 	}
 	c.Runs = min(c.Runs, 5) // seconds each, under emulation

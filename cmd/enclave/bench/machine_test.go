@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/server"
 )
 
 // A QEMU that ends without having booted is no boot: the figure would be too
@@ -35,7 +35,7 @@ func TestABootThatDoesNotComeToItsEndIsNoFigure(t *testing.T) {
 // What can't run here is said, and boots nothing.
 func TestABackendThatIsMissingIsNotMeasured(t *testing.T) {
 	c := Config{Missing: map[string]string{"docker": "no daemon answers", "qemu": "there is no QEMU"}}
-	c.Boot = func(context.Context, demo.Boot) (*demo.Plane, error) { t.Fatal("booted"); return nil, nil }
+	c.Boot = func(context.Context, server.Boot) (*server.Booted, error) { t.Fatal("booted"); return nil, nil }
 	for _, m := range measures {
 		want := map[string]string{
 			"cold_run_vs_docker": "no daemon answers", "cold_run_on_docker": "no daemon answers", "idle_docker_session_pss": "no daemon answers",

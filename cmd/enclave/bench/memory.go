@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/mountinfo"
 )
 
@@ -30,12 +29,12 @@ func idleMemory(ctx context.Context, c Config, name, backend string, n int) (_ [
 	if why := c.Missing[backend]; why != "" {
 		return nil, skip(why)
 	}
-	p, err := c.Boot(ctx, demo.Boot{Backend: backend})
+	p, err := c.boot(ctx, backend)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.Close(context.WithoutCancel(ctx))) }()
-	before, err := descendants(p.Inside.Instance)
+	before, err := descendants(p.State.Instance)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +62,7 @@ func idleMemory(ctx context.Context, c Config, name, backend string, n int) (_ [
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	after, err := descendants(p.Inside.Instance)
+	after, err := descendants(p.State.Instance)
 	if err != nil {
 		return nil, err
 	}

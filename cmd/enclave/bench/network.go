@@ -15,9 +15,10 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/gateway"
+	"github.com/enclave-run/enclave/internal/server"
 )
 
 // sinkHost resolves to an address for documentation (RFC 5737), which the
@@ -97,7 +98,7 @@ func (s *sink) DialContext(ctx context.Context, network, _ string) (net.Conn, er
 }
 
 // boot starts a control plane whose gateway, in this process, leads to the sink.
-func (s *sink) boot(ctx context.Context, c Config) (*demo.Plane, error) {
+func (s *sink) boot(ctx context.Context, c Config) (*server.Booted, error) {
 	table, err := egress.Standard()
 	if err != nil {
 		return nil, err
@@ -107,7 +108,7 @@ func (s *sink) boot(ctx context.Context, c Config) (*demo.Plane, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.Boot(ctx, demo.Boot{Backend: "gvisor", Gateway: g, Table: &table})
+	return c.Boot(ctx, server.Boot{Kind: all.Default(), Gateway: g, Table: &table})
 }
 
 // request runs code in a sandbox that may reach the sink.

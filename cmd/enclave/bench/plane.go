@@ -11,7 +11,8 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/cmd/enclave/demo"
+	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/server"
 )
 
 // planeAlone is how many sessions a second the control plane leads, through its
@@ -51,7 +52,7 @@ func mostLive() (int, error) {
 }
 
 func amongLive(ctx context.Context, c Config, live, clients, each int) (rate float64, err error) {
-	p, err := c.Boot(ctx, demo.Boot{Backend: demo.Modelled, Places: live + clients})
+	p, err := c.Boot(ctx, server.Boot{Kind: all.Modelled(), Places: live + clients})
 	if err != nil {
 		return 0, err
 	}
@@ -92,7 +93,7 @@ func atOnce(n int, f func(i int) error) error {
 // apiOverhead is what a session takes from request to result, less the time
 // that its sandbox ran.
 func apiOverhead(ctx context.Context, c Config) (_ []Result, err error) {
-	p, err := c.Boot(ctx, demo.Boot{Backend: demo.Modelled})
+	p, err := c.Boot(ctx, server.Boot{Kind: all.Modelled()})
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +121,7 @@ func apiOverhead(ctx context.Context, c Config) (_ []Result, err error) {
 // is in the same process.
 func fanOut(ctx context.Context, c Config) (_ []Result, err error) {
 	const readers = 1000
-	p, err := c.Boot(ctx, demo.Boot{Backend: demo.Modelled})
+	p, err := c.Boot(ctx, server.Boot{Kind: all.Modelled()})
 	if err != nil {
 		return nil, err
 	}

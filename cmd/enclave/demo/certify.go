@@ -108,7 +108,7 @@ func CheckWorkloads(names []string) error {
 	}
 	for _, name := range names {
 		if !slices.Contains(all, name) {
-			return fmt.Errorf("%q is no workload of a certificate: these are: %s", name, strings.Join(all, " "))
+			return fmt.Errorf("%q is not a workload of a certificate: these are: %s", name, strings.Join(all, " "))
 		}
 	}
 	return nil

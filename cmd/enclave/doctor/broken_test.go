@@ -7,13 +7,24 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/enclave-run/enclave/internal/backend/all"
 )
+
+// kind is the kind of backend of that name.
+func kind(name string) all.Kind {
+	k, err := all.Named(name)
+	if err != nil {
+		panic(err)
+	}
+	return k
+}
 
 // healthy is a host on which everything holds, with a server.
 func healthy() *host {
 	now := time.Date(2026, 9, 30, 12, 0, 0, 0, time.UTC)
 	return &host{
-		backend: gvisorBackend, gatewayUser: 64741, arch: "amd64", euid: 0,
+		kind: all.Default(), gatewayUser: 64741, arch: "amd64", euid: 0,
 		kernel: known("6.1.0-13-amd64"), caps: known[uint64](1<<41 - 1), seccomp: known[[]string](nil),
 		namespaces: known(struct{}{}), ptrace: known(1), overcommit: known(0),
 		memory: known(memory{8 * gib, 4 * gib}), atOnce: known(atOnce{4, "memory"}), nofile: known[uint64](1 << 20), files: known(count{1000, 1 << 62}),
@@ -198,14 +209,14 @@ var brokenHosts = map[string]map[string]struct {
 		"of two versions":   {Failed, func(h *host) { h.monitors.value[1].version = "1.15.1" }},
 		"not static":        {Failed, func(h *host) { h.monitors.value[1].static = false }},
 		"open to others":    {Failed, func(h *host) { h.monitors.value[0].untrusted = errBroken }},
-		"wanted and absent": {Failed, func(h *host) { h.backend, h.monitors = firecrackerBackend, known[[]monitor](nil) }},
-		"not to know":       {Failed, func(h *host) { h.backend, h.monitors = firecrackerBackend, learn[[]monitor](nil, errBroken) }},
+		"wanted and absent": {Failed, func(h *host) { h.kind, h.monitors = kind("firecracker"), known[[]monitor](nil) }},
+		"not to know":       {Failed, func(h *host) { h.kind, h.monitors = kind("firecracker"), learn[[]monitor](nil, errBroken) }},
 	},
 	"version": {
 		"a jailer that follows links": {Failed, func(h *host) { h.monitors.value[1].version = "1.14.3" }},
 		"old":                         {Failed, func(h *host) { h.monitors.value[0].version = "1.13.1" }},
 		"one that does not say":       {Failed, func(h *host) { h.monitors.value[0].version = "unknown" }},
-		"wanted and absent":           {Failed, func(h *host) { h.backend, h.monitors = firecrackerBackend, known[[]monitor](nil) }},
+		"wanted and absent":           {Failed, func(h *host) { h.kind, h.monitors = kind("firecracker"), known[[]monitor](nil) }},
 	},
 	"SMT":  {"on": {Warned, func(h *host) { h.smt = known(true) }}, "not to know": {Failed, func(h *host) { h.smt = learn(false, errBroken) }}},
 	"KSM":  {"on": {Warned, func(h *host) { h.ksm = known(1) }}, "not to know": {Failed, func(h *host) { h.ksm = learn(0, errBroken) }}},
@@ -276,11 +287,11 @@ func TestEachBackendIsHeldToWhatItNeeds(t *testing.T) {
 	ofGVisor := []string{"namespaces", "ptrace", "address space", "gVisor"}
 	ofSandboxes := []string{"root", "system call filters", "controllers", "delegation", "our own limits", "carried programs", "default image", "age"}
 	for backend, without := range map[string][]string{
-		gvisorBackend: nil, dockerBackend: ofGVisor, qemuBackend: ofGVisor, firecrackerBackend: ofGVisor,
-		simulatorBackend: slices.Concat(ofGVisor, ofSandboxes),
+		"gvisor": nil, "docker": ofGVisor, "qemu": ofGVisor, "firecracker": ofGVisor,
+		"simulator": slices.Concat(ofGVisor, ofSandboxes),
 	} {
 		h := healthy()
-		h.backend = backend
+		h.kind = kind(backend)
 		for _, c := range checks() {
 			if f := c.finding(h); (f.Status == NotRun) != slices.Contains(without, c.name) {
 				t.Errorf("%s on a host for %s: %s %s", c.name, backend, f.Status, f.Detail)
@@ -291,7 +302,7 @@ func TestEachBackendIsHeldToWhatItNeeds(t *testing.T) {
 
 // TestNothingThatWasNotLookedAtHolds judges a host of which nothing is known.
 func TestNothingThatWasNotLookedAtHolds(t *testing.T) {
-	h := &host{backend: gvisorBackend, arch: "amd64"}
+	h := &host{kind: all.Default(), arch: "amd64"}
 	for _, c := range checks() {
 		if f := c.finding(h); f.Status == Passed && c.name != "architecture" {
 			t.Errorf("%s passed unseen: %s", c.name, f.Detail)

@@ -6,32 +6,24 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/egress"
 	"github.com/enclave-run/enclave/internal/image"
 )
 
-const (
-	gvisorBackend      = "gvisor"
-	dockerBackend      = "docker"
-	qemuBackend        = "qemu"
-	firecrackerBackend = "firecracker"
-	simulatorBackend   = "simulator"
-)
-
-// Config is how a host is looked at. Every field but Docker, Firecracker, Jailer and
-// Quick is required.
+// Config is how a host is looked at. Every field but Kernels, Options and Quick is
+// required.
 type Config struct {
 	State    string   // the state directory, which need not exist
 	Backends []string // those to put to the test, the first being the one that is to run here
-	Docker   string   // address of the Docker daemon, which need not answer
+	Kernels  string   // the directory of guest kernels, which need not exist
 
-	// Firecracker and Jailer are Firecracker's programs, which need not be there.
-	Firecracker, Jailer string
+	// Options name the programs of others that backends run on, which need not be
+	// there.
+	all.Options
 
 	Quick bool // leave out the contract and the posture, which start sandboxes
 	Now   func() time.Time
@@ -39,10 +31,6 @@ type Config struct {
 	// Programs unpacks the programs that enclave brings along into bin, verifies
 	// them and returns their paths.
 	Programs func(bin string) (runsc, guest string, err error)
-
-	// Machine says how the machines of a backend are run, as far as that does not
-	// depend on the state directory.
-	Machine func(backend string) (microvm.Config, error)
 
 	// Scratch makes a room on the file system of the state directory. remove
 	// destroys the sandboxes that are left in it, and the room.
@@ -72,18 +60,16 @@ type Config struct {
 
 // A Room is where what is made for a test is.
 type Room struct {
-	Sandboxes  string // an empty directory
-	Programs   string // another
-	Instance   string // marks the sandboxes
-	Containers string // an empty directory for those of Docker
-	Machines   string // another, for virtual machines
+	Dir      string // a state directory that is empty
+	Programs string // an empty directory
+	Instance string // marks the sandboxes
 }
 
 func (c Config) validate() error {
 	for name, missing := range map[string]bool{
 		"state directory": c.State == "", "backend": len(c.Backends) == 0, "clock": c.Now == nil,
 		"programs": c.Programs == nil, "scratch directory": c.Scratch == nil, "gateway": c.Gateway == nil,
-		"table": c.Table == nil, "holder": c.Holder == nil, "dialer": c.Dial == nil, "images": c.Images == nil, "machine": c.Machine == nil,
+		"table": c.Table == nil, "holder": c.Holder == nil, "dialer": c.Dial == nil, "images": c.Images == nil,
 		"gateway user": c.GatewayUser == 0, "count of sessions": c.AtOnce == nil,
 	} {
 		if missing {
@@ -91,8 +77,8 @@ func (c Config) validate() error {
 		}
 	}
 	for _, b := range c.Backends {
-		if !slices.Contains([]string{gvisorBackend, dockerBackend, qemuBackend, firecrackerBackend, simulatorBackend}, b) {
-			return fmt.Errorf("doctor: no backend is called %q", b)
+		if _, err := all.Named(b); err != nil {
+			return fmt.Errorf("doctor: %w", err)
 		}
 	}
 	return nil

@@ -7,7 +7,8 @@ import (
 	"os"
 	"strings"
 
-	"github.com/enclave-run/enclave/internal/backend/simulator"
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/conform"
 	"github.com/enclave-run/enclave/internal/posture"
 )
@@ -17,27 +18,71 @@ const broken = "do not run untrusted code on this host with this backend until i
 
 // contracts puts each backend to the test.
 func contracts(ctx context.Context, c Config, tell func(Finding) error) error {
-	for _, b := range c.Backends {
-		var err error
+	for _, name := range c.Backends {
+		k, err := all.Named(name)
 		switch {
+		case err != nil:
 		case c.Quick:
-			err = untested(b, "left out by --quick", tell)
-		case b == simulatorBackend:
-			err = contract(ctx, conform.Lab{Backend: simulator.New(), Image: "sha256:" + strings.Repeat("0", 64)}, conform.Checks(), tell)
+			err = untested(name, "left out by --quick", tell)
+		case !k.Executes:
+			err = modelled(ctx, c, k, tell)
 		case os.Geteuid() != 0:
-			err = untested(b, "it needs root: sudo enclave doctor", tell)
-		case b == dockerBackend:
-			err = onDocker(ctx, c, tell)
-		case b == qemuBackend, b == firecrackerBackend:
-			err = onMachines(ctx, c, b, tell)
+			err = untested(name, "it needs root: sudo enclave doctor", tell)
 		default:
-			err = onGVisor(ctx, c, tell)
+			err = real(ctx, c, k, tell)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
+}
+
+// modelled puts a backend that executes nothing to the test.
+func modelled(ctx context.Context, c Config, k all.Kind, tell func(Finding) error) error {
+	b, err := k.Open(ctx, c.host())
+	if err != nil {
+		return unavailable(c, k, err, tell)
+	}
+	err = contract(ctx, conform.Lab{Backend: b, Image: "sha256:" + strings.Repeat("0", 64)}, conform.Checks(), tell)
+	return errors.Join(err, b.Close())
+}
+
+// real puts a backend that runs code to the test, if it can run here. What it finds
+// is of the contract, which holds without the backend being a boundary. An emulated
+// processor takes minutes: it is only tested if it is the one that is asked for.
+func real(ctx context.Context, c Config, k all.Kind, tell func(Finding) error) error {
+	able, err := k.Available(ctx, c.host())
+	if err != nil {
+		return unavailable(c, k, err, tell)
+	}
+	if able.Isolation == backend.Emulated && c.Backends[0] != k.Name {
+		return untested(k.Name, "the processor is emulated ("+able.Lacks+"), which takes minutes to test: enclave doctor --backend "+k.Name, tell)
+	}
+	if f, weak := boundary(k.Name, able); weak {
+		if err := tell(f); err != nil {
+			return err
+		}
+	}
+	return examine(ctx, c, k, tell)
+}
+
+// boundary is the warning of a backend that isolates less than it may seem to.
+func boundary(name string, able all.Able) (f Finding, weak bool) {
+	f = Finding{Section: "posture of " + name, Name: "boundary", Status: Warned}
+	switch able.Isolation {
+	case backend.SharedKernel:
+		f.Doc = "Between a workload and this host is more than this host's own kernel."
+		f.Detail = able.Lacks + ": it is " + able.Isolation.Caveat()
+		f.Do = "run what you do not trust with --backend " + all.Default().Name
+	case backend.Emulated:
+		f.Doc = "The machines' processor is the host's own."
+		f.Detail = able.Lacks + ": the processor is emulated, which is " + able.Isolation.Caveat()
+		f.Do = "use bare metal, or a machine with nested virtualization; until then run what you do not trust with --backend " + all.Default().Name
+	default:
+		return f, false
+	}
+	return f, true
 }
 
 // contract makes every check of the contract on a backend.
@@ -74,34 +119,18 @@ func untested(name, why string, tell func(Finding) error) error {
 	return tell(Finding{Section: "contract on " + name, Name: "all", Doc: "The backend keeps its contract.", Detail: why})
 }
 
-// how says what to do where the one backend that is to run can't.
-var how = map[string]string{
-	gvisorBackend:      "mend what the checks above say of this host, or take another backend: --backend",
-	dockerBackend:      "start a Docker daemon that is as docs/docker.md says, or name its socket with DOCKER_HOST",
-	qemuBackend:        "apt-get install qemu-system-x86, and enclave kernel install",
-	firecrackerBackend: "name the two programs of one of Firecracker's releases with ENCLAVE_FIRECRACKER_BIN and ENCLAVE_JAILER_BIN, on a host with KVM, and enclave kernel install",
-}
-
 // unavailable tells that a backend can't run on this host. That is no failure but of
 // the one that is to.
-func unavailable(c Config, name string, why error, tell func(Finding) error) error {
-	if c.Backends[0] != name {
-		return untested(name, why.Error(), tell)
+func unavailable(c Config, k all.Kind, why error, tell func(Finding) error) error {
+	if c.Backends[0] != k.Name {
+		return untested(k.Name, why.Error(), tell)
 	}
-	return tell(Finding{Section: "contract on " + name, Name: "all", Doc: "The backend can run on this host.", Status: Failed, Detail: why.Error(), Do: how[name]})
-}
-
-// seenWith is what a golden posture was described with that Enclave does not bring
-// along. With another version of it a line more or less may be that version's, and is
-// no failure: somebody has to look at it.
-var seenWith = map[string]string{
-	dockerBackend: "Docker 20.10 and control groups of version 1",
-	qemuBackend:   "Debian 12's QEMU 7.2, emulating, and its cloud kernel",
+	return tell(Finding{Section: "contract on " + k.Name, Name: "all", Doc: "The backend can run on this host.", Status: Failed, Detail: why.Error(), Do: k.Mend})
 }
 
 // stance compares the posture of a live sandbox with the golden one.
-func stance(ctx context.Context, lab posture.Lab, tell func(Finding) error) error {
-	name := lab.Backend.Info().Name
+func stance(ctx context.Context, k all.Kind, lab posture.Lab, tell func(Finding) error) error {
+	name := k.Name
 	if _, err := posture.Host(name); err != nil {
 		return tell(Finding{Section: "posture of " + name, Name: "all", Doc: "A live sandbox is exactly what it is declared to be.", Detail: err.Error()})
 	}
@@ -109,7 +138,7 @@ func stance(ctx context.Context, lab posture.Lab, tell func(Finding) error) erro
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	for _, f := range compare(name, seen, err) {
+	for _, f := range compare(k, seen, err) {
 		if err := tell(f); err != nil {
 			return err
 		}
@@ -118,9 +147,9 @@ func stance(ctx context.Context, lab posture.Lab, tell func(Finding) error) erro
 }
 
 // compare judges a description, or that there is none.
-func compare(backend string, seen [2]posture.Description, err error) []Finding {
-	host, herr := posture.Host(backend)
-	inside, ierr := posture.Inside(backend)
+func compare(k all.Kind, seen [2]posture.Description, err error) []Finding {
+	host, herr := posture.Host(k.Name)
+	inside, ierr := posture.Inside(k.Name)
 	err = errors.Join(err, herr, ierr)
 	var all []Finding
 	for _, part := range []struct {
@@ -131,7 +160,7 @@ func compare(backend string, seen [2]posture.Description, err error) []Finding {
 		{"from the host", "A live sandbox's processes can do on the host exactly what they are declared to, idle and busy.", host, func(d posture.Description) posture.Facts { return d.Host }},
 		{"from inside", "A workload sees exactly what it is declared to, idle and busy.", inside, func(d posture.Description) posture.Facts { return d.Inside }},
 	} {
-		f := Finding{Section: "posture of " + backend, Name: part.name, Doc: part.doc}
+		f := Finding{Section: "posture of " + k.Name, Name: part.name, Doc: part.doc}
 		if err != nil {
 			f.Status, f.Detail, f.Do = Failed, err.Error(), broken
 			all = append(all, f)
@@ -143,7 +172,7 @@ func compare(backend string, seen [2]posture.Description, err error) []Finding {
 		f.Status, f.Detail = Passed, fmt.Sprintf("%d facts compared", len(part.facts(seen[posture.Idle]))+len(part.facts(seen[posture.Busy])))
 		if len(diff) > 0 {
 			f.Status, f.Detail, f.Do = Failed, strings.Join(diff, "\n"), "a line with + is a fact that should not be, one with - is missing; "+broken
-			if with := seenWith[backend]; with != "" {
+			if with := k.SeenWith; with != "" {
 				f.Status, f.Do = Warned, "a line with + is a fact that was not declared, one with - is missing: what is declared was seen with "+with+"; look at each line"
 			}
 		}

@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+
+	"github.com/enclave-run/enclave/internal/backend/all"
 )
 
 // A Status is what came of a check. The zero Status says that it was not made,
@@ -75,18 +77,18 @@ func (c check) finding(h *host) Finding {
 
 // forSandboxes is a judge that has nothing to say where no real sandbox is to run.
 func forSandboxes(judge func(*host) verdict) func(*host) verdict {
-	return needed(judge, func(backend string) bool { return backend != simulatorBackend })
+	return needed(judge, func(k all.Kind) bool { return k.Executes })
 }
 
 // forGVisor is one that has nothing to say where gVisor is not to run.
 func forGVisor(judge func(*host) verdict) func(*host) verdict {
-	return needed(judge, func(backend string) bool { return backend == gvisorBackend })
+	return needed(judge, func(k all.Kind) bool { return k.Runsc })
 }
 
-func needed(judge func(*host) verdict, by func(backend string) bool) func(*host) verdict {
+func needed(judge func(*host) verdict, by func(all.Kind) bool) func(*host) verdict {
 	return func(h *host) verdict {
-		if !by(h.backend) {
-			return skip("%s needs none of it", h.backend)
+		if !by(h.kind) {
+			return skip("%s needs none of it", h.kind.Name)
 		}
 		return judge(h)
 	}

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/backend/microvm"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
 	"github.com/enclave-run/enclave/internal/conform"
 	"github.com/enclave-run/enclave/internal/egress"
@@ -80,12 +80,12 @@ func config(t *testing.T, state string) Config {
 		}
 	})
 	return Config{
-		State: state, Backends: []string{simulatorBackend}, Quick: true, Now: time.Now, GatewayUser: 64741,
+		State: state, Backends: []string{"simulator"}, Quick: true, Now: time.Now, GatewayUser: 64741,
 		Programs: func(string) (string, string, error) { return "", "", errBroken },
 		Scratch: func(context.Context) (Room, func(context.Context) error, error) {
 			rooms++
-			r := Room{t.TempDir(), t.TempDir(), "room", t.TempDir(), t.TempDir()}
-			return r, func(context.Context) error { rooms--; return os.RemoveAll(r.Sandboxes) }, nil
+			r := Room{t.TempDir(), t.TempDir(), "room"}
+			return r, func(context.Context) error { rooms--; return os.RemoveAll(r.Dir) }, nil
 		},
 		Gateway: func(context.Context) error { return nil },
 		AtOnce:  func(string) (int, string, error) { return 7, "memory", nil },
@@ -93,10 +93,9 @@ func config(t *testing.T, state string) Config {
 			table, err := egress.Standard()
 			return &table, err
 		},
-		Holder:  func() (bool, int, string, string, error) { return false, 0, "", "", nil },
-		Dial:    func(context.Context) (net.Conn, error) { return nil, errBroken },
-		Images:  func() (*image.Store, error) { return nil, os.ErrNotExist },
-		Machine: func(string) (microvm.Config, error) { return microvm.Config{}, errBroken },
+		Holder: func() (bool, int, string, string, error) { return false, 0, "", "", nil },
+		Dial:   func(context.Context) (net.Conn, error) { return nil, errBroken },
+		Images: func() (*image.Store, error) { return nil, os.ErrNotExist },
 	}
 }
 
@@ -144,7 +143,7 @@ func TestAConfigWithoutAPartIsRefused(t *testing.T) {
 		"programs": func(c *Config) { c.Programs = nil }, "scratch": func(c *Config) { c.Scratch = nil },
 		"gateway": func(c *Config) { c.Gateway = nil }, "count of sessions": func(c *Config) { c.AtOnce = nil }, "user": func(c *Config) { c.GatewayUser = 0 },
 		"table": func(c *Config) { c.Table = nil }, "holder": func(c *Config) { c.Holder = nil },
-		"dial": func(c *Config) { c.Dial = nil }, "images": func(c *Config) { c.Images = nil }, "machine": func(c *Config) { c.Machine = nil },
+		"dial": func(c *Config) { c.Dial = nil }, "images": func(c *Config) { c.Images = nil },
 	} {
 		c := config(t, "/x")
 		spoil(&c)
@@ -182,19 +181,14 @@ func TestABackendThatCantRunIsToldWithWhatToDo(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("who is not root is told to be")
 	}
-	for _, name := range []string{dockerBackend, qemuBackend, firecrackerBackend} {
-		for want, backends := range map[Status][]string{Failed: {name}, NotRun: {simulatorBackend, name}} {
+	for _, name := range []string{"docker", "qemu", "firecracker"} {
+		for want, backends := range map[Status][]string{Failed: {name}, NotRun: {"simulator", name}} {
 			c := config(t, filepath.Join(t.TempDir(), "none"))
-			c.Backends, c.Docker, c.Quick = backends, "unix:///nowhere/docker.sock", false
+			c.Backends, c.Quick = backends, false
+			c.DockerHost, c.Firecracker, c.Jailer = "unix:///nowhere/docker.sock", "no-firecracker", "no-jailer"
 			var last Finding
 			tell := func(f Finding) error { last = f; return nil }
-			var err error
-			if name == dockerBackend {
-				err = onDocker(t.Context(), c, tell)
-			} else {
-				err = onMachines(t.Context(), c, name, tell)
-			}
-			if err != nil {
+			if err := real(t.Context(), c, kind(name), tell); err != nil {
 				t.Fatal(err)
 			}
 			if last.Section != "contract on "+name || last.Status != want || last.Detail == "" || (last.Do == "") != (want == NotRun) {
@@ -221,20 +215,17 @@ func TestABackendThatDoesNotOpenIsToldWithWhatToDo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for want, backends := range map[Status][]string{Failed: {gvisorBackend}, NotRun: {dockerBackend, gvisorBackend}} {
+	for want, backends := range map[Status][]string{Failed: {"gvisor"}, NotRun: {"docker", "gvisor"}} {
 		c := config(t, t.TempDir())
 		c.Backends = backends
 		c.Images = func() (*image.Store, error) { return images, nil }
-		c.Programs = func(string) (string, string, error) { return "runsc", "guest", nil }
-		var all []Finding
-		broken := func(parts) (string, func() (opened, error)) {
-			return "", func() (opened, error) { return nil, errBroken }
-		}
-		if err := examine(t.Context(), c, gvisorBackend, broken, func(f Finding) error { all = append(all, f); return nil }); err != nil {
+		c.Programs = func(string) (string, string, error) { return "", "", errBroken }
+		var told []Finding
+		if err := examine(t.Context(), c, all.Default(), func(f Finding) error { told = append(told, f); return nil }); err != nil {
 			t.Fatal(err)
 		}
-		if len(all) != 1 || all[0].Status != want || all[0].Detail != errBroken.Error() || (all[0].Do == "") != (want == NotRun) {
-			t.Errorf("of %v is told %+v", backends, all)
+		if len(told) != 1 || told[0].Status != want || told[0].Detail != errBroken.Error() || (told[0].Do == "") != (want == NotRun) {
+			t.Errorf("of %v is told %+v", backends, told)
 		}
 	}
 }
@@ -244,10 +235,10 @@ func TestAnotherPostureIsTold(t *testing.T) {
 		findings []Finding
 		want     Status
 	}{
-		"one that can't be described":            {compare(gvisorBackend, [2]posture.Description{}, errBroken), Failed},
-		"one without facts":                      {compare(gvisorBackend, [2]posture.Description{}, nil), Failed},
-		"a machine that can't be described":      {compare(qemuBackend, [2]posture.Description{}, errBroken), Failed},
-		"one of a program that is not Enclave's": {compare(dockerBackend, [2]posture.Description{}, nil), Warned},
+		"one that can't be described":            {compare(kind("gvisor"), [2]posture.Description{}, errBroken), Failed},
+		"one without facts":                      {compare(kind("gvisor"), [2]posture.Description{}, nil), Failed},
+		"a machine that can't be described":      {compare(kind("qemu"), [2]posture.Description{}, errBroken), Failed},
+		"one of a program that is not Enclave's": {compare(kind("docker"), [2]posture.Description{}, nil), Warned},
 	} {
 		for _, f := range tc.findings {
 			if f.Status != tc.want || f.Do == "" || f.Detail == "" {
@@ -261,7 +252,7 @@ func TestAnotherPostureIsTold(t *testing.T) {
 	// One that nobody has described is not looked at, which is no pass.
 	var told []Finding
 	nobody := posture.Lab{Backend: simulator.New()}
-	if err := stance(t.Context(), nobody, func(f Finding) error { told = append(told, f); return nil }); err != nil {
+	if err := stance(t.Context(), kind("simulator"), nobody, func(f Finding) error { told = append(told, f); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if len(told) != 1 || told[0].Status != NotRun || told[0].Detail == "" {

@@ -5,75 +5,66 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/enclave-run/enclave/internal/backend"
-	"github.com/enclave-run/enclave/internal/backend/gvisor"
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/conform"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/posture"
 )
 
-// parts are what a backend under test is made of.
-type parts struct {
-	room         Room
-	runsc, guest string
-	images       *image.Store
-}
-
-// opened is a backend of this host, which lets go of its sandboxes when it is closed.
-type opened interface {
-	backend.Backend
-	Close() error
-}
-
 // examine puts a backend of this host to the test, with this host's image and
-// programs: the posture of a live sandbox, and the contract. configure returns the
-// directory of the backend, which is one of the room's, and how it is opened, as
-// often as a check asks for it.
-func examine(ctx context.Context, c Config, name string, configure func(parts) (dir string, open func() (opened, error)), tell func(Finding) error) (err error) {
+// programs: the posture of a live sandbox, and the contract.
+func examine(ctx context.Context, c Config, kind all.Kind, tell func(Finding) error) (err error) {
 	images, digest, rootfs, err := startable(c)
 	if err != nil {
-		return untested(name, err.Error(), tell)
+		return untested(kind.Name, err.Error(), tell)
 	}
 	room, remove, err := c.Scratch(ctx)
 	if err != nil {
-		return untested(name, err.Error(), tell)
+		return untested(kind.Name, err.Error(), tell)
 	}
 	defer func() {
 		if rerr := remove(context.WithoutCancel(ctx)); rerr != nil {
 			err = errors.Join(err, fmt.Errorf("remove what the tests made: %w", rerr))
 		}
 	}()
-	runsc, guest, err := c.Programs(room.Programs)
-	if err != nil {
-		return untested(name, err.Error(), tell)
-	}
-	dir, open := configure(parts{room, runsc, guest, images})
-	var all []opened
+	host := c.host()
+	host.Dir, host.Instance, host.Images = room.Dir, room.Instance, images
+	host.Programs = func() (string, string, error) { return c.Programs(room.Programs) }
+	var opened []all.Backend
 	defer func() {
-		for _, b := range all {
+		for _, b := range opened {
 			err = errors.Join(err, b.Close())
 		}
 	}()
 	again := func() (backend.Backend, error) {
-		b, err := open()
+		b, err := kind.Open(ctx, host)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, b)
+		opened = append(opened, b)
 		return b, nil
 	}
 	b, err := again()
 	if err != nil {
-		return unavailable(c, name, err, tell)
+		return unavailable(c, kind, err, tell)
 	}
-	if err := stance(ctx, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
+	if err := stance(ctx, kind, posture.Lab{Backend: b, Image: digest, Rootfs: rootfs}, tell); err != nil {
 		return err
 	}
 	return contract(ctx, conform.Lab{
 		Backend: b, Image: digest, Executes: true, Reopen: again,
-		Residue: func(context.Context) ([]string, error) { return conform.Residue(dir, room.Instance) },
+		Residue: func(context.Context) ([]string, error) {
+			return conform.Residue(filepath.Join(room.Dir, kind.Part), room.Instance)
+		},
 	}, conform.Checks(), tell)
+}
+
+// host is what backends are asked about on, and opened on once a room is known.
+func (c Config) host() all.Host {
+	return all.Host{Dir: c.State, Kernels: c.Kernels, Now: c.Now, Options: c.Options}
 }
 
 // startable finds the default image, unpacked. What is missing is not made: that
@@ -92,12 +83,4 @@ func startable(c Config) (*image.Store, string, string, error) {
 	}
 	rootfs, err := images.Rootfs(digest)
 	return images, digest, rootfs, err
-}
-
-// onGVisor puts gVisor to the test.
-func onGVisor(ctx context.Context, c Config, tell func(Finding) error) error {
-	return examine(ctx, c, gvisorBackend, func(p parts) (string, func() (opened, error)) {
-		config := gvisor.Config{Dir: p.room.Sandboxes, Instance: p.room.Instance, Runsc: p.runsc, Guest: p.guest, Rootfs: p.images.Rootfs}
-		return config.Dir, func() (opened, error) { return gvisor.New(config) }
-	}, tell)
 }

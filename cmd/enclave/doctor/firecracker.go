@@ -29,7 +29,7 @@ type (
 func forFirecracker(judge func(*host) verdict) func(*host) verdict {
 	return func(h *host) verdict {
 		ms, err := h.monitors.get()
-		if h.backend != firecrackerBackend && (err != nil || len(ms) == 0) {
+		if h.kind.Name != "firecracker" && (err != nil || len(ms) == 0) {
 			return skip("Firecracker is not installed here (its releases have it; ENCLAVE_FIRECRACKER_BIN and ENCLAVE_JAILER_BIN name it)")
 		}
 		return judge(h)

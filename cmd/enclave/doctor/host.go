@@ -6,11 +6,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/enclave-run/enclave/internal/backend/all"
 )
 
 // A host is what was seen of one. Numbers of bytes are whole bytes.
 type host struct {
-	backend     string // what is to run here
+	kind        all.Kind // what is to run here
 	gatewayUser int
 
 	kernel     fact[string] // "6.18.44-amd64"
@@ -175,9 +177,9 @@ var hostChecks = []check{
 		}
 		const do = "use a larger machine, lower the limits of sessions, or, for memory alone, have more than there is promised with --memory-overcommit"
 		if a.sessions == 0 {
-			return warn(do, "none: on %s one takes more %s than there is", h.backend, a.lack)
+			return warn(do, "none: on %s one takes more %s than there is", h.kind.Name, a.lack)
 		}
-		return pass("%d on %s; one more waits for %s", a.sessions, h.backend, a.lack)
+		return pass("%d on %s; one more waits for %s", a.sessions, h.kind.Name, a.lack)
 	}},
 	{"host", "open files", "There are descriptors for sandboxes and connections.", func(h *host) verdict {
 		own, err := h.nofile.get()

@@ -15,6 +15,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/enclave-run/enclave/internal/backend/all"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +25,8 @@ func look(ctx context.Context, c Config) *host {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	begun := time.Now()
-	h := &host{backend: c.Backends[0], gatewayUser: c.GatewayUser, arch: runtime.GOARCH, euid: os.Geteuid()}
+	kind, _ := all.Named(c.Backends[0]) // validate has found it
+	h := &host{kind: kind, gatewayUser: c.GatewayUser, arch: runtime.GOARCH, euid: os.Geteuid()}
 	h.kernel = learn(kernel())
 	h.caps = learn(capabilities())
 	h.seccomp = learn(missingActions())
@@ -32,7 +34,7 @@ func look(ctx context.Context, c Config) *host {
 	h.ptrace = learn(setting("/proc/sys/kernel/yama/ptrace_scope", 0))
 	h.overcommit = learn(setting("/proc/sys/vm/overcommit_memory", 0))
 	h.memory = learn(memoryLeft())
-	n, lack, err := c.AtOnce(h.backend)
+	n, lack, err := c.AtOnce(h.kind.Name)
 	h.atOnce = learn(atOnce{n, lack}, err)
 	h.nofile = learn(openLimit())
 	h.files = learn(openFiles())

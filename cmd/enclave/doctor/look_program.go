@@ -31,7 +31,7 @@ import (
 // lookAtPrograms unpacks programs into room, unless there is none for the reason err.
 func (h *host) lookAtPrograms(ctx context.Context, c Config, room Room, err error) {
 	h.tools = known(findTools(ctx))
-	if h.backend == simulatorBackend {
+	if !h.kind.Executes {
 		return
 	}
 	h.image = learn(lookAtImage(ctx, c, h.dir.value.exists))

@@ -33,8 +33,8 @@ func (h *host) lookInRoom(ctx context.Context, c Config) {
 		h.sync = learn(time.Duration(0), err)
 		h.database = learn(database{}, err)
 	} else {
-		h.sync = learn(syncTime(room.Sandboxes))
-		h.database = learn(lookAtDatabase(ctx, filepath.Join(c.State, "db", "enclave.db"), room.Sandboxes, h.server.value.held))
+		h.sync = learn(syncTime(room.Dir))
+		h.database = learn(lookAtDatabase(ctx, filepath.Join(c.State, "db", "enclave.db"), room.Dir, h.server.value.held))
 	}
 	h.lookAtPrograms(ctx, c, room, err)
 	if err != nil {
@@ -60,7 +60,7 @@ func lookAtDir(path string) (directory, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case err == nil && !info.IsDir():
-		return d, fmt.Errorf("%s is no directory", path)
+		return d, fmt.Errorf("%s is not a directory", path)
 	case err == nil:
 		d.exists, d.mode = true, info.Mode()
 		if st, ok := info.Sys().(*syscall.Stat_t); ok {

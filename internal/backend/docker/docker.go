@@ -4,7 +4,7 @@
 // it could not confine or count, and it gives a container no network: the only
 // way out is the socket that Listen opens.
 //
-// Who may talk to a Docker daemon is root on its host. It never touches a
+// Anyone who may talk to a Docker daemon is root on its host. It never touches a
 // container without this instance's labels.
 package docker
 
@@ -178,7 +178,7 @@ func tunnels(device string) error {
 	case err != nil:
 		return fmt.Errorf("this host has no TUN device, which is a container's network: modprobe tun: %w", err)
 	case info.Mode()&os.ModeCharDevice == 0:
-		return fmt.Errorf("%s is no device: remove it, and modprobe tun", device)
+		return fmt.Errorf("%s is not a device: remove it, and modprobe tun", device)
 	}
 	return nil
 }

@@ -138,7 +138,7 @@ func TestADaemonThatCantConfineOrCountIsRefused(t *testing.T) {
 
 func TestAHostWithoutATUNDeviceIsToldInWords(t *testing.T) {
 	dir := t.TempDir()
-	for device, want := range map[string]string{filepath.Join(dir, "tun"): "modprobe tun", dir: "is no device", os.DevNull: ""} {
+	for device, want := range map[string]string{filepath.Join(dir, "tun"): "modprobe tun", dir: "is not a device", os.DevNull: ""} {
 		err := tunnels(device)
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v", device, err)

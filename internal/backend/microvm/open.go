@@ -74,7 +74,7 @@ func (f Firecracker) programs() (firecracker, jailer string, err error) {
 			return "", "", lacks("the program "+p.name+" is missing, or can't be trusted: name it with ENCLAVE_"+strings.ToUpper(p.name)+"_BIN", err)
 		}
 		if info, err := os.Stat(real); err != nil || info.Mode()&0o111 == 0 {
-			return "", "", lacks("the program "+p.name, fmt.Errorf("%s is no program", real))
+			return "", "", lacks("the program "+p.name, fmt.Errorf("%s is not a program", real))
 		}
 		*p.into = real
 	}

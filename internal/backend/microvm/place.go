@@ -42,7 +42,7 @@ func place(root *os.File, name, from string) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return fmt.Errorf("place %s: %s is no regular file", name, from)
+		return fmt.Errorf("place %s: %s is not a regular file", name, from)
 	case st.Uid != 0 || st.Mode&0o222&^0o200 != 0:
 		return fmt.Errorf("place %s: %s can be changed by others than root", name, from)
 	case st.Mode&0o004 == 0:
@@ -70,7 +70,7 @@ func own(in *os.File, name string, user uint32) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return fmt.Errorf("%s is no socket: somebody else has put it there", name)
+		return fmt.Errorf("%s is not a socket: somebody else has put it there", name)
 	}
 	// An O_PATH descriptor takes no fchmod; its name in /proc leads to the same file.
 	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), 0o600); err != nil {

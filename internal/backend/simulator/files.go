@@ -42,7 +42,7 @@ func newFiles(limit int64) *files {
 // place returns the canonical path of a file that may be written.
 func place(name string) (string, error) {
 	if name == "" || strings.ContainsRune(name, 0) || len(name) > 4096 {
-		return "", bad("%.80q is no path", name)
+		return "", bad("%.80q is not a path", name)
 	}
 	p := name
 	if !path.IsAbs(p) {
@@ -146,7 +146,7 @@ func (f *files) list(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if !x.dir {
-		return bad("%s is no directory", p)
+		return bad("%s is not a directory", p)
 	}
 	l := wire.Listing{Entries: []wire.FileInfo{}}
 	for name, x := range f.all {

@@ -156,7 +156,7 @@ func checkSpec(s backend.Spec) error {
 		return fmt.Errorf("a limit is not positive: %+v", l)
 	}
 	if !strings.HasPrefix(s.Image, "sha256:") {
-		return fmt.Errorf("%.80q is no digest of an image", s.Image)
+		return fmt.Errorf("%.80q is not a digest of an image", s.Image)
 	}
 	return nil
 }

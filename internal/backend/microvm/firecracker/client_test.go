@@ -104,18 +104,18 @@ func TestAnswersThatAreNotUnderstoodAreErrors(t *testing.T) {
 		status     int
 		body, want string
 	}{
-		"a refusal in the VMM's words":       {400, `{"fault_message":"no kernel"}`, "GET /: the VMM answers 400: no kernel"},
-		"a refusal that is no JSON":          {500, "oops\n", `GET /: the VMM answers 500: "oops\n"`},
-		"a refusal that goes on and on":      {400, `{"fault_message":"` + strings.Repeat("x", 50_000) + `"}`, "GET /: the VMM answers 400: " + strings.Repeat("x", 1000)},
-		"another success than the due one":   {204, "", `GET /: the VMM answers 204: ""`},
-		"a redirect":                         {302, "", `GET /: the VMM answers 302: ""`},
-		"an unknown field":                   {200, `{"app_name":"F","id":"x","state":"Running","vmm_version":"1","more":1}`, "GET /: read the answer: unknown field `more`"},
-		"a missing field":                    {200, `{"app_name":"F","id":"x","state":"Running"}`, "GET /: read the answer: missing field `vmm_version`"},
-		"a field that only differs in case":  {200, `{"App_Name":"F"}`, "GET /: read the answer: unknown field `App_Name`"},
-		"a field that comes twice":           {200, `{"id":"x","id":"y"}`, "GET /: read the answer: duplicate field `id`"},
-		"something after the object":         {200, `{"app_name":"F","id":"x","state":"Running","vmm_version":"1"} {}`, "GET /: read the answer: something follows the JSON object"},
-		"an answer that is longer than any":  {200, strings.Repeat(" ", maxAnswer+1), "GET /: an answer of more than 65536 bytes"},
-		"an answer that is no object at all": {200, `[]`, "GET /: read the answer: it is not a JSON object"},
+		"a refusal in the VMM's words":           {400, `{"fault_message":"no kernel"}`, "GET /: the VMM answers 400: no kernel"},
+		"a refusal that is no JSON":              {500, "oops\n", `GET /: the VMM answers 500: "oops\n"`},
+		"a refusal that goes on and on":          {400, `{"fault_message":"` + strings.Repeat("x", 50_000) + `"}`, "GET /: the VMM answers 400: " + strings.Repeat("x", 1000)},
+		"another success than the due one":       {204, "", `GET /: the VMM answers 204: ""`},
+		"a redirect":                             {302, "", `GET /: the VMM answers 302: ""`},
+		"an unknown field":                       {200, `{"app_name":"F","id":"x","state":"Running","vmm_version":"1","more":1}`, "GET /: read the answer: unknown field `more`"},
+		"a missing field":                        {200, `{"app_name":"F","id":"x","state":"Running"}`, "GET /: read the answer: missing field `vmm_version`"},
+		"a field that only differs in case":      {200, `{"App_Name":"F"}`, "GET /: read the answer: unknown field `App_Name`"},
+		"a field that comes twice":               {200, `{"id":"x","id":"y"}`, "GET /: read the answer: duplicate field `id`"},
+		"something after the object":             {200, `{"app_name":"F","id":"x","state":"Running","vmm_version":"1"} {}`, "GET /: read the answer: something follows the JSON object"},
+		"an answer that is longer than any":      {200, strings.Repeat(" ", maxAnswer+1), "GET /: an answer of more than 65536 bytes"},
+		"an answer that is not an object at all": {200, `[]`, "GET /: read the answer: it is not a JSON object"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := Dial(serve(t, t.TempDir(), func(w http.ResponseWriter, r *http.Request) {

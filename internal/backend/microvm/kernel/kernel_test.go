@@ -359,7 +359,7 @@ func readCPIO(t *testing.T, b []byte) map[string]string {
 		for _, c := range s {
 			d := bytes.IndexByte([]byte("0123456789abcdef"), c)
 			if d < 0 {
-				t.Fatalf("%q is no number", s)
+				t.Fatalf("%q is not a number", s)
 			}
 			n = n*16 + d
 		}

@@ -7,9 +7,9 @@ import (
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/seccomp"
+	rules "gvisor.dev/gvisor/pkg/seccomp"
 
-	"github.com/enclave-run/enclave/internal/filter"
+	"github.com/enclave-run/enclave/internal/seccomp"
 )
 
 // confine gives up what the VMM process still has and does not need: it reads
@@ -25,14 +25,14 @@ func confine(child int) error {
 		return fmt.Errorf("become undumpable: %w", err)
 	}
 	debug.SetMemoryLimit(64 << 20)
-	return filter.Allowed{
+	return seccomp.Allowed{
 		Calls: []uintptr{
 			unix.SYS_WAIT4, unix.SYS_PWRITE64, unix.SYS_FTRUNCATE, unix.SYS_PPOLL,
 			unix.SYS_TIMERFD_CREATE, unix.SYS_TIMERFD_SETTIME, unix.SYS_ACCEPT4,
 		},
-		Rules: map[uintptr]seccomp.SyscallRule{
-			unix.SYS_KILL:   seccomp.PerArg{seccomp.EqualTo(uintptr(child))},
-			unix.SYS_SOCKET: filter.Socket(unix.AF_UNIX, unix.SOCK_STREAM),
+		Rules: map[uintptr]rules.SyscallRule{
+			unix.SYS_KILL:   rules.PerArg{rules.EqualTo(uintptr(child))},
+			unix.SYS_SOCKET: seccomp.Socket(unix.AF_UNIX, unix.SOCK_STREAM),
 		},
 	}.Install()
 }

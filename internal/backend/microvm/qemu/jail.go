@@ -144,7 +144,7 @@ func (in *inside) openFiles(o options) error {
 		return fmt.Errorf("the machine's directory: %w", err)
 	}
 	if !info.IsDir() {
-		return fmt.Errorf("the machine's directory: %s is no directory", o.Root)
+		return fmt.Errorf("the machine's directory: %s is not a directory", o.Root)
 	}
 	root, err := os.Open(o.Root)
 	if err != nil {

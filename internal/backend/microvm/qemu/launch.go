@@ -10,9 +10,9 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/seccomp"
+	rules "gvisor.dev/gvisor/pkg/seccomp"
 
-	"github.com/enclave-run/enclave/internal/filter"
+	"github.com/enclave-run/enclave/internal/seccomp"
 )
 
 // launch is what the launcher is told.
@@ -74,8 +74,8 @@ func dieWithVMM() error {
 // came to the kernel since: this is the rest of what no machine without a network
 // needs. A list of what is allowed would be of one version of its libraries.
 func forbid() error {
-	all := seccomp.MatchAll{}
-	rules := map[uintptr]seccomp.SyscallRule{}
+	all := rules.MatchAll{}
+	calls := map[uintptr]rules.SyscallRule{}
 	for _, nr := range []uintptr{
 		// Other networks, processes and namespaces.
 		unix.SYS_SOCKET, unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_CONNECT, unix.SYS_ACCEPT, unix.SYS_ACCEPT4,
@@ -92,15 +92,15 @@ func forbid() error {
 		unix.SYS_SYSLOG, unix.SYS_ACCT, unix.SYS_VMSPLICE, unix.SYS_LANDLOCK_CREATE_RULESET, unix.SYS_MEMFD_SECRET,
 		unix.SYS_SHMGET, unix.SYS_MSGGET, unix.SYS_SEMGET, unix.SYS_MQ_OPEN,
 	} {
-		rules[nr] = all
+		calls[nr] = all
 	}
 	const spaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
-	var clones seccomp.Or
+	var clones rules.Or
 	for bit := uintptr(1); bit <= spaces; bit <<= 1 {
 		if spaces&bit != 0 {
-			clones = append(clones, seccomp.PerArg{seccomp.MaskedEqual(bit, bit)})
+			clones = append(clones, rules.PerArg{rules.MaskedEqual(bit, bit)})
 		}
 	}
-	rules[unix.SYS_CLONE] = clones
-	return filter.Load(rules, seccomp.ReturnError.Code(uint16(unix.EPERM)), seccomp.Allow)
+	calls[unix.SYS_CLONE] = clones
+	return seccomp.Load(calls, rules.ReturnError.Code(uint16(unix.EPERM)), rules.Allow)
 }

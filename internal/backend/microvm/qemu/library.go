@@ -44,7 +44,7 @@ type files map[string]string
 func needs(path string, accel Accel) (files, error) {
 	f, err := elf.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s is no program: %w", path, err)
+		return nil, fmt.Errorf("%s is not a program: %w", path, err)
 	}
 	defer f.Close()
 	all := files{path: path}

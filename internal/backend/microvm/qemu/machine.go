@@ -62,7 +62,7 @@ var fileName = regexp.MustCompile(`^/[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // a few letters: QEMU's options give commas and equal signs a meaning.
 func inVM(p string) (string, error) {
 	if !fileName.MatchString(p) {
-		return "", fmt.Errorf("%q is no file of this machine's directory, such as /vmlinux", p)
+		return "", fmt.Errorf("%q is not a file of this machine's directory, such as /vmlinux", p)
 	}
 	real := path.Join(vmDir, p)
 	info, err := os.Lstat(real)
@@ -70,7 +70,7 @@ func inVM(p string) (string, error) {
 		return "", fmt.Errorf("%s: %w", p, err.(*os.PathError).Err)
 	}
 	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is no regular file", p)
+		return "", fmt.Errorf("%s is not a regular file", p)
 	}
 	f, err := os.Open(real)
 	if err != nil {

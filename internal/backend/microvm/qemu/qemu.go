@@ -103,11 +103,11 @@ func parse(args []string) (options, error) {
 	}
 	switch {
 	case f.NArg() > 0:
-		return o, fmt.Errorf("%q is no option", f.Arg(0))
+		return o, fmt.Errorf("%q is not an option", f.Arg(0))
 	case !validID.MatchString(o.ID):
 		return o, fmt.Errorf("--id %q is not 1 to 64 letters, digits and hyphens", o.ID)
 	case !filepath.IsAbs(o.Root):
-		return o, fmt.Errorf("--root %q is no absolute path", o.Root)
+		return o, fmt.Errorf("--root %q is not an absolute path", o.Root)
 	case o.UID <= 0 || o.GID <= 0:
 		return o, errors.New("--uid and --gid are required, and are not root's")
 	case slices.ContainsFunc(o.Groups, func(d string) bool { return !filepath.IsAbs(d) }):
@@ -117,7 +117,7 @@ func parse(args []string) (options, error) {
 	case o.Accel != KVM && o.Accel != TCG:
 		return o, fmt.Errorf("--accel %q is neither kvm nor tcg", o.Accel)
 	case !filepath.IsAbs(o.QEMU):
-		return o, fmt.Errorf("--qemu %q is no absolute path", o.QEMU)
+		return o, fmt.Errorf("--qemu %q is not an absolute path", o.QEMU)
 	case os.Geteuid() != 0:
 		return o, errors.New("it needs root, to make a jail and leave root behind")
 	}

@@ -176,7 +176,7 @@ func (s *server) setBoot(b firecracker.BootSource) error {
 		return fmt.Errorf("kernel_image_path: %w", err)
 	}
 	if err := checkKernel(kernel); err != nil {
-		return fmt.Errorf("kernel_image_path: %s is no kernel to boot: %w", b.KernelImagePath, err)
+		return fmt.Errorf("kernel_image_path: %s is not a kernel to boot: %w", b.KernelImagePath, err)
 	}
 	if b.InitrdPath != "" {
 		if _, err := inVM(b.InitrdPath); err != nil {

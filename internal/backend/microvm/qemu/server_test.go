@@ -84,8 +84,8 @@ func TestAPIRefusesWhatFirecrackerDoes(t *testing.T) {
 		"a log":                               {call: `PUT /logger {"log_path":"/log"}`, want: "Invalid request method and/or path: PUT logger."},
 		"a drive of another id":               {call: `PUT /drives/a {"drive_id":"b","path_on_host":"/d","is_root_device":false,"is_read_only":true}`, want: "The id from the path does not match the id from the body!"},
 		"a drive to write to":                 {call: `PUT /drives/a {"drive_id":"a","path_on_host":"/d","is_root_device":false,"is_read_only":false}`, want: "is_read_only is false: nothing in this VMM's jail can be written"},
-		"a drive outside of the directory":    {call: `PUT /drives/a {"drive_id":"a","path_on_host":"/../etc/shadow","is_root_device":false,"is_read_only":true}`, want: `path_on_host: "/../etc/shadow" is no file of this machine's directory, such as /vmlinux`},
-		"a drive whose name has options":      {call: `PUT /drives/a {"drive_id":"a","path_on_host":"/d,readonly=off","is_root_device":false,"is_read_only":true}`, want: `path_on_host: "/d,readonly=off" is no file of this machine's directory, such as /vmlinux`},
+		"a drive outside of the directory":    {call: `PUT /drives/a {"drive_id":"a","path_on_host":"/../etc/shadow","is_root_device":false,"is_read_only":true}`, want: `path_on_host: "/../etc/shadow" is not a file of this machine's directory, such as /vmlinux`},
+		"a drive whose name has options":      {call: `PUT /drives/a {"drive_id":"a","path_on_host":"/d,readonly=off","is_root_device":false,"is_read_only":true}`, want: `path_on_host: "/d,readonly=off" is not a file of this machine's directory, such as /vmlinux`},
 		"a kernel that is not there":          {call: `PUT /boot-source {"kernel_image_path":"/none"}`, want: "kernel_image_path: /none: no such file or directory"},
 		"a start with nothing to boot":        {call: start, want: "Cannot start microvm without kernel configuration."},
 		"an action that is none":              {call: `PUT /actions {"action_type":"Explode"}`, want: badBody + "unknown variant `Explode`, expected one of `FlushMetrics`, `InstanceStart`, `SendCtrlAltDel`."},
@@ -199,13 +199,13 @@ func TestOptionsAreStrict(t *testing.T) {
 		want string
 	}{
 		"root's uid":          {[]string{"--uid", "0"}, "--uid and --gid are required, and are not root's"},
-		"a relative root":     {[]string{"--root", "vm"}, `--root "vm" is no absolute path`},
+		"a relative root":     {[]string{"--root", "vm"}, `--root "vm" is not an absolute path`},
 		"an id with a slash":  {[]string{"--id", "../x"}, `--id "../x" is not 1 to 64 letters, digits and hyphens`},
 		"another accelerator": {[]string{"--accel", "hvf"}, `--accel "hvf" is neither kvm nor tcg`},
 		"no accelerator":      {[]string{"--accel", ""}, `--accel "" is neither kvm nor tcg`},
-		"a relative QEMU":     {[]string{"--qemu", "qemu"}, `--qemu "qemu" is no absolute path`},
+		"a relative QEMU":     {[]string{"--qemu", "qemu"}, `--qemu "qemu" is not an absolute path`},
 		"no one's last":       {[]string{"--oom-score", "-1"}, "--oom-score -1 is not between 0 and 1000"},
-		"a word":              {[]string{"more"}, `"more" is no option`},
+		"a word":              {[]string{"more"}, `"more" is not an option`},
 		"an unknown option":   {[]string{"--net"}, "flag provided but not defined: -net"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -139,7 +139,7 @@ func TestVMMThatBreaksTheProtocolIsServedNoMore(t *testing.T) {
 		"memory of two that overlap": func(v *driver) {
 			v.say(setMemTable, 0, append(u32s(2, 0), u64s(0, 8192, 0, 0, 4096, 8192, 1<<20, 0)...), v.memfd, v.memfd)
 		},
-		"a file that is no memfd": func(v *driver) {
+		"a file that is not a memfd": func(v *driver) {
 			f, err := os.Create(filepath.Join(v.t.TempDir(), "memory"))
 			if err != nil {
 				v.t.Fatal(err)

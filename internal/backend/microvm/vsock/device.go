@@ -88,7 +88,7 @@ const (
 // they are served once Serve runs. Whoever does not call Serve calls Close.
 func New(config Config) (*Device, error) {
 	if config.GuestCID <= hostCID || config.GuestCID == 1<<32-1 {
-		return nil, fmt.Errorf("make a vsock device: %d is no guest's CID", config.GuestCID)
+		return nil, fmt.Errorf("make a vsock device: %d is not a guest's CID", config.GuestCID)
 	}
 	if config.UDS == "" {
 		return nil, errors.New("make a vsock device: no path for its socket")

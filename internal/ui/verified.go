@@ -1,0 +1,72 @@
+package ui
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/parity"
+	"github.com/enclave-run/enclave/internal/verify"
+)
+
+// ShowVerified shows what holds of a record, or of something else that has
+// properties.
+func ShowVerified(w io.Writer, properties []verify.Property, r audit.Report) error {
+	for _, q := range properties {
+		word := "yes"
+		if !q.Holds {
+			word = "NO "
+		}
+		line := word + "  " + q.Name
+		if q.Detail != "" {
+			line += ": " + Visible(q.Detail)
+		}
+		if _, err := fmt.Fprintln(w, line); err != nil {
+			return err
+		}
+	}
+	if r.Session == "" {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "session %s, %d events, outcome %s, in log %s of %d events\n",
+		Visible(r.Session), r.Events, Visible(orDash(r.Outcome)), Visible(r.Origin), r.Log.N)
+	return err
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// ShowCertificate shows a certificate that was checked, and what holds of it.
+func ShowCertificate(w io.Writer, c parity.Certificate, properties []verify.Property, asJSON bool) error {
+	notRun := []string{}
+	for _, w := range c.Workloads {
+		if w.NotRun != "" {
+			notRun = append(notRun, w.Name)
+		}
+	}
+	if asJSON {
+		if err := PrintJSON(w, map[string]any{
+			"verified": verify.Holds(properties), "properties": properties, "time": c.Time, "enclave": c.Enclave, "mode": c.Mode, "host": c.Host,
+			"backends": c.Backends, "workloads": len(c.Workloads), "notRun": notRun, "exceptions": c.Exceptions,
+		}); err != nil {
+			return err
+		}
+	} else if err := ShowVerified(w, properties, audit.Report{}); err != nil {
+		return err
+	} else if properties[0].Holds {
+		for _, b := range c.Backends {
+			if _, err := fmt.Fprintf(w, "backend %s: %s, %s, image %s, log %s\n", Visible(b.Label), Visible(b.Kind), Visible(InWords(b.Isolation, b.Isolation)), Visible(b.Image), Visible(b.LogKey)); err != nil {
+				return err
+			}
+		}
+		if _, err := fmt.Fprintf(w, "%s: %d workloads on %d backends, %d not run, %d exceptions, mode %s, Enclave %s, Linux %s on %s\n",
+			c.Time.Format("2006-01-02 15:04:05 UTC"), len(c.Workloads)-len(notRun), len(c.Backends), len(notRun), len(c.Exceptions), Visible(c.Mode), Visible(c.Enclave), Visible(c.Host.Kernel), Visible(c.Host.Arch)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -66,10 +66,17 @@ func (p *program) assemble(ctx context.Context, c server.Config) (*server.Server
 	return n, err
 }
 
-// able says what a kind of backend can do on this host, or why it can't run.
+// able says what a kind of backend can do on this host, or why it can't run. To know
+// it may boot a kernel of the state directory, as root and in no jail: one that others
+// can exchange is not even looked into.
 func (p *program) able(ctx context.Context, k all.Kind) (all.Able, error) {
 	if p.available != nil {
 		return p.available(ctx, k)
+	}
+	if k.Kernel {
+		if err := statedir.Trust(p.opts.State); err != nil {
+			return all.Able{}, err
+		}
 	}
 	return k.Available(ctx, p.hostOf(&statedir.Dir{Path: p.opts.State}, nil))
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -83,5 +84,34 @@ func TestAWeakerControlPlaneIsNotUsedWithoutAWord(t *testing.T) {
 	out, err = enclaveCommand(t, env, "run", "-c", "enclave.result(1)").CombinedOutput()
 	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "runs simulator, not gvisor: wait") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// The question which backend can run comes before the state directory is opened.
+func TestNoKernelOfAnotherUsersIsBooted(t *testing.T) {
+	testenv.Need(t, "root")
+	state, ran := filepath.Join(t.TempDir(), "state"), filepath.Join(t.TempDir(), "ran")
+	qemu := filepath.Join(t.TempDir(), "qemu")
+	if err := errors.Join(os.WriteFile(qemu, []byte("#!/bin/sh\n: > "+ran+"\n"), 0o755), os.Mkdir(state, 0o700),
+		os.CopyFS(state+"/kernels", os.DirFS(testenv.Kernels(t)))); err != nil {
+		t.Fatal(err)
+	}
+	p := newProgram()
+	p.opts.State, p.opts.Programs.QEMU = state, qemu
+	k, err := all.Named("qemu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, owner := range []int{1000, 0} {
+		if err := os.Chown(state, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+		_, err := p.able(t.Context(), k)
+		if refused := err != nil && strings.Contains(err.Error(), "can't be trusted"); refused != (owner != 0) {
+			t.Errorf("in a state directory of user %d: %v", owner, err)
+		}
+		if _, err := os.Lstat(ran); (err == nil) != (owner == 0) {
+			t.Errorf("in a state directory of user %d QEMU was run: %t", owner, err == nil)
+		}
 	}
 }

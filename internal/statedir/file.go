@@ -36,7 +36,12 @@ func ReadFile(path string) ([]byte, error) {
 // WriteFile writes a new file as a whole or not at all, and durably.
 func WriteFile(path string, content []byte, mode fs.FileMode) error {
 	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	// A crash left it, or another user put it there, such as a link: a witness may
+	// remember what it saw in anybody's directory.
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}

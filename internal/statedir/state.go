@@ -150,6 +150,15 @@ func Find(path string) (*Dir, error) {
 	return &Dir{path, m.Instance}, nil
 }
 
+// Trust says why a state directory at path would be refused for who could exchange it,
+// or what is in it. It need not exist, and nothing in it is looked into.
+func Trust(path string) error {
+	if _, err := trustedState(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // trustedState returns where a state directory is, without links, if nobody but root
 // and this user can exchange it, or what is in it: root runs programs from there, and
 // writes what is named there.

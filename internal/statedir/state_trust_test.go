@@ -103,3 +103,28 @@ func TestAStateDirectoryIsReachedThroughLinksOfRoot(t *testing.T) {
 		t.Errorf("opened as %+v, %v", s, err)
 	}
 }
+
+// A crash leaves such a file, and another user of the directory plants one.
+func TestANewFileIsWrittenThroughNothingThatWasThere(t *testing.T) {
+	dir := t.TempDir()
+	victim, path := filepath.Join(dir, "victim"), filepath.Join(dir, "seen")
+	for name, plant := range map[string]func() error{
+		"nothing":         func() error { return nil },
+		"half a file":     func() error { return os.WriteFile(path+".new", []byte("ha"), 0o666) },
+		"a symbolic link": func() error { return os.Symlink(victim, path+".new") },
+		"a hard link":     func() error { return os.Link(victim, path+".new") },
+	} {
+		if err := errors.Join(os.WriteFile(victim, []byte("as it was"), 0o600), plant(), WriteFile(path, []byte("new"), 0o644)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if b, err := os.ReadFile(victim); err != nil || string(b) != "as it was" {
+			t.Errorf("%s: what the link leads to is %q, %v", name, b, err)
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != "new" {
+			t.Errorf("%s: the file is %q, %v", name, b, err)
+		}
+		if _, err := os.Lstat(path + ".new"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: something is left: %v", name, err)
+		}
+	}
+}

@@ -85,8 +85,8 @@ func TestOnlyRootsFilesAreSharedByMachines(t *testing.T) {
 	}
 	for name, tc := range map[string]struct{ from, want string }{
 		"root's, which all read":   {good, ""},
-		"a link":                   {link, "no regular file"},
-		"a directory":              {base, "no regular file"},
+		"a link":                   {link, "is not a regular file"},
+		"a directory":              {base, "is not a regular file"},
 		"one that another owns":    {write("theirs", 0o444, 12345), "changed by others"},
 		"one that others write":    {write("open", 0o446, 0), "changed by others"},
 		"one that only root reads": {write("closed", 0o400, 0), "can't be read"},

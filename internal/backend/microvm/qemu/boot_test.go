@@ -76,7 +76,7 @@ func TestWhatCantBeBootedIsRefusedInWords(t *testing.T) {
 		{"no ELF", func([]byte) []byte { return []byte("#!/bin/sh\n") }, "it is no ELF file, as an uncompressed kernel is"},
 	} {
 		edit(t, dir, tc.change)
-		if said := boot(); !strings.HasPrefix(said, "kernel_image_path: /vmlinux is no kernel to boot: "+tc.want) {
+		if said := boot(); !strings.HasPrefix(said, "kernel_image_path: /vmlinux is not a kernel to boot: "+tc.want) {
 			t.Errorf("a kernel %s: %s", tc.name, said)
 		}
 	}
@@ -93,7 +93,7 @@ func TestWhatCantBeBootedIsRefusedInWords(t *testing.T) {
 	if err := os.Symlink("/etc/shadow", name); err != nil {
 		t.Fatal(err)
 	}
-	if said := boot(); said != "kernel_image_path: /vmlinux is no regular file" {
+	if said := boot(); said != "kernel_image_path: /vmlinux is not a regular file" {
 		t.Errorf("a link: %s", said)
 	}
 }
@@ -137,8 +137,8 @@ func TestVMMThatCantBeginSaysWhy(t *testing.T) {
 	}{
 		"no directory":             {noDir, "the machine's directory: lstat " + noDir + ": no such file or directory", nil},
 		"a directory that is used": {used, "listen at " + used + "/api.sock: ", nil},
-		"no QEMU":                  {t.TempDir(), "/nowhere/qemu is no program: open /nowhere/qemu: no such file or directory", []string{"--qemu", "/nowhere/qemu"}},
-		"a QEMU that is text":      {t.TempDir(), "is no program: bad magic number", []string{"--qemu", script(t, "exit 0")}},
+		"no QEMU":                  {t.TempDir(), "/nowhere/qemu is not a program: open /nowhere/qemu: no such file or directory", []string{"--qemu", "/nowhere/qemu"}},
+		"a QEMU that is text":      {t.TempDir(), "is not a program: bad magic number", []string{"--qemu", script(t, "exit 0")}},
 		"no such group":            {t.TempDir(), "enter the machine's control group: open /nowhere/cgroup.procs: no such file or directory", []string{"--cgroup", "/nowhere"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -159,6 +160,37 @@ func TestSourcesKeepTheShape(t *testing.T) {
 	}
 	for _, p := range append(problems, unused(imported(root))...) {
 		t.Error(p)
+	}
+}
+
+// The graph of imports, printed with -v: each package after those that it imports.
+func TestImportsLeadInNoCircle(t *testing.T) {
+	have := imported(os.DirFS("../.."))
+	const visiting, done = 1, 2
+	state := map[string]int{}
+	var visit func(pkg string, way []string)
+	visit = func(pkg string, way []string) {
+		way = append(way, pkg)
+		switch state[pkg] {
+		case visiting:
+			t.Errorf("a circle: %s", strings.Join(way, " → "))
+			return
+		case done:
+			return
+		}
+		state[pkg] = visiting
+		imports := slices.Sorted(maps.Keys(have[pkg]))
+		for _, to := range imports {
+			visit(to, way)
+		}
+		state[pkg] = done
+		t.Logf("%s → %s", pkg, strings.Join(imports, ", "))
+	}
+	for _, pkg := range slices.Sorted(maps.Keys(have)) {
+		visit(pkg, nil)
+	}
+	if len(state) < 30 {
+		t.Errorf("only %d packages were seen", len(state))
 	}
 }
 

@@ -125,3 +125,25 @@ func fullName(name string) string {
 	}
 	return name
 }
+
+// The walks name functions by file; each must be there.
+func TestTheWalksOfArchitectureNameWhatIsThere(t *testing.T) {
+	page, err := os.ReadFile("../../ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := regexp.MustCompile("(?m)^\\| `([a-z/]+_?[a-z]*\\.go)` `([A-Za-z]+)` \\|").FindAllStringSubmatch(string(page), -1)
+	if len(steps) < 20 {
+		t.Fatalf("only %d steps were found", len(steps))
+	}
+	for _, s := range steps {
+		b, err := os.ReadFile(filepath.Join("..", s[1]))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if !regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + s[2] + `\(`).Match(b) {
+			t.Errorf("%s has no function %s", s[1], s[2])
+		}
+	}
+}

@@ -121,6 +121,10 @@ var table = map[string][]string{
 	// A whole control plane in a test's process, assembled as the program's is. Only
 	// tests import it.
 	"internal/planetest": {"*"},
+	// Writes reports, wherever an operator wants them.
+	"internal/evidence": {"internal/safepath"},
+	// Drives real servers from outside, as any client does. Only its tests run it.
+	"internal/soak": {".", "internal/evidence", "internal/mountinfo"},
 	// Attacks sandboxes. All of it is tests, which import what they like.
 	"internal/corpus": {},
 	// Only tests import testenv, so this arrow leads from no product code.

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/cmd/enclave/evidence"
+	"github.com/enclave-run/enclave/internal/evidence"
 	"github.com/enclave-run/enclave/internal/backend/all"
 	"github.com/enclave-run/enclave/internal/server"
 )

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/enclave-run/enclave/cmd/enclave/evidence"
+	"github.com/enclave-run/enclave/internal/evidence"
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
 	"github.com/enclave-run/enclave/internal/terminal"

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/enclave-run/enclave/cmd/enclave/evidence"
+	"github.com/enclave-run/enclave/internal/evidence"
 	"github.com/enclave-run/enclave/internal/jsontext"
 	"github.com/enclave-run/enclave/internal/terminal"
 )

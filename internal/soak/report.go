@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/enclave-run/enclave/cmd/enclave/evidence"
+	"github.com/enclave-run/enclave/internal/evidence"
 )
 
 // A Report is evidence/soak-report.json.

@@ -91,29 +91,15 @@ func (o *accessOptions) validate() error {
 }
 
 // issuers parses --oidc.
-func (o *accessOptions) issuers() ([]auth.Issuer, error) {
-	var out []auth.Issuer
+func (o *accessOptions) issuers() (all []auth.Issuer, err error) {
 	for _, text := range o.OIDC {
-		var i auth.Issuer
-		for _, part := range strings.Split(text, ",") {
-			name, value, ok := strings.Cut(part, "=")
-			field := map[string]*string{"issuer": &i.URL, "audience": &i.Audience, "org-claim": &i.OrgClaim, "role-claim": &i.RoleClaim}[name]
-			switch {
-			case !ok || value == "":
-				return nil, fmt.Errorf("--oidc: %q is not name=value", part)
-			case name == "org":
-				i.Orgs = append(i.Orgs, value)
-			case field == nil:
-				return nil, fmt.Errorf("--oidc: %q is not one of issuer, audience, org, org-claim, role-claim", name)
-			case *field != "":
-				return nil, fmt.Errorf("--oidc: %s is given twice", name)
-			default:
-				*field = value
-			}
+		i, err := server.ParseIssuer(text)
+		if err != nil {
+			return nil, fmt.Errorf("--oidc: %w", err)
 		}
-		out = append(out, i)
+		all = append(all, i)
 	}
-	return out, nil
+	return all, nil
 }
 
 // issuerRanges is where issuers may be besides the public internet.

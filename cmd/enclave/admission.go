@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/server"
 	"github.com/spf13/cobra"
@@ -21,9 +20,6 @@ type admissionOptions struct {
 	Overcommit string   // --memory-overcommit, ENCLAVE_MEMORY_OVERCOMMIT
 	Gateway    string   // --gateway-memory, ENCLAVE_GATEWAY_MEMORY
 }
-
-// usualQuota names the quotas of every organisation that has none of its own.
-const usualQuota = "default"
 
 func admissionDefaults(env func(string) string) admissionOptions {
 	return admissionOptions{
@@ -101,26 +97,9 @@ func (o *admissionOptions) parse() (server.Admission, error) {
 			return server.Admission{}, err
 		}
 	}
-	seen := map[string]bool{}
-	for _, text := range o.Quotas {
-		org, bounds, ok := strings.Cut(text, ":")
-		// Of a name that nobody can have the bounds would bind nobody.
-		if !ok || !auth.ValidOrg(org) {
-			return server.Admission{}, fmt.Errorf("--quota %q is not ORG:concurrent=4,perMinute=60, or the same of default", text)
-		}
-		if seen[org] {
-			return server.Admission{}, fmt.Errorf("--quota names %q twice", org)
-		}
-		seen[org] = true
-		q, err := server.ParseQuotas(bounds)
-		if err != nil {
-			return server.Admission{}, fmt.Errorf("--quota %q: %w", text, err)
-		}
-		if org == usualQuota {
-			a.Usual = q
-		} else {
-			a.Special[org] = q
-		}
+	var err error
+	if a.Usual, a.Special, err = server.ParseQuotas(o.Quotas); err != nil {
+		return server.Admission{}, fmt.Errorf("--quota %w", err)
 	}
 	return a, nil
 }

@@ -84,7 +84,7 @@ func FuzzQuotas(f *testing.F) {
 		}
 		org, rest, _ := strings.Cut(text, ":")
 		q, others := a.Special[org], len(a.Special)
-		if org == usualQuota {
+		if org == server.UsualQuota {
 			q, others = a.Usual, len(a.Special)+1
 		}
 		if !auth.ValidOrg(org) || others != 1 {

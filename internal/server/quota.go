@@ -5,11 +5,12 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/control"
 )
 
-// ParseQuotas reads concurrent=4,perMinute=60 and the like.
-func ParseQuotas(text string) (control.Quotas, error) {
+// parseQuotas reads concurrent=4,perMinute=60 and the like.
+func parseQuotas(text string) (control.Quotas, error) {
 	var q control.Quotas
 	seen := map[string]bool{}
 	for part := range strings.SplitSeq(text, ",") {
@@ -51,4 +52,35 @@ func Positive(text string) (int64, error) {
 		return 0, fmt.Errorf("is not a number from 1 to 1000000000")
 	}
 	return n, nil
+}
+
+// UsualQuota names the quotas of every organisation that has none of its own.
+const UsualQuota = "default"
+
+// ParseQuotas reads ORG:concurrent=4,perMinute=60 and the like, of organisations and
+// of all others.
+func ParseQuotas(texts []string) (usual control.Quotas, special map[string]control.Quotas, err error) {
+	special = map[string]control.Quotas{}
+	seen := map[string]bool{}
+	for _, text := range texts {
+		org, bounds, ok := strings.Cut(text, ":")
+		// Of a name that nobody can have the bounds would bind nobody.
+		if !ok || !auth.ValidOrg(org) {
+			return usual, nil, fmt.Errorf("%q is not ORG:concurrent=4,perMinute=60, or the same of default", text)
+		}
+		if seen[org] {
+			return usual, nil, fmt.Errorf("names %q twice", org)
+		}
+		seen[org] = true
+		q, err := parseQuotas(bounds)
+		if err != nil {
+			return usual, nil, fmt.Errorf("%q: %w", text, err)
+		}
+		if org == UsualQuota {
+			usual = q
+		} else {
+			special[org] = q
+		}
+	}
+	return usual, special, nil
 }

@@ -64,3 +64,25 @@ func loadTokenSecret(s *statedir.Dir) ([]byte, error) {
 	}
 	return secret, nil
 }
+
+// ParseIssuer reads an issuer of tokens: issuer=URL,audience=NAME,org=NAME and so on,
+// in any order; org may be repeated.
+func ParseIssuer(text string) (i auth.Issuer, err error) {
+	for part := range strings.SplitSeq(text, ",") {
+		name, value, ok := strings.Cut(part, "=")
+		field := map[string]*string{"issuer": &i.URL, "audience": &i.Audience, "org-claim": &i.OrgClaim, "role-claim": &i.RoleClaim}[name]
+		switch {
+		case !ok || value == "":
+			return auth.Issuer{}, fmt.Errorf("%q is not name=value", part)
+		case name == "org":
+			i.Orgs = append(i.Orgs, value)
+		case field == nil:
+			return auth.Issuer{}, fmt.Errorf("%q is not one of issuer, audience, org, org-claim, role-claim", name)
+		case *field != "":
+			return auth.Issuer{}, fmt.Errorf("%s is given twice", name)
+		default:
+			*field = value
+		}
+	}
+	return i, nil
+}

@@ -68,7 +68,7 @@ func TestServeOverTLSIsPinnedByItsFingerprint(t *testing.T) {
 		"another's":       {"ENCLAVE_TLS_FINGERPRINT=" + strings.Repeat("0", 64), "refused: .*not the one of TLSFingerprint"},
 		"half of one":     {"ENCLAVE_TLS_FINGERPRINT=" + print[1][:32], "refused: .*64 hex digits"},
 		"nothing":         {"X=", "refused: .*certificate"},
-		"in the clear":    {"ENCLAVE_BASE_URL=http" + strings.TrimPrefix(v.url, "https"), "refused: .*if the server speaks TLS, ENCLAVE_BASE_URL begins with https://\n$"},
+		"in the clear":    {"ENCLAVE_BASE_URL=http" + strings.TrimPrefix(v.url, "https"), "refused: .*if the server speaks TLS, ENCLAVE_BASE_URL must begin with https://\n$"},
 	} {
 		if got := run(tc.set); !regexp.MustCompile(`(?s)^` + tc.want).MatchString(got) {
 			t.Errorf("%s: %s", name, got)

@@ -243,7 +243,7 @@ func TestServeIsDrivenBySocketAndByKey(t *testing.T) {
 	if ended(t, err) != statusPlatform || !strings.Contains(string(out), "unauthorized") || !strings.Contains(string(out), "the server does not know this ENCLAVE_API_KEY") {
 		t.Errorf("by a wrong key: %v, %s", err, out)
 	}
-	for set, want := range map[string]string{"ENCLAVE_TOKEN=": "set ENCLAVE_API_KEY or ENCLAVE_TOKEN", "ENCLAVE_TOKEN=a.b.c": "ENCLAVE_TOKEN is none for this server"} {
+	for set, want := range map[string]string{"ENCLAVE_TOKEN=": "set ENCLAVE_API_KEY or ENCLAVE_TOKEN", "ENCLAVE_TOKEN=a.b.c": "the server does not accept this ENCLAVE_TOKEN"} {
 		out, err = enclaveCommand(t, append(remote, "ENCLAVE_API_KEY=", set), "session", "list").CombinedOutput()
 		if ended(t, err) != statusFailed || !strings.Contains(string(out), want) {
 			t.Errorf("with %q: %v, %s", set, err, out)

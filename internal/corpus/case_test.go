@@ -65,6 +65,9 @@ type attack struct {
 	request func(r *run, req *enclave.SessionRequest)
 	// receipts is how often code says $ARMED; 0 is once.
 	receipts int
+	// late has its backend look at every counter a second late, as on a host that is
+	// busy: what is bounded then is so by walls.
+	late bool
 	// held attacks say $HELD and wait: the host looks at the sandbox, then ends it.
 	held bool
 	// onceEnd leaves a held attack to end by itself after the look.
@@ -102,7 +105,7 @@ var groups = map[byte][]attack{
 	'G': channelAttacks,
 	'C': fileAttacks,
 	'D': syscallAttacks,
-	'R': slices.Concat(gatewayAttacks, attemptAttacks, localAttacks, resultAttacks),
+	'R': slices.Concat(gatewayAttacks, attemptAttacks, localAttacks, resultAttacks, lateAttacks),
 }
 
 // later are the groups without translations, and what stands for them until then.

@@ -44,8 +44,9 @@ func TestAttacks(t *testing.T) {
 	for _, k := range kernels {
 		ready := false
 		t.Run(k.name, func(t *testing.T) {
-			w := open(t, k)
+			w := open(t, k, 0)
 			ready = true
+			late := sync.OnceValue(func() *world { return open(t, k, lateness) })
 			for _, a := range attacks(t) {
 				l := lines[a.id]
 				if !a.runsOn(k, l) {
@@ -60,7 +61,11 @@ func TestAttacks(t *testing.T) {
 						one.Verdict, one.Reason = notRun, "no time was left"
 						t.Error("no time was left for it: raise CORPUSTIME")
 					default:
-						try(t, a, w, proved, &one)
+						in := w
+						if a.late {
+							in = late()
+						}
+						try(t, a, in, proved, &one)
 					}
 					all.add(one)
 				})

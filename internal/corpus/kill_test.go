@@ -50,7 +50,7 @@ var (
 )
 
 // kills are all switches.
-var kills = slices.Concat(fileKills, restKills, gatewayKills, attemptKills, localKills, readKills)
+var kills = slices.Concat(fileKills, restKills, gatewayKills, attemptKills, localKills, readKills, lateKills)
 
 // fileKills are those of the groups about files and system calls.
 var fileKills = []killed{

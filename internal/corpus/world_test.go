@@ -38,14 +38,14 @@ type closer interface {
 var kernels = []kernel{
 	{"gvisor", "G", func(t testing.TB, w *world, images *image.Store) closer {
 		bin := testenv.Binaries(t)
-		b, err := gvisor.New(gvisor.Config{Dir: w.dir, Instance: w.instance, Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: images.Rootfs})
+		b, err := gvisor.New(gvisor.Config{Dir: w.dir, Instance: w.instance, Runsc: bin.Runsc, Guest: bin.Guest, Rootfs: images.Rootfs, Late: w.late})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b
 	}},
 	{"docker", "D", func(t testing.TB, w *world, images *image.Store) closer {
-		b, err := docker.New(docker.Config{Dir: w.dir, Instance: w.instance, Host: testenv.Docker(t), Guest: testenv.Binaries(t).Guest, Images: images})
+		b, err := docker.New(docker.Config{Dir: w.dir, Instance: w.instance, Host: testenv.Docker(t), Guest: testenv.Binaries(t).Guest, Images: images, Late: w.late})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,6 +78,7 @@ var absent = []struct{ name, letter, why string }{
 
 func machines(t testing.TB, w *world, images *image.Store, c microvm.Config) closer {
 	c.Dir, c.Instance, c.Guest, c.Disk, c.Kernels, c.Now = w.dir, w.instance, testenv.Binaries(t).Guest, images.Disk, testenv.Kernels(t), time.Now
+	c.Late = w.late
 	b, err := microvm.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -101,20 +102,27 @@ type world struct {
 	client   *enclave.Client
 	sinks    *sinks
 	log      *record
-	usual    []task // the processes of a sandbox that waits; see waiting
+	usual    []task        // the processes of a sandbox that waits; see waiting
+	late     time.Duration // of each look at a counter
 }
 
 // canaryName is a variable of the control plane's environment that no sandbox may
 // see the value of.
 const canaryName = "ENCLAVE_CORPUS_CANARY"
 
-// open starts a control plane on a backend. It and all that it made are gone when
+// lateness is how late a host that is busy looks at counters.
+const lateness = time.Second
+
+// open starts a control plane on a backend, which looks so late at counters. It and all that it made are gone when
 // t ends.
-func open(t testing.TB, k kernel) *world {
+func open(t testing.TB, k kernel, late time.Duration) *world {
 	t.Helper()
 	w := &world{
 		kernel: k, dir: t.TempDir(), instance: fmt.Sprintf("corpus-%s-%d", k.name, os.Getpid()),
-		canary: os.Getenv(canaryName), log: &record{},
+		canary: os.Getenv(canaryName), log: &record{}, late: late,
+	}
+	if late > 0 {
+		w.instance += "-late"
 	}
 	var images *image.Store
 	var digest string

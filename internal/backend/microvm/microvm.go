@@ -53,6 +53,10 @@ type Config struct {
 	// Now is the clock that guests are set by.
 	Now func() time.Time
 
+	// Late has every look at a machine's counters come so much later. Only tests set
+	// it.
+	Late time.Duration
+
 	// QEMU makes the machines QEMU's, if it is set.
 	QEMU *QEMU
 
@@ -131,7 +135,7 @@ func New(c Config) (*Backend, error) {
 		links: map[backend.ID]*link{},
 	}
 	r, err := local.Open(ctx, local.Config{
-		Kind: c.kind(), Dir: dir, Instance: c.Instance, Tree: tree, Groups: Groups, Walls: walls, Driver: d,
+		Kind: c.kind(), Dir: dir, Instance: c.Instance, Tree: tree, Groups: Groups, Walls: walls, Late: c.Late, Driver: d,
 	})
 	if err != nil {
 		return nil, err

@@ -129,7 +129,11 @@ func (w *Watcher) Run(closing <-chan struct{}) {
 			w.end(st)
 			return
 		case n := <-w.Tasks:
-			if found := Judge(w.Subject.Counted(n), w.Limits, w.Walls); found != nil {
+			c := w.Subject.Counted(n)
+			if w.Late > 0 {
+				continue // it is judged at the next look
+			}
+			if found := Judge(c, w.Limits, w.Walls); found != nil {
 				w.Idlers.remove(w)
 				w.kill(*found)
 				return

@@ -120,10 +120,13 @@ func (s scanner) value(t reflect.Type, path string) error {
 	}
 	for _, word := range []string{"true", "false", "null"} {
 		if s.Word(word) {
-			if word == "null" {
+			switch {
+			case word == "null":
 				return refuse("invalid_request", path, "is null; leave it out for the default")
+			case kind != reflect.Bool:
+				return mismatch(path, kind)
 			}
-			return mismatch(path, kind)
+			return nil
 		}
 	}
 	return s.None()
@@ -230,7 +233,7 @@ func mismatch(path string, want reflect.Kind) error {
 		return refuse("invalid_json", "", "the body must be an object")
 	}
 	what := map[reflect.Kind]string{
-		reflect.String: "a string", reflect.Int64: "an integer", reflect.Slice: "an array",
+		reflect.String: "a string", reflect.Int64: "an integer", reflect.Bool: "true or false", reflect.Slice: "an array",
 		reflect.Struct: "an object", reflect.Map: "an object",
 	}[want]
 	return refuse("invalid_request", path, "must be %s", what)

@@ -154,6 +154,36 @@ func TestNestingAndNumberAreBounded(t *testing.T) {
 	}
 }
 
+// A boolean is one in JSON too: not a number, not a string, and null is not false.
+func TestBooleansAreReadAsSuch(t *testing.T) {
+	type body struct {
+		Root  bool   `json:"root"`
+		Maybe *bool  `json:"maybe"`
+		Name  string `json:"name"`
+	}
+	var b body
+	if err := decode([]byte(`{"root":true,"maybe":false}`), &b); err != nil || !b.Root || b.Maybe == nil || *b.Maybe {
+		t.Errorf("%+v, %v", b, err)
+	}
+	for text, want := range map[string]string{
+		`{"root":1}`:      "must be true or false",
+		`{"root":"true"}`: "must be true or false",
+		`{"root":[]}`:     "must be true or false",
+		`{"root":{}}`:     "must be true or false",
+		`{"root":null}`:   "is null",
+		`{"name":true}`:   "must be a string",
+		`true`:            "must be an object",
+	} {
+		err := decode([]byte(text), new(body))
+		if bad := (*refusal)(nil); !errors.As(err, &bad) || !strings.Contains(bad.detail, want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+	if err := decode([]byte(`{"root":tru}`), new(body)); err == nil {
+		t.Error("half a word was taken for a boolean")
+	}
+}
+
 func manyMembers(n int) string {
 	var b strings.Builder
 	for i := range n {

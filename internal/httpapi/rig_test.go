@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
 	"net"
@@ -54,6 +55,53 @@ func newRig(t testing.TB, adjust ...func(*rig)) *rig {
 	return r
 }
 
+// newRigOnPipe returns a rig in the bubble of a test (testing/synctest), whose
+// time the kernel's sockets would hold up, and what dials it.
+func newRigOnPipe(t testing.TB) (*rig, func(context.Context, string, string) (net.Conn, error)) {
+	t.Helper()
+	r := &rig{plane: newFake(), keys: &fakeKeys{keys: map[string]auth.Key{}}, key: map[string]string{}, log: new(syncBuffer), seen: new(seen)}
+	r.credentials(t, func(k auth.Key) { r.keys.keys[k.ID] = k })
+	r.make(t, r.plane, r.keys)
+	r.addr = "localhost"
+	l := &pipeListener{make(chan net.Conn), make(chan struct{})}
+	r.accept(t, l)
+	return r, l.dial
+}
+
+// A pipeListener accepts connections that are pipes of this process.
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	near, far := net.Pipe()
+	select {
+	case l.conns <- far:
+		return near, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Accept implements net.Listener.
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener. It is called once.
+func (l *pipeListener) Close() error { close(l.closed); return nil }
+
+// Addr implements net.Listener.
+func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
+
 // secret is what the tokens of tests are signed with.
 var secret = []byte("0123456789abcdef0123456789abcdef")
 
@@ -91,6 +139,36 @@ func (r *rig) credentials(t testing.TB, save func(auth.Key)) {
 // serve makes the rig's Server and lets it listen.
 func (r *rig) serve(t testing.TB, plane Plane, keys KeyStore, adjust ...func(*rig)) {
 	t.Helper()
+	r.make(t, plane, keys, adjust...)
+	r.sock = t.TempDir() + "/s"
+	for _, l := range []struct{ network, addr string }{{"tcp", "127.0.0.1:0"}, {"unix", r.sock}} {
+		ln, err := net.Listen(l.network, l.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.network == "tcp" {
+			r.addr = ln.Addr().String()
+		}
+		r.accept(t, ln)
+	}
+}
+
+// accept serves what comes from ln until the test ends.
+func (r *rig) accept(t testing.TB, ln net.Listener) {
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		r.http.Serve(ln)
+	}()
+	t.Cleanup(func() {
+		r.http.Close()
+		<-served
+	})
+}
+
+// make makes the rig's Server, which does not listen yet.
+func (r *rig) make(t testing.TB, plane Plane, keys KeyStore, adjust ...func(*rig)) {
+	t.Helper()
 	tokens, err := auth.NewVerifier(auth.VerifierConfig{Secret: secret, Now: func() time.Time { return created }})
 	if err != nil {
 		t.Fatal(err)
@@ -110,25 +188,6 @@ func (r *rig) serve(t testing.TB, plane Plane, keys KeyStore, adjust ...func(*ri
 	r.http.Handler = openapitest.Handler(t, r.Server)
 	for _, a := range adjust {
 		a(r)
-	}
-	r.sock = t.TempDir() + "/s"
-	for _, l := range []struct{ network, addr string }{{"tcp", "127.0.0.1:0"}, {"unix", r.sock}} {
-		ln, err := net.Listen(l.network, l.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if l.network == "tcp" {
-			r.addr = ln.Addr().String()
-		}
-		served := make(chan struct{})
-		go func() {
-			defer close(served)
-			r.http.Serve(ln)
-		}()
-		t.Cleanup(func() {
-			r.http.Close()
-			<-served
-		})
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -238,12 +239,18 @@ func TestClientGivesUpOnRefusals(t *testing.T) {
 // open starts a stream and returns a reader of its body, behind the headers.
 func (r *rig) open(t *testing.T, key string) *bufio.Reader {
 	t.Helper()
+	return r.openBy(t, new(net.Dialer).DialContext, key)
+}
+
+// openBy is open over the connections of dial.
+func (r *rig) openBy(t *testing.T, dial func(context.Context, string, string) (net.Conn, error), key string) *bufio.Reader {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+r.addr+"/v1/sessions/s-0a1b2c-8/stream", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+r.key[key])
-	resp, err := new(http.Client).Do(req)
+	resp, err := (&http.Transport{DialContext: dial, DisableKeepAlives: true}).RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,18 +298,18 @@ func TestRevokedKeyEndsItsStream(t *testing.T) {
 	}
 }
 
-// The limit on reading a request is not one on its stream.
+// The limits on reading a request and writing an answer are not ones on a stream.
 func TestStreamOutlastsTheReadTimeout(t *testing.T) {
-	r := newRig(t, func(r *rig) {
-		r.http.ReadTimeout, r.http.WriteTimeout = 50*time.Millisecond, 50*time.Millisecond
-		r.keepAlive = 20 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		r, dial := newRigOnPipe(t)
+		b := r.openBy(t, dial, "VIEWER")
+		began := time.Now()
+		for time.Since(began) < 3*max(r.http.ReadTimeout, r.http.WriteTimeout) {
+			until(t, b, ": alive")
+		}
+		r.plane.change(r.finish)
+		until(t, b, "event: end")
 	})
-	b := r.open(t, "VIEWER")
-	for range 10 {
-		until(t, b, ": alive")
-	}
-	r.plane.change(r.finish)
-	until(t, b, "event: end")
 }
 
 // A client that does not read holds a stream no longer than one write may take.

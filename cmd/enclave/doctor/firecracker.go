@@ -24,6 +24,12 @@ type (
 	}
 )
 
+// firecrackerFloor has, for each branch, the first version without firecrackerFlaw.
+// See older.
+var firecrackerFloor = []string{"1.14.4", "1.15.1"}
+
+const firecrackerFlaw = "a guest with --enable-pci writes out of bounds (CVE-2026-5747), and the jailer follows a link (CVE-2026-1386)"
+
 // forFirecracker is a judge that has nothing to say where Firecracker is neither
 // to run nor installed.
 func forFirecracker(judge func(*host) verdict) func(*host) verdict {
@@ -89,7 +95,11 @@ var firecrackerChecks = []check{
 		}
 		var all []string
 		for _, m := range ms {
-			all = append(all, flawsOf(tool{name: "firecracker", version: m.version})...)
+			if old, ok := older(m.version, firecrackerFloor); !ok {
+				all = append(all, fmt.Sprintf("%s says version %q, which this program can't judge", m.name, m.version))
+			} else if old {
+				all = append(all, fmt.Sprintf("%s %s: %s; fixed in %s", m.name, m.version, firecrackerFlaw, strings.Join(firecrackerFloor, ", ")))
+			}
 		}
 		if len(all) > 0 {
 			return fail("upgrade Firecracker and its jailer to 1.14.4 or later", "%s", strings.Join(all, "\n"))

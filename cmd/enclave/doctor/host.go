@@ -43,7 +43,6 @@ type host struct {
 
 	programs fact[[]program]
 	gvisor   fact[time.Time] // of which day the carried gVisor is
-	tools    fact[[]tool]
 	image    fact[picture]
 
 	gateway  fact[struct{}] // whether the gateway process could be started and is confined

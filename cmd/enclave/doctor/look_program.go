@@ -30,7 +30,6 @@ import (
 
 // lookAtPrograms unpacks programs into room, unless there is none for the reason err.
 func (h *host) lookAtPrograms(ctx context.Context, c Config, room Room, err error) {
-	h.tools = known(findTools(ctx))
 	if !h.kind.Executes {
 		return
 	}
@@ -83,31 +82,7 @@ func gvisorDay(path string) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%s has no gVisor in it", path)
 }
 
-// toolNames are programs that could stand between code and a host, by the name
-// that knownFlaws has for them. Each says its version when asked with --version.
-var toolNames = []struct{ program, name string }{
-	{"runc", "runc"}, {"crun", "crun"}, {"containerd", "containerd"}, {"dockerd", "docker"}, {"podman", "podman"},
-	{"runsc", "runsc"}, {"firecracker", "firecracker"}, {"qemu-system-x86_64", "qemu"}, {"qemu-system-aarch64", "qemu"},
-}
-
 var versionText = regexp.MustCompile(`(?:release-|[vV]|\s|^)(\d+(?:\.\d+)+[^\s,]*|20\d{6}[.\d]*)`)
-
-// findTools asks the programs of this host for their versions.
-func findTools(ctx context.Context) []tool {
-	var all []tool
-	for _, t := range toolNames {
-		path, err := exec.LookPath(t.program)
-		if err != nil {
-			continue
-		}
-		version := "unknown"
-		if m := versionText.FindStringSubmatch(say(ctx, path, "--version")); m != nil {
-			version = m[1]
-		}
-		all = append(all, tool{t.name, path, version, debianPackage(ctx, path)})
-	}
-	return all
-}
 
 // say runs a program for what it prints. A program that fails says nothing, and neither
 // does one that others than root could exchange: it could do anything, and is not run.
@@ -127,19 +102,6 @@ func say(ctx context.Context, path string, args ...string) string {
 		return ""
 	}
 	return string(out[:min(len(out), 4096)])
-}
-
-// debianPackage is the version of the package that a file is from, or empty.
-func debianPackage(ctx context.Context, path string) string {
-	dpkg, err := exec.LookPath("dpkg-query")
-	if err != nil {
-		return ""
-	}
-	owner, _, ok := strings.Cut(say(ctx, dpkg, "-S", path), ":")
-	if !ok {
-		return ""
-	}
-	return strings.TrimSpace(say(ctx, dpkg, "-W", "-f", "${Version}", owner))
 }
 
 func lookAtImage(ctx context.Context, c Config, exists bool) (picture, error) {

@@ -12,13 +12,6 @@ type (
 	// A program is one that enclave brings along.
 	program struct{ name, path, digest string }
 
-	// A tool is one that was found on the host, and that another backend uses.
-	tool struct {
-		name, path string
-		version    string // as it says itself: "1.1.5+ds1"
-		pkg        string // version of the distribution's package that it is from, or empty
-	}
-
 	// A picture is the default image.
 	picture struct {
 		missing bool
@@ -54,24 +47,6 @@ var programChecks = []check{
 		}
 		return pass("of %s", day.Format(time.DateOnly))
 	})},
-	{"programs", "other runtimes", "No container runtime or hypervisor on this host has a flaw that is known to this program.", func(h *host) verdict {
-		tools, err := h.tools.get()
-		if err != nil {
-			return unknown(err)
-		}
-		if len(tools) == 0 {
-			return pass("there are none")
-		}
-		var found, told []string
-		for _, t := range tools {
-			told = append(told, t.name+" "+t.version)
-			found = append(found, flawsOf(t)...)
-		}
-		if len(found) > 0 {
-			return warn("upgrade them, or remove what nothing on this host uses: gVisor needs none of them, the other backends run on theirs", "%s", strings.Join(found, "\n"))
-		}
-		return pass("%s", strings.Join(told, ", "))
-	}},
 	{"image", "default image", "The image that sandboxes start from is there and undamaged.", forSandboxes(func(h *host) verdict {
 		p, err := h.image.get()
 		if err != nil {
@@ -182,53 +157,9 @@ var gvisorFloor = time.Date(2025, 3, 28, 0, 0, 0, 0, time.UTC)
 
 const gvisorFlaw = "before 2025-03-28 file permissions were checked wrongly (CVE-2025-2713) and mount references counted wrongly (CVE-2023-7258)"
 
-// A flaw is one of a tool, and the first version of each branch that is without.
-// A branch is named by the first two numbers; one that is older than all of them
-// has the flaw, one that is newer has not.
-type flaw struct {
-	tool  string
-	fixed []string
-	what  string
-
-	// patched are the packages of distributions that have the mending but not the
-	// version.
-	patched []string
-}
-
-// knownFlaws are of programs that could stand between code and a host. It is not
-// a scanner: it has what would let a workload out, or silently undo what a backend
-// promises.
-var knownFlaws = []flaw{
-	{"runc", []string{"1.2.8", "1.3.3"}, "races in masked paths and the console let a container write to the host's /proc (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881)", nil},
-	{"runc", []string{"1.1.12"}, "a leaked descriptor lets a container reach the host's files (CVE-2024-21626)", []string{"1.1.5+ds1-1+deb12u1"}},
-	{"containerd", []string{"1.7.29", "2.0.7", "2.1.5"}, "its directories can be entered by every user of the host (CVE-2024-25621)", nil},
-	{"containerd", []string{"1.6.38", "1.7.27", "2.0.4"}, "a user id that overflows runs as root (CVE-2024-40635)", nil},
-	{"docker", []string{"23.0.15", "25.0.6", "26.1.5", "27.1.1"}, "requests pass its authorization plugins unseen (CVE-2024-41110)", nil},
-	{"firecracker", []string{"1.14.4", "1.15.1"}, "a guest with --enable-pci writes out of bounds (CVE-2026-5747), and the jailer follows a link (CVE-2026-1386)", nil},
-	{"runsc", []string{"20250328"}, gvisorFlaw, nil},
-}
-
-// flawsOf lists the flaws of a tool, in words.
-func flawsOf(t tool) []string {
-	var all []string
-	for _, f := range knownFlaws {
-		if f.tool != t.name || slices.Contains(f.patched, t.pkg) {
-			continue
-		}
-		has, ok := older(t.version, f.fixed)
-		switch {
-		case !ok:
-			all = append(all, fmt.Sprintf("%s says version %q, which this program can't judge", t.name, t.version))
-		case has && t.pkg != "":
-			all = append(all, fmt.Sprintf("%s %s, unless the distribution has mended it (package %s): %s", t.name, t.version, t.pkg, f.what))
-		case has:
-			all = append(all, fmt.Sprintf("%s %s: %s; fixed in %s", t.name, t.version, f.what, strings.Join(f.fixed, ", ")))
-		}
-	}
-	return slices.Compact(all)
-}
-
-// older reports whether version v comes before the fix in its branch.
+// older reports whether version v comes before the fix in its branch. A branch is
+// named by the first two numbers; one that is older than all of them comes before,
+// one that is newer does not.
 func older(v string, fixed []string) (bool, bool) {
 	have, ok := numbers(v)
 	if !ok {

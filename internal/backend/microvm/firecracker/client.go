@@ -104,13 +104,6 @@ func (c *Client) Instance(ctx context.Context) (InstanceInfo, error) {
 	return i, err
 }
 
-// Version returns the VMM's version, of the form 1.16.1.
-func (c *Client) Version(ctx context.Context) (string, error) {
-	var v VersionInfo
-	err := c.get(ctx, "/version", &v)
-	return v.FirecrackerVersion, err
-}
-
 // PutMachineConfig sets the machine's size, before it is started.
 func (c *Client) PutMachineConfig(ctx context.Context, m MachineConfig) error {
 	return c.send(ctx, http.MethodPut, "/machine-config", m)
@@ -147,16 +140,6 @@ func (c *Client) PutSerial(ctx context.Context, s Serial) error {
 // Start starts the machine. It can be started once.
 func (c *Client) Start(ctx context.Context) error {
 	return c.send(ctx, http.MethodPut, "/actions", Action{InstanceStart})
-}
-
-// SendCtrlAltDel asks the guest to end.
-func (c *Client) SendCtrlAltDel(ctx context.Context) error {
-	return c.send(ctx, http.MethodPut, "/actions", Action{SendCtrlAltDel})
-}
-
-// FlushMetrics has the VMM write its metrics.
-func (c *Client) FlushMetrics(ctx context.Context) error {
-	return c.send(ctx, http.MethodPut, "/actions", Action{FlushMetrics})
 }
 
 // PatchVM pauses or resumes the machine's processors.

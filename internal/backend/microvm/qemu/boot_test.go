@@ -172,7 +172,7 @@ func TestOnlyRootCallsTheAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := serve(t, dir)
-	if _, err := v.Version(t.Context()); err != nil {
+	if _, err := v.Instance(t.Context()); err != nil {
 		t.Error(err)
 	}
 	for _, name := range []string{apiName, vsockName, serialName} {

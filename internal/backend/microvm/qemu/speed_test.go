@@ -15,7 +15,7 @@ func BenchmarkStart(b *testing.B) {
 		dir := vmFiles(b)
 		began := time.Now()
 		v := serve(b, dir)
-		if _, err := v.Version(b.Context()); err != nil {
+		if _, err := v.Instance(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 		answered += time.Since(began)

@@ -17,8 +17,9 @@ wait
 sleep 60
 `)),
 	late(walled(multiplying("R61", `
-import os
+import os, time
 print('$ARMED', flush=True)
+time.sleep(0.5) # at the wall the guest gets no thread either, and may not pass it on
 while True:
     try: os.fork()
     except OSError: pass

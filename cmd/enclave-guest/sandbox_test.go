@@ -164,10 +164,7 @@ var buildGuest = sync.OnceValues(func() (string, error) {
 // newSandbox starts a guest in namespaces of its own.
 func newSandbox(t testing.TB, env ...string) *sandbox {
 	t.Helper()
-	testenv.Need(t, "netns")
-	if _, err := os.Stat(tunPath); err != nil {
-		t.Skip("needs a TUN device: ", err)
-	}
+	testenv.Need(t, "tun")
 	dir := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {

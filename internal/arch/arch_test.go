@@ -1,6 +1,7 @@
 package arch
 
 import (
+	"bytes"
 	"fmt"
 	"go/parser"
 	"go/token"
@@ -292,6 +293,17 @@ func check(tree fs.FS) (files int, problems []string) {
 	return files, problems
 }
 
+// accepting are the packages that may accept a guest's connections by hand, with
+// the reason. All others open sandboxes with internal/sandbox, tests too.
+var accepting = map[string]string{
+	"internal/sandbox":  "it is what opens a sandbox",
+	"internal/wire":     "it has Accept",
+	"internal/conform":  "a check is of what comes after a guest's connections",
+	"internal/posture":  "a test is of a stranger, which connects in a guest's place",
+	"cmd/enclave-guest": "its tests are of a guest without a backend",
+	"internal/arch":     "it names the call",
+}
+
 func checkFile(name string, src []byte, report func(string, ...any)) {
 	f, err := parser.ParseFile(token.NewFileSet(), name, src, parser.ImportsOnly)
 	if err != nil {
@@ -310,6 +322,9 @@ func checkFile(name string, src []byte, report func(string, ...any)) {
 	}
 
 	pkg := path.Dir(name)
+	if accepting[pkg] == "" && bytes.Contains(src, []byte("wire.Accept(")) {
+		report("%s accepts a guest by hand: internal/sandbox opens every sandbox", name)
+	}
 	test := strings.HasSuffix(name, "_test.go")
 	may, known := row(pkg)
 	if !known && !test {

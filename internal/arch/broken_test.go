@@ -21,6 +21,7 @@ func TestBrokenTreesAreNoticed(t *testing.T) {
 		"control may use the waist":             {"internal/control/x.go", `package control; import _ "github.com/enclave-run/enclave/internal/backend"`, ""},
 		"control may not name a backend":        {"internal/control/x.go", `package control; import _ "github.com/enclave-run/enclave/internal/backend/gvisor"`, "does not let internal/control"},
 		"the program wires everything":          {"cmd/enclave/x.go", `package main; import _ "github.com/enclave-run/enclave/internal/secret"`, ""},
+		"a guest is accepted by hand":           {"internal/control/x_test.go", "package control\nfunc f() { wire.Accept(nil, nil) }", "accepts a guest by hand"},
 		"the program is not a test":             {"cmd/enclave/x.go", `package main; import _ "github.com/enclave-run/enclave/internal/testenv"`, "for tests only"},
 		"the guest knows only wire":             {"cmd/enclave-guest/x.go", `package main; import _ "github.com/enclave-run/enclave/internal/backend"`, "does not let cmd/enclave-guest"},
 		"storetest is for tests":                {"internal/store/x.go", `package store; import _ "github.com/enclave-run/enclave/internal/store/storetest"`, "for tests only"},

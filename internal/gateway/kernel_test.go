@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
@@ -22,12 +23,7 @@ import (
 // way out is a TUN device that leads to guest, as in a sandbox.
 func inKernel(t testing.TB, guest net.Conn, do func() error) error {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make a network namespace")
-	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skip("this host has no TUN devices")
-	}
+	testenv.Need(t, "tun")
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with its namespace

@@ -19,6 +19,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/egress"
+	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 // nameServer serves names on loopback and returns its address.
@@ -55,9 +56,7 @@ func countedNameServer(t testing.TB, names map[string]string, asked, answered *a
 // needProcess skips t where a gateway process cannot be.
 func needProcess(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a process another user")
-	}
+	testenv.Need(t, "root") // to give a process another user
 	if underRace {
 		t.Skip("the race detector needs more memory than the process may have")
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/enclave-run/enclave/internal/control"
 	"github.com/enclave-run/enclave/internal/request"
 	"github.com/enclave-run/enclave/internal/session"
+	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 func TestMalformedCursorDoesNotReachThePlane(t *testing.T) {
@@ -176,9 +177,7 @@ func TestSocketIsNotTheOperatorForAnotherUser(t *testing.T) {
 		}
 		return
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("only root can become another user")
-	}
+	testenv.Need(t, "root") // to become another user
 	dir, err := os.MkdirTemp("/tmp", "peer")
 	if err != nil {
 		t.Fatal(err)

@@ -25,7 +25,8 @@ import (
 // of it (`make test-quick`).
 //
 // The names are root, gvisor, docker, qemu, firecracker, kubernetes, netns
-// (network namespaces), loop (file systems on loop devices) and mmdebstrap.
+// (network namespaces), tun (TUN devices in them), mount, loop (file systems on
+// loop devices) and mmdebstrap.
 func Need(t testing.TB, name string) {
 	t.Helper()
 	require := os.Getenv("ENCLAVE_REQUIRE")
@@ -71,6 +72,8 @@ func probes() map[string]func() error {
 	return map[string]func() error{
 		"root":        isRoot,
 		"netns":       sysAdmin,
+		"tun":         func() error { return all(sysAdmin, device("/dev/net/tun")) },
+		"mount":       sysAdmin,
 		"gvisor":      gvisor,
 		"loop":        func() error { return all(sysAdmin, has("mkfs.ext4"), has("losetup"), device("/dev/loop-control")) },
 		"docker":      docker,

@@ -12,15 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enclave-run/enclave"
+	"github.com/enclave-run/enclave/internal/testenv"
 )
 
 // mountState gives the site a file system of its own for its state directory,
 // with these options (tmpfs(5)).
 func (s *site) mountState(options string) {
 	s.t.Helper()
+	testenv.Need(s.t, "mount")
 	dir := s.t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
-		s.t.Skipf("mount a tmpfs: %v", err)
+		s.t.Fatalf("mount a tmpfs: %v", err)
 	}
 	s.t.Cleanup(func() {
 		// What has it open ends first: the site is removed before.

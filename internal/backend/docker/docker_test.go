@@ -15,7 +15,8 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/local"
-	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
+	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"
 )
@@ -72,27 +73,20 @@ func start(t *testing.T, b *Backend, id backend.ID) box {
 func startWith(t *testing.T, b *Backend, id backend.ID, limits backend.Limits) box {
 	t.Helper()
 	_, digest := testenv.Image(t)
-	l, err := b.Listen(deadline(t), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Start(deadline(t), id, backend.Spec{Image: digest, Limits: limits}); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
 		if _, err := b.Sandbox(id); err != nil {
-			return // b is closed: its successor has the sandbox
+			return // it was not made, or b is closed and its successor has the sandbox
 		}
 		if err := b.Destroy(deadline(t), id); err != nil {
 			t.Error(err)
 		}
 	})
-	packets, control, err := wire.Accept(deadline(t), l)
+	opened, err := sandbox.Open(deadline(t), b, id, backend.Spec{Image: digest, Limits: limits})
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := box{id: id, packets: packets, guest: wire.NewClient(control)}
-	t.Cleanup(func() { packets.Close(); x.guest.Close() })
+	t.Cleanup(opened.Close)
+	x := box{id: id, packets: opened.Packets, guest: opened.Guest}
 	if x.hello, err = x.guest.Hello(deadline(t)); err != nil {
 		t.Fatal(err)
 	}

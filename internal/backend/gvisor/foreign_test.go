@@ -109,7 +109,7 @@ func TestWhatSomebodyMountsInASandboxsDirectoryIsNotRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := unix.Mount(elsewhere, at, "", unix.MS_BIND, ""); err != nil {
-		t.Skipf("mount: %v", err)
+		t.Fatal(err)
 	}
 	mounted := true
 	defer func() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"net"
 	"path/filepath"
 	"testing"
 	"time"
@@ -14,8 +13,9 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/local/watch"
 	"github.com/enclave-run/enclave/internal/backend/microvm/firecracker"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/testenv"
-	"github.com/enclave-run/enclave/internal/wire"
+	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // onQEMU is how real machines are made, and the digest of the default image.
@@ -43,23 +43,17 @@ func opened(t *testing.T, c Config) *Backend {
 	return b
 }
 
-// boot starts a machine and returns what its guest has connected.
-func boot(t *testing.T, b *Backend, id backend.ID, digest string) (packets, control net.Conn) {
+// boot starts a machine, whose guest has connected.
+func boot(t *testing.T, b *Backend, id backend.ID, digest string) *sandbox.Sandbox {
 	t.Helper()
-	l, err := b.Listen(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
 	began := time.Now()
-	if err := b.Start(t.Context(), id, backend.Spec{Image: digest, Limits: limits()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("booted in %s", time.Since(began))
-	packets, control, err = wire.Accept(t.Context(), l)
+	s, err := sandbox.Open(t.Context(), b, id, backend.Spec{Image: digest, Limits: limits()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return packets, control
+	t.Cleanup(s.Close)
+	t.Logf("connected in %s", time.Since(began))
+	return s
 }
 
 func TestAMachineRunsCodeAndEndsInOrder(t *testing.T) {
@@ -72,10 +66,7 @@ func TestAMachineRunsCodeAndEndsInOrder(t *testing.T) {
 		}
 	})
 	began := time.Now()
-	packets, control := boot(t, b, id, digest)
-	defer packets.Close()
-	guest := wire.NewClient(control)
-	defer guest.Close()
+	guest := boot(t, b, id, digest).Guest
 	if _, err := guest.Hello(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +86,7 @@ func TestAMachineEndsWhoseControlPlaneIsGone(t *testing.T) {
 	c, digest := onQEMU(t)
 	b := opened(t, c)
 	id := newID()
-	packets, control := boot(t, b, id, digest)
+	x := boot(t, b, id, digest)
 	s, err := b.Sandbox(id)
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +104,8 @@ func TestAMachineEndsWhoseControlPlaneIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As the end of the control plane's process does.
-	if err := errors.Join(b.Close(), packets.Close(), control.Close()); err != nil {
+	x.Close()
+	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
 	monitor.SetReadDeadline(time.Now().Add(time.Minute))

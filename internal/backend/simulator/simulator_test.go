@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
@@ -39,24 +40,16 @@ func start(t *testing.T, allowed ...string) *core {
 	t.Helper()
 	ctx := t.Context()
 	b := New()
-	l, err := b.Listen(ctx, testID)
+	opened, err := sandbox.Open(ctx, b, testID, testSpec())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Start(ctx, testID, testSpec()); err != nil {
-		t.Fatal(err)
-	}
-	packets, control, err := wire.Accept(ctx, l)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &core{t: t, b: b, client: wire.NewClient(control), packets: packets, seen: make(chan string, 1000)}
+	c := &core{t: t, b: b, client: opened.Guest, packets: opened.Packets, seen: make(chan string, 1000)}
 	t.Cleanup(func() {
 		if err := b.Destroy(context.Background(), testID); err != nil {
 			t.Error(err)
 		}
-		c.client.Close()
-		packets.Close()
+		opened.Close()
 	})
 	go c.gateway(allowed)
 	return c
@@ -341,25 +334,16 @@ func TestNothingRemainsAfterDestroy(t *testing.T) {
 	b := New()
 	for i := range 20 {
 		id := backend.ID(fmt.Sprintf("%020d", i))
-		l, err := b.Listen(t.Context(), id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Start(t.Context(), id, testSpec()); err != nil {
-			t.Fatal(err)
-		}
 		if i%2 == 0 {
-			packets, control, err := wire.Accept(t.Context(), l)
+			s, err := sandbox.Open(t.Context(), b, id, testSpec())
 			if err != nil {
 				t.Fatal(err)
 			}
-			client := wire.NewClient(control)
-			p, err := client.Start(t.Context(), wire.StartRequest{Language: "bash", Code: "sleep infinity"})
+			p, err := s.Guest.Start(t.Context(), wire.StartRequest{Language: "bash", Code: "sleep infinity"})
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer packets.Close()
-			defer client.Close()
+			defer s.Close()
 			defer p.Close()
 			if err := b.Destroy(t.Context(), id); err != nil {
 				t.Fatal(err)
@@ -370,10 +354,17 @@ func TestNothingRemainsAfterDestroy(t *testing.T) {
 			if _, err := p.Next(); err == nil || err == io.EOF {
 				t.Errorf("a process of a destroyed sandbox ended in order: %v", err)
 			}
-			client.Close()
-			packets.Close()
-		} else if err := b.Destroy(t.Context(), id); err != nil {
-			t.Fatal(err)
+			s.Close()
+		} else { // before anybody hears its guest
+			if _, err := b.Listen(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Start(t.Context(), id, testSpec()); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Destroy(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if _, err := b.Wait(t.Context(), id); !errors.Is(err, backend.ErrNotFound) {
 			t.Errorf("Wait after Destroy: %v", err)

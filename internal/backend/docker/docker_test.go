@@ -15,7 +15,7 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/local"
-	"github.com/enclave-run/enclave/internal/cgroup"
+	"github.com/enclave-run/enclave/internal/backend/local/cgroup"
 	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/wire"

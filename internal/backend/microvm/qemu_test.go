@@ -15,7 +15,6 @@ import (
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu/qemutest"
 	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/testenv"
-	"github.com/enclave-run/enclave/internal/watch"
 )
 
 // onQEMU is how real machines are made, and the digest of the default image.

@@ -131,7 +131,7 @@ bench: image ## measure on each backend that runs here; ratios within one run; w
 
 SOAKTIME ?= 0s
 soak: image ## 1,000 real and 10,000 simulated sessions; exits non-zero if anything is left of them; SOAKTIME=1h goes on
-	bin/enclave soak --state $(STATE) --for $(SOAKTIME)
+	go run ./internal/soak -program bin/enclave -state $(STATE) -for $(SOAKTIME)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@grep -rl --include='*_test.go' '^func Fuzz' . | while read -r f; do \

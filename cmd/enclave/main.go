@@ -181,7 +181,7 @@ log that can be checked offline.`,
 	}
 	add("work", p.runCommand(), p.demoCommand(), p.parityCommand())
 	add("look", p.sessionCommand(), p.auditCommand(), p.usageCommand(), p.webhookCommand(), p.versionCommand())
-	add("host", p.serveCommand(), p.doctorCommand(), p.imageCommand(), p.kernelCommand(), p.keyCommand(), p.tokenCommand(), p.benchCommand(), p.soakCommand(), p.uninstallCommand())
+	add("host", p.serveCommand(), p.doctorCommand(), p.imageCommand(), p.kernelCommand(), p.keyCommand(), p.tokenCommand(), p.benchCommand(), p.uninstallCommand())
 	root.AddCommand(p.gatewayCommand(), p.vmmCommand())
 	root.AddCommand(topics()...)
 	for _, c := range root.Commands() {

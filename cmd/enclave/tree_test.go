@@ -14,7 +14,6 @@ var silent = map[string]string{
 	"enclave demo adversarial":    "writes evidence/adversarial-report.json",
 	"enclave demo backend-parity": "writes evidence/backend-parity-report.json",
 	"enclave bench":               "writes evidence/bench.json",
-	"enclave soak":                "writes evidence/soak.json",
 	"enclave audit export":        "what it writes is JSON",
 	"enclave audit key":           "prints one word",
 	"enclave audit rotate-key":    "prints one word",

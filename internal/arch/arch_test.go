@@ -102,6 +102,8 @@ var table = map[string][]string{
 	// A whole control plane in a test's process, wired as cmd/enclave does. Only
 	// tests import it.
 	"internal/lab": {"*"},
+	// A tool that drives a server from outside, as any client, and looks at its host.
+	"internal/soak": {".", "internal/mountinfo"},
 	// Attacks sandboxes. All of it is tests, which import what they like.
 	"internal/corpus": {},
 	// Only tests import testenv, so this arrow leads from no product code.

@@ -1,4 +1,4 @@
-package soak
+package main
 
 import (
 	"context"
@@ -44,7 +44,7 @@ type Neighbour struct {
 
 // neighbour measures clean sessions beside each kind of hostile one, which is
 // started again whenever it was killed.
-func neighbour(ctx context.Context, c Config, backend string) (_ []Neighbour, err error) {
+func neighbour(ctx context.Context, c config, backend string) (_ []Neighbour, err error) {
 	srv, err := c.Start(ctx, backend)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package soak
+package main
 
 import (
 	"encoding/json"
@@ -28,7 +28,7 @@ func machine() string {
 }
 
 // write prints the report and puts it into the evidence directory.
-func (r Report) write(c Config) error {
+func (r Report) write(c config) error {
 	if err := os.MkdirAll(c.Evidence, 0o755); err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ type hostile struct {
 // of the API.
 func hostiles(ctx context.Context, srv *Server) ([]hostile, error) {
 	var all []hostile
-	for _, a := range []act{forkBomb, memoryHog, outputFlood} {
+	for _, a := range []act{spinner, forkBomb, memoryHog, outputFlood} {
 		all = append(all, hostile{a.name, func(ctx context.Context) error { _, err := a.cycle(ctx, srv.Client); return err }})
 	}
 	readers, err := silentReaders(ctx, srv)

@@ -134,10 +134,8 @@ bench: image ## measure on each backend that runs here; ratios within one run; w
 	build/dockerd run bin/enclave bench --state $(STATE)
 
 SOAKTIME ?= 0s
-soak: setup ## 1,000 real and 10,000 simulated sessions; exits non-zero if anything is left of them; SOAKTIME=1h goes on
-	@$(MAKE) --no-print-directory bin/enclave bin/guest-$(HOSTARCH) bin/runsc-$(HOSTARCH)
-	@$(LINK) && ln -f bin/enclave-$(HOSTARCH) $(TESTBIN)/enclave
-	ENCLAVE_SOAK=full SOAKTIME=$(SOAKTIME) ENCLAVE_TEST_BIN=$(TESTBIN) go test -count=1 -timeout 24h -v ./internal/soak -run '^TestSoak$$'
+soak: image ## 1,000 real and 10,000 simulated sessions; exits non-zero if anything is left of them; SOAKTIME=1h goes on
+	go run ./internal/soak -program bin/enclave -state $(STATE) -for $(SOAKTIME)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@grep -rl --include='*_test.go' '^func Fuzz' . | while read -r f; do \

@@ -124,7 +124,7 @@ var table = map[string][]string{
 	"internal/planetest": {"*"},
 	// Writes reports, wherever an operator wants them.
 	"internal/evidence": {"internal/safepath"},
-	// Drives real servers from outside, as any client does. Only its tests run it.
+	// A program that drives real servers from outside, as any client does. It is not shipped.
 	"internal/soak": {".", "internal/evidence", "internal/mountinfo"},
 	// Attacks sandboxes. All of it is tests, which import what they like.
 	"internal/corpus": {},

@@ -114,7 +114,7 @@ var later = map[byte]string{
 	'I': "no translation yet: internal/httpapi and internal/control test it without sandboxes",
 	'J': "no translation yet: internal/httpapi, internal/auth and internal/planetest test it without sandboxes",
 	'K': "no translation yet: internal/audit and internal/store test it without sandboxes",
-	'L': "no translation yet: cmd/enclave/crash and enclave soak test it",
+	'L': "no translation yet: cmd/enclave/crash and internal/soak test it",
 }
 
 // attacks returns all translations in the order of the corpus.

@@ -25,30 +25,47 @@ const (
 	maxMembers = 10_000
 )
 
-// readBody decodes the body of r into v, a pointer to a struct.
-func readBody(w http.ResponseWriter, r *http.Request, v any) error {
+// readBody decodes the body of r, which org sent, into v, a pointer to a struct.
+// Whatever it returns, leave must be called when the request was answered: a
+// large one keeps its organisation's lane until then.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, org string, v any) (leave func(), err error) {
+	b, err := bodyOf(w, r)
+	if err != nil {
+		return func() {}, err
+	}
+	if len(b) < largeBody {
+		return func() {}, decode(b, v)
+	}
+	if leave, err = s.lanes.enter(r.Context(), org); err != nil {
+		return func() {}, err
+	}
+	return leave, decode(b, v)
+}
+
+// bodyOf returns the JSON text that r has.
+func bodyOf(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if t, params, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" ||
 		params["charset"] != "" && !strings.EqualFold(params["charset"], "utf-8") {
-		return refuse("invalid_json", "", "the Content-Type must be application/json")
+		return nil, refuse("invalid_json", "", "the Content-Type must be application/json")
 	}
 	// A compressed body would have a size that nobody has capped.
 	if e := r.Header.Get("Content-Encoding"); e != "" && e != "identity" {
-		return refuse("invalid_json", "", "the body must not be compressed")
+		return nil, refuse("invalid_json", "", "the body must not be compressed")
 	}
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		if errors.Is(err, errBodies) {
 			w.Header().Set("Connection", "close") // the rest of the body is not read
-			return errBodies
+			return nil, errBodies
 		}
 		// The rest of this connection, if there is one, is not a request.
 		w.Header().Set("Connection", "close")
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			return refuse("body_too_large", "", "the body has more than %d bytes", tooLarge.Limit)
+			return nil, refuse("body_too_large", "", "the body has more than %d bytes", tooLarge.Limit)
 		}
-		return refuse("invalid_json", "", "the body ended early")
+		return nil, refuse("invalid_json", "", "the body ended early")
 	}
-	return decode(b, v)
+	return b, nil
 }
 
 // decode fills v, a pointer to a struct, from the JSON text b. It understands
@@ -98,7 +115,7 @@ func (s scanner) value(t reflect.Type, path string) error {
 		}
 		return s.array(t, path)
 	case c == '"':
-		if _, err := s.Text(); err != nil {
+		if err := s.SkipText(); err != nil {
 			return err
 		}
 		if kind != reflect.String {

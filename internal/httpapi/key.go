@@ -18,7 +18,9 @@ type keyRequest struct {
 
 func (s *Server) createKey(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
 	var q keyRequest
-	if err := readBody(w, r, &q); err != nil {
+	leave, err := s.readBody(w, r, c.Org, &q)
+	defer leave()
+	if err != nil {
 		return err
 	}
 	k, plaintext, err := s.plane.CreateKey(r.Context(), c, control.KeyRequest{Org: q.OrgID, User: q.User, Role: q.Role})

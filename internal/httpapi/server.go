@@ -109,6 +109,7 @@ type Server struct {
 	mux        *http.ServeMux
 	origin     *http.CrossOriginProtection
 	pressure   *pressure
+	lanes      lanes
 
 	mu      sync.Mutex
 	changed chan struct{} // guarded by mu; closed and replaced when a credential has changed

@@ -17,7 +17,9 @@ import (
 
 func (s *Server) create(w http.ResponseWriter, r *http.Request, c auth.Caller) error {
 	var q request.Request
-	if err := readBody(w, r, &q); err != nil {
+	leave, err := s.readBody(w, r, c.Org, &q)
+	defer leave()
+	if err != nil {
 		return err
 	}
 	made, err := s.plane.Create(traced(r), c, q)

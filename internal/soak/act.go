@@ -1,4 +1,4 @@
-package soak
+package main
 
 import (
 	"context"
@@ -37,6 +37,10 @@ except Exception as e:
 		request: enclave.SessionRequest{Code: "while True:\n    print('x' * 1000)\n", Limits: enclave.Limits{OutputBytes: 1_000_000}}}
 	memoryHog = act{name: "memory hog", outcome: enclave.Killed, reason: "memory_exceeded",
 		request: enclave.SessionRequest{Code: "kept = []\nwhile True:\n    kept.append(bytearray(1 << 20))\n", Limits: enclave.Limits{MemoryMB: 256}}}
+	// What a neighbour costs that does nothing but use the processor that it may:
+	// the others are to be held against it.
+	spinner = act{name: "one that only spins", outcome: enclave.Killed, reason: "cpu_exceeded",
+		request: enclave.SessionRequest{Code: "while True:\n    pass\n", Limits: enclave.Limits{CPUSeconds: 2}}}
 	busy = act{name: "busy", outcome: enclave.Succeeded,
 		request: enclave.SessionRequest{Code: `import os, subprocess, threading
 for i in range(50):

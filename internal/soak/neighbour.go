@@ -1,4 +1,4 @@
-package soak
+package main
 
 import (
 	"context"
@@ -19,7 +19,7 @@ type hostile struct {
 // of the API.
 func hostiles(ctx context.Context, srv *Server) ([]hostile, error) {
 	var all []hostile
-	for _, a := range []act{forkBomb, memoryHog, outputFlood} {
+	for _, a := range []act{spinner, forkBomb, memoryHog, outputFlood} {
 		all = append(all, hostile{a.name, func(ctx context.Context) error { _, err := a.cycle(ctx, srv.Client); return err }})
 	}
 	readers, err := silentReaders(ctx, srv)
@@ -44,7 +44,7 @@ type Neighbour struct {
 
 // neighbour measures clean sessions beside each kind of hostile one, which is
 // started again whenever it was killed.
-func neighbour(ctx context.Context, c Config, backend string) (_ []Neighbour, err error) {
+func neighbour(ctx context.Context, c config, backend string) (_ []Neighbour, err error) {
 	srv, err := c.Start(ctx, backend)
 	if err != nil {
 		return nil, err

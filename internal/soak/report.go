@@ -1,4 +1,4 @@
-package soak
+package main
 
 import (
 	"encoding/json"
@@ -30,7 +30,7 @@ func machine() string {
 }
 
 // write prints the report and puts it into the evidence directory.
-func (r Report) write(c Config) error {
+func (r Report) write(c config) error {
 	raw, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err

@@ -1,9 +1,4 @@
-// Package soak drives a real server through thousands of sessions, from create
-// to teardown, and reports what it keeps of them: the slope of each resource
-// over the cycles, which must be 0. It also measures what a hostile session
-// costs the one beside it. It sees the server as any client does, and the
-// server's process and host from outside.
-package soak
+package main
 
 import (
 	"context"
@@ -17,8 +12,8 @@ import (
 	"github.com/enclave-run/enclave"
 )
 
-// Config is what a soak needs. All fields but For are required.
-type Config struct {
+// config is what a soak needs. All fields but For are required.
+type config struct {
 	Out, Err io.Writer
 	Evidence string // directory for soak-report.json and .md
 	Version  string // of the program that is soaked
@@ -54,10 +49,10 @@ func driveOf(backend string) drive {
 	return drive{parallel: 2, acts: []act{clean, failing, denied, forkBomb, outputFlood, busy, cancelled}}
 }
 
-// Run soaks each backend, prints what it found and writes the report. It
+// run soaks each backend, prints what it found and writes the report. It
 // returns an error if a session ended otherwise than it should, if a resource
 // grew, or if the cycles were not reached.
-func Run(ctx context.Context, c Config) error {
+func run(ctx context.Context, c config) error {
 	rep := Report{Started: c.Now().UTC(), Machine: machine(), Version: c.Version}
 	var bad []error
 	neighbours := false
@@ -84,7 +79,7 @@ func Run(ctx context.Context, c Config) error {
 }
 
 // soak drives one backend.
-func soak(ctx context.Context, c Config, backend string) (_ Backend, err error) {
+func soak(ctx context.Context, c config, backend string) (_ Backend, err error) {
 	srv, err := c.Start(ctx, backend)
 	if err != nil {
 		return Backend{}, err

@@ -74,7 +74,17 @@ func (s *Scanner) None() error {
 }
 
 // Text consumes a string, at whose beginning Peek is, and returns what it says.
-func (s *Scanner) Text() (string, error) {
+func (s *Scanner) Text() (string, error) { return s.text(true) }
+
+// SkipText is Text for a caller that does not need what the string says: it
+// copies nothing.
+func (s *Scanner) SkipText() error {
+	_, err := s.text(false)
+	return err
+}
+
+// text consumes a string, and returns what it says if that is wanted.
+func (s *Scanner) text(wanted bool) (string, error) {
 	s.pos++ // "
 	start := s.pos
 	var b []byte // what has been read, once there was an escape
@@ -83,16 +93,21 @@ func (s *Scanner) Text() (string, error) {
 		case c == '"':
 			text := s.data[start:s.pos]
 			s.pos++
+			if !wanted {
+				return "", nil
+			}
 			return string(append(b, text...)), nil
 		case c < ' ':
 			return "", s.Syntax("control character in a string")
 		case c == '\\':
-			b = append(b, s.data[start:s.pos]...)
+			plain := s.data[start:s.pos]
 			r, err := s.escape()
 			if err != nil {
 				return "", err
 			}
-			b = utf8.AppendRune(b, r)
+			if wanted {
+				b = utf8.AppendRune(append(b, plain...), r)
+			}
 			start = s.pos
 		case c < utf8.RuneSelf:
 			s.pos++

@@ -299,7 +299,6 @@ var accepting = map[string]string{
 	"internal/sandbox":  "it is what opens a sandbox",
 	"internal/wire":     "it has Accept",
 	"internal/conform":  "a check is of what comes after a guest's connections",
-	"internal/posture":  "a test is of a stranger, which connects in a guest's place",
 	"cmd/enclave-guest": "its tests are of a guest without a backend",
 	"internal/arch":     "it names the call",
 }

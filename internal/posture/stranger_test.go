@@ -19,9 +19,9 @@ import (
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/local"
+	"github.com/enclave-run/enclave/internal/sandbox"
 	"github.com/enclave-run/enclave/internal/testenv"
 	"github.com/enclave-run/enclave/internal/testenv/stranger"
-	"github.com/enclave-run/enclave/internal/wire"
 )
 
 // TestNoUserOfTheHostReachesASandboxsFiles has other users of the host, that of
@@ -84,41 +84,31 @@ func TestNoUserOfTheHostReachesASandboxsFiles(t *testing.T) {
 func inhabit(t *testing.T, l Lab) backend.ID {
 	t.Helper()
 	id := newID()
-	ln, err := l.Backend.Listen(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		ln.Close()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), cleanTime)
 		defer cancel()
 		if err := l.Backend.Destroy(ctx, id); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := l.Backend.Start(t.Context(), id, backend.Spec{Image: l.Image, Limits: limits}); err != nil {
-		t.Fatal(err)
-	}
-	packets, calls, err := wire.Accept(t.Context(), ln)
+	s, err := sandbox.Open(t.Context(), l.Backend, id, backend.Spec{Image: l.Image, Limits: limits})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := wire.NewClient(calls)
 	heard := make(chan struct{})
 	go func() {
 		defer close(heard)
-		_, _ = io.Copy(io.Discard, packets)
+		_, _ = io.Copy(io.Discard, s.Packets)
 	}()
 	t.Cleanup(func() {
-		c.Close()
-		packets.Close()
+		s.Close()
 		<-heard
 	})
-	if _, err := c.Hello(t.Context()); err != nil {
+	if _, err := s.Guest.Hello(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	secret := bytes.Repeat([]byte("what only this workload knows\n"), 1000)
-	if err := c.WriteFile(t.Context(), "/work/secret", 0o644, bytes.NewReader(secret)); err != nil {
+	if err := s.Guest.WriteFile(t.Context(), "/work/secret", 0o644, bytes.NewReader(secret)); err != nil {
 		t.Fatal(err)
 	}
 	return id

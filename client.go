@@ -307,7 +307,7 @@ func (c *Client) setUp() {
 			return new(net.Dialer).DialContext(ctx, "unix", c.Socket)
 		}}
 	case c.TLSFingerprint != "":
-		h.Transport = pinned(c.TLSFingerprint)
+		h.Transport = PinnedTransport(c.TLSFingerprint)
 	case c.HTTPClient != nil:
 		own := *c.HTTPClient
 		h = &own

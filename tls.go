@@ -25,9 +25,11 @@ func (c *Client) checkPin(base string) error {
 	return nil
 }
 
-// pinned returns a transport that talks to the server with that certificate
-// and to no other.
-func pinned(fingerprint string) *http.Transport {
+// PinnedTransport returns a transport that talks to the server whose certificate has
+// that SHA-256, in hex, with or without colons, and to no other. It verifies nothing
+// else of the certificate. [Client.TLSFingerprint] uses it; it is for those who need
+// more of the transport, such as a proxy.
+func PinnedTransport(fingerprint string) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig = &tls.Config{
 		MinVersion: tls.VersionTLS12,

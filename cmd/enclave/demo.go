@@ -1,11 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"strings"
 
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
 	"github.com/enclave-run/enclave/internal/backend/all"
@@ -17,47 +16,58 @@ import (
 )
 
 func (p *program) demoCommand() *cobra.Command {
-	var evidence string
+	var o demoOptions
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Run a demo that is also a regression gate",
 		Long: `A demo drives the control plane that ENCLAVE_BASE_URL names, or boots one of its
 own, which it removes again. It writes a report and exits 1 if any check fails.`,
 		Example: `  sudo enclave demo adversarial
-  sudo enclave demo backend-parity`,
+  sudo enclave demo backend-parity --json > parity.json`,
 	}
-	c.PersistentFlags().StringVar(&evidence, "evidence", "evidence", "`DIR`ectory for the reports")
+	c.PersistentFlags().BoolVar(&o.json, "json", false, "print the report as JSON, and what is shown on stderr")
+	c.PersistentFlags().StringVar(&o.evidence, "evidence", "evidence", "`DIR`ectory for the reports")
 	c.AddCommand(&cobra.Command{
 		Use:     "adversarial",
 		Short:   "Five workloads, four of them hostile, in five sandboxes",
 		Example: "  sudo enclave demo adversarial --backend gvisor",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.demo(cmd.Context(), evidence, demo.Adversarial, p.adversarialTargets)
+			return p.demo(cmd.Context(), o, demo.Adversarial, p.adversarialTargets)
 		},
 	}, &cobra.Command{
 		Use:   "backend-parity",
 		Short: "One workload, one verdict, on every backend",
 		Long: `Backend-parity sends one request to several control planes and compares what they
 show. ENCLAVE_PARITY_BASE_URLS (label=url,label=url) names them, with keys in
-ENCLAVE_PARITY_API_KEYS (label=key,...); else ENCLAVE_BASE_URL names one; else one
+ENCLAVE_PARITY_API_KEYS (label=key,...) and fingerprints of their certificates in
+ENCLAVE_PARITY_TLS_FINGERPRINTS (label=sha256,...); else ENCLAVE_BASE_URL names one; else one
 is booted for every real backend of this host.`,
 		Example: `  sudo enclave demo backend-parity
   ENCLAVE_PARITY_BASE_URLS=a=http://127.0.0.1:8090,b=http://127.0.0.1:8091 enclave demo backend-parity`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.demo(cmd.Context(), evidence, demo.Parity, p.parityTargets)
+			return p.demo(cmd.Context(), o, demo.Parity, p.parityTargets)
 		},
 	})
 	return c
 }
 
+// demoOptions are what every demo takes.
+type demoOptions struct {
+	evidence string // directory for the reports
+	json     bool
+}
+
 // demo runs a demo against the control planes that targets chooses.
-func (p *program) demo(ctx context.Context, evidence string, run func(context.Context, demo.Config) error, targets func(*demo.Config) error) error {
+func (p *program) demo(ctx context.Context, o demoOptions, run func(context.Context, demo.Config) error, targets func(*demo.Config) error) error {
 	out, color := ui.Styled(p.out, p.env("NO_COLOR") != "")
 	c := demo.Config{
 		Out: out, Err: p.err, Color: color,
-		Evidence: evidence, Temp: os.TempDir(), Now: p.now,
+		Evidence: o.evidence, Temp: os.TempDir(), Now: p.now,
+	}
+	if o.json {
+		c.Out, c.Color, c.JSON = p.err, false, p.out
 	}
 	if err := targets(&c); err != nil {
 		return err
@@ -109,49 +119,39 @@ func (p *program) bootable(ctx context.Context, backends ...string) (*statedir.D
 
 func (p *program) adversarialTargets(c *demo.Config) error {
 	if p.opts.remote() {
-		c.Remotes = []demo.Remote{{BaseURL: p.opts.BaseURL, APIKey: p.opts.APIKey, Token: p.opts.Token}}
-		return nil
+		r, err := p.remote("")
+		c.Remotes = []demo.Remote{r}
+		return err
 	}
 	k, err := p.chooseBackend(context.Background())
 	c.Backends = []string{k.Name}
 	return err
 }
 
-func (p *program) parityTargets(c *demo.Config) error {
-	if list := p.env("ENCLAVE_PARITY_BASE_URLS"); list != "" {
-		keys, err := labelled("ENCLAVE_PARITY_API_KEYS", p.env("ENCLAVE_PARITY_API_KEYS"))
-		if err != nil {
-			return err
-		}
+// remote is the control plane that ENCLAVE_BASE_URL names.
+func (p *program) remote(label string) (demo.Remote, error) {
+	r := demo.Remote{Label: label, BaseURL: p.opts.BaseURL, APIKey: p.opts.APIKey, Token: p.opts.Token}
+	var err error
+	switch {
+	case p.opts.Fingerprint != "":
+		r.Fingerprint, err = demo.Fingerprint(p.opts.Fingerprint)
+	case p.opts.CAFile != "":
+		r.Roots, err = readRoots(p.opts.CAFile)
+	}
+	return r, err
+}
+
+func (p *program) parityTargets(c *demo.Config) (err error) {
+	named := func(name string) [2]string { return [2]string{name, p.env(name)} }
+	if urls := named("ENCLAVE_PARITY_BASE_URLS"); urls[1] != "" {
 		c.Mode = demo.RealMulti
-		urls, err := labelled("ENCLAVE_PARITY_BASE_URLS", list)
-		if err != nil {
-			return err
-		}
-		if len(urls) == 0 {
-			return errors.New("ENCLAVE_PARITY_BASE_URLS names no control plane: unset it, or set it to label=url,label=url")
-		}
-		known := map[string]string{}
-		for _, k := range keys {
-			known[k[0]] = k[1]
-		}
-		for _, u := range urls {
-			c.Remotes = append(c.Remotes, demo.Remote{Label: u[0], BaseURL: u[1], APIKey: known[u[0]]})
-			delete(known, u[0])
-		}
-		for label := range known {
-			return fmt.Errorf("ENCLAVE_PARITY_API_KEYS has a key for %q, which ENCLAVE_PARITY_BASE_URLS does not name", label)
-		}
-		return nil
+		c.Remotes, err = demo.ParseRemotes(urls, named("ENCLAVE_PARITY_API_KEYS"), named("ENCLAVE_PARITY_TLS_FINGERPRINTS"))
+		return err
 	}
 	if p.opts.remote() {
-		label := p.env("ENCLAVE_BACKEND")
-		if label == "" {
-			label = "backend"
-		}
-		c.Mode = demo.RealSingle
-		c.Remotes = []demo.Remote{{Label: label, BaseURL: p.opts.BaseURL, APIKey: p.opts.APIKey, Token: p.opts.Token}}
-		return nil
+		r, err := p.remote(cmp.Or(p.env("ENCLAVE_BACKEND"), "backend"))
+		c.Mode, c.Remotes = demo.RealSingle, []demo.Remote{r}
+		return err
 	}
 	if p.opts.Backend != autoBackend {
 		k, err := p.chooseBackend(context.Background())
@@ -165,28 +165,6 @@ func (p *program) parityTargets(c *demo.Config) error {
 		c.Backends = []string{demo.Modelled} // the report says so
 	}
 	return nil
-}
-
-// labelled reads label=value,label=value in its order. Errors never quote a
-// value: it may be a key.
-func labelled(name, list string) ([][2]string, error) {
-	var all [][2]string
-	seen := map[string]bool{}
-	for i, part := range strings.Split(list, ",") {
-		if part = strings.TrimSpace(part); part == "" {
-			continue
-		}
-		label, value, ok := strings.Cut(part, "=")
-		if !ok || label == "" || value == "" {
-			return nil, fmt.Errorf("part %d of %s is not label=value", i+1, name)
-		}
-		if seen[label] {
-			return nil, fmt.Errorf("%s names %q twice", name, label)
-		}
-		seen[label] = true
-		all = append(all, [2]string{label, value})
-	}
-	return all, nil
 }
 
 // booter starts control planes on state directories of their own below s, with the
@@ -232,7 +210,7 @@ func (p *program) bootDemo(ctx context.Context, s *statedir.Dir, images *image.S
 			return nil, err
 		}
 	}
-	plane := demo.NewPlane(kind.Name, booted.URL, booted.Key, "")
+	plane := demo.NewPlane(demo.Remote{Label: kind.Name, BaseURL: booted.URL, APIKey: booted.Key})
 	plane.Inside, plane.Close = inside, booted.Close
 	return plane, nil
 }

@@ -37,7 +37,7 @@ neither way.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.doctor(cmd.Context(), asJSON, quick) },
 	}
 	c.Flags().BoolVar(&asJSON, "json", p.env("ENCLAVE_DOCTOR_JSON") == "true", "print as JSON (ENCLAVE_DOCTOR_JSON=true)")
-	c.Flags().BoolVar(&quick, "quick", p.env("ENCLAVE_DOCTOR_QUICK") == "true", "start no sandbox: leave out contract and posture (ENCLAVE_DOCTOR_QUICK=true)")
+	c.Flags().BoolVar(&quick, "quick", p.env("ENCLAVE_DOCTOR_QUICK") == "true", "ask whether backends can run, but start no sandbox: leave out contract and posture (ENCLAVE_DOCTOR_QUICK=true)")
 	return c
 }
 

@@ -32,8 +32,9 @@ no certificate, unless every verdict is the one it must be, and the same on all.
 
 Every real backend of this host is booted, on a state directory of its own. Or
 ENCLAVE_PARITY_BASE_URLS (label=url,label=url) names control planes that run
-already, with keys in ENCLAVE_PARITY_API_KEYS (label=key,...); the key of each
-one's log must then be given with --log-key, and come from its machine.`,
+already, with keys in ENCLAVE_PARITY_API_KEYS (label=key,...) and fingerprints of
+their certificates in ENCLAVE_PARITY_TLS_FINGERPRINTS (label=sha256,...), which
+the certificate names; the key of each one's log must then be given with --log-key, and come from its machine.`,
 		Example: `  sudo enclave parity
   sudo enclave parity --only limit-pids --only limit-memory
   sudo enclave audit key > log.vkey
@@ -93,7 +94,7 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 		Version: version, Signer: signer, LogKeys: keys, Only: only,
 		Host: parity.Host{Kernel: strings.TrimSpace(string(kernel)), Arch: runtime.GOARCH},
 	}
-	return p.demo(ctx, evidence, func(ctx context.Context, c demo.Config) error {
+	return p.demo(ctx, demoOptions{evidence: evidence}, func(ctx context.Context, c demo.Config) error {
 		if asJSON {
 			c.Out, c.Color = p.err, false
 		}
@@ -121,7 +122,7 @@ func (p *program) logKeys(flags []string) (map[string]string, error) {
 	if list == "" {
 		name, list = "ENCLAVE_PARITY_LOG_KEYS", p.env("ENCLAVE_PARITY_LOG_KEYS")
 	}
-	pairs, err := labelled(name, list)
+	pairs, err := demo.Labelled(name, list)
 	if err != nil {
 		return nil, err
 	}

@@ -43,11 +43,14 @@ type Host struct {
 
 // A Backend is one control plane.
 type Backend struct {
-	Label     string `json:"label"` // unique
-	BaseURL   string `json:"baseUrl"`
-	Kind      string `json:"kind"`
-	Isolation string `json:"isolation"`
-	Image     string `json:"image"` // manifest digest
+	Label   string `json:"label"` // unique
+	BaseURL string `json:"baseUrl"`
+	// TLSFingerprint is the SHA-256, in hex, of the certificate that the control plane
+	// had to have; left out if none was pinned.
+	TLSFingerprint string `json:"tlsFingerprint,omitempty"`
+	Kind           string `json:"kind"`
+	Isolation      string `json:"isolation"`
+	Image          string `json:"image"` // manifest digest
 	// Versions are those of what isolates, by its name: "runsc", "docker", ... A
 	// remote control plane tells none.
 	Versions map[string]string `json:"versions"`

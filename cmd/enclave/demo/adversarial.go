@@ -108,7 +108,7 @@ func (d *adversarial) run(ctx context.Context, p *Plane) error {
 	d.screen.banner(p.BaseURL, health.Backend, mode(health))
 
 	r := report{
-		Summary: summary{Backend: health.Backend, Mode: mode(health), BaseURL: p.BaseURL, Checks: 6, Failures: []string{}},
+		Summary: summary{Backend: health.Backend, Mode: mode(health), BaseURL: p.BaseURL, Fingerprint: p.Fingerprint, Checks: 6, Failures: []string{}},
 		Rows:    []row{},
 	}
 	var public []surface
@@ -154,7 +154,7 @@ func (d *adversarial) finish(ctx context.Context, p *Plane, r report, public []s
 		exfilLabel: d.controls.exfil.String(), metadataLabel: d.controls.metadata.String(), forkLabel: d.controls.fork.String(),
 		shadowLabel: d.controls.shadow.String(), secretLabel: d.controls.secret.String(),
 	}
-	written, err := writeEvidence(d.Evidence, "adversarial", r, r.markdown())
+	written, err := d.writeEvidence("adversarial", r, r.markdown())
 	if err != nil {
 		return err
 	}

@@ -11,8 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/evidence"
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/evidence"
 	"github.com/enclave-run/enclave/internal/parity"
 	"github.com/enclave-run/enclave/internal/terminal"
 )
@@ -223,7 +223,7 @@ func (f *certification) wanted(w parity.Workload) bool {
 // meet asks each control plane who it is.
 func (f *certification) meet(ctx context.Context, planes []*Plane) error {
 	for _, p := range planes {
-		b := parity.Backend{Label: p.Label, BaseURL: p.BaseURL}
+		b := parity.Backend{Label: p.Label, BaseURL: p.BaseURL, TLSFingerprint: p.Fingerprint}
 		if p.Inside != nil {
 			b.LogKey, b.Versions = p.Inside.LogKey, p.Inside.Versions
 			if err := f.secrets.plant(p.Inside.Vault); err != nil {

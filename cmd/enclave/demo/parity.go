@@ -36,10 +36,12 @@ type parityVerdict struct {
 
 // A target is one control plane of the parity demo and what it showed.
 type target struct {
-	Label      string        `json:"label"`
-	BaseURL    string        `json:"baseUrl"`
-	Verdict    parityVerdict `json:"verdict"`
-	AuditTypes []string      `json:"auditTypes"`
+	Label   string `json:"label"`
+	BaseURL string `json:"baseUrl"`
+	// Fingerprint is of the certificate that was pinned; "" is left out.
+	Fingerprint string        `json:"tlsFingerprint,omitempty"`
+	Verdict     parityVerdict `json:"verdict"`
+	AuditTypes  []string      `json:"auditTypes"`
 
 	problems []string // why it is not safe
 	shape    string   // what must be the same on all
@@ -100,7 +102,7 @@ func Parity(ctx context.Context, c Config) (err error) {
 	}
 	r.judge()
 	screen.parity(r)
-	written, err := writeEvidence(c.Evidence, "backend-parity", r, r.markdown())
+	written, err := c.writeEvidence("backend-parity", r, r.markdown())
 	if err != nil {
 		return err
 	}
@@ -123,7 +125,7 @@ func Parity(ctx context.Context, c Config) (err error) {
 func (c *Config) targets(ctx context.Context) (mode string, planes []*Plane, err error) {
 	if len(c.Remotes) > 0 {
 		for _, r := range c.Remotes {
-			planes = append(planes, NewPlane(r.Label, r.BaseURL, r.APIKey, r.Token))
+			planes = append(planes, NewPlane(r))
 		}
 		return c.Mode, planes, nil
 	}
@@ -161,7 +163,7 @@ func judgeTarget(ctx context.Context, p *Plane, req []byte, secrets brokered) (t
 		return target{}, err
 	}
 	t := judgeSeen(s, secrets.leak(append(s.surfaces, more...)))
-	t.Label, t.BaseURL, t.record, t.note = p.Label, p.BaseURL, s.record(), weakness(s.session.Isolation)
+	t.Label, t.BaseURL, t.Fingerprint, t.record, t.note = p.Label, p.BaseURL, p.Fingerprint, s.record(), weakness(s.session.Isolation)
 	if _, err := p.Client.Teardown(ctx, s.session.ID); err != nil {
 		return target{}, err
 	}

@@ -6,8 +6,11 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -22,12 +25,13 @@ import (
 	"github.com/enclave-run/enclave/internal/secret"
 )
 
-// Config is what a demo is given. All fields but Remotes, Absent and Color are required.
+// Config is what a demo is given. All fields but Remotes, Absent, JSON and Color are required.
 type Config struct {
 	Out, Err io.Writer
 	Color    bool
-	Evidence string // directory for the reports
-	Temp     string // directory of this host in which a canary can be planted
+	JSON     io.Writer // gets the report too; nil is nobody
+	Evidence string    // directory for the reports
+	Temp     string    // directory of this host in which a canary can be planted
 
 	// Remotes are control planes to drive; without any, the demo boots its own.
 	Remotes []Remote
@@ -55,6 +59,24 @@ type Remote struct {
 	BaseURL string
 	APIKey  string
 	Token   string
+
+	// How its certificate is verified: Fingerprint is the SHA-256, in hex, of the only
+	// one that it may have; else Roots are the authorities, or, if nil, the host's.
+	Fingerprint string
+	Roots       *x509.CertPool
+}
+
+// transport leads to r and to nobody who pretends to be it.
+func (r Remote) transport() http.RoundTripper {
+	switch {
+	case r.Fingerprint != "":
+		return enclave.PinnedTransport(r.Fingerprint)
+	case r.Roots != nil:
+		t := http.DefaultTransport.(*http.Transport).Clone()
+		t.TLSClientConfig = &tls.Config{RootCAs: r.Roots, MinVersion: tls.VersionTLS12}
+		return t
+	}
+	return http.DefaultTransport
 }
 
 // Boot says what kind of control plane to start.
@@ -72,7 +94,10 @@ type Boot struct {
 type Plane struct {
 	Label   string
 	BaseURL string
-	Client  *enclave.Client
+	// Fingerprint is the SHA-256, in hex, of the certificate that it must have; "" if
+	// that is not pinned.
+	Fingerprint string
+	Client      *enclave.Client
 	// Inside is what only the process that runs the control plane has; nil for
 	// a remote one.
 	Inside *Inside
@@ -80,6 +105,7 @@ type Plane struct {
 	Close func(context.Context) error
 
 	credential string
+	transport  http.RoundTripper
 }
 
 // Inside is what a demo reaches of a control plane that it booted.
@@ -97,16 +123,13 @@ type Inside struct {
 // Modelled is the backend that executes nothing.
 const Modelled = "simulator"
 
-// NewPlane returns the Plane at baseURL. Its caller sets Inside and Close if it
-// booted it.
-func NewPlane(label, baseURL, apiKey, token string) *Plane {
-	credential := apiKey
-	if credential == "" {
-		credential = token
-	}
+// NewPlane returns the Plane that r is. Its caller sets Inside and Close if it booted
+// it.
+func NewPlane(r Remote) *Plane {
+	t := r.transport()
 	return &Plane{
-		Label: label, BaseURL: baseURL, credential: credential,
-		Client: &enclave.Client{BaseURL: baseURL, APIKey: apiKey, Token: token},
+		Label: r.Label, BaseURL: r.BaseURL, Fingerprint: r.Fingerprint, credential: cmp.Or(r.APIKey, r.Token), transport: t,
+		Client: &enclave.Client{BaseURL: r.BaseURL, APIKey: r.APIKey, Token: r.Token, HTTPClient: &http.Client{Transport: t}},
 		Close:  func(context.Context) error { return nil },
 	}
 }
@@ -126,7 +149,7 @@ func (p *Plane) fetch(ctx context.Context, method, path, body string, authorized
 	if authorized && p.credential != "" {
 		r.Header.Set("Authorization", "Bearer "+p.credential)
 	}
-	resp, err := http.DefaultTransport.RoundTrip(r) // never follows a redirect with a credential
+	resp, err := p.transport.RoundTrip(r) // never follows a redirect with a credential
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
@@ -147,7 +170,7 @@ func (p *Plane) fetch(ctx context.Context, method, path, body string, authorized
 func (c *Config) open(ctx context.Context) (*Plane, error) {
 	if len(c.Remotes) > 0 {
 		r := c.Remotes[0]
-		return NewPlane(r.Label, r.BaseURL, r.APIKey, r.Token), nil
+		return NewPlane(r), nil
 	}
 	if len(c.Backends) == 0 {
 		return nil, errors.New("no backend to boot")

@@ -49,9 +49,11 @@ func newRow(sc scenario, s *seen, v verdict) row {
 
 // summary is the head of the adversarial report.
 type summary struct {
-	Backend        string            `json:"backend"`
-	Mode           string            `json:"mode"`
-	BaseURL        string            `json:"baseUrl"`
+	Backend string `json:"backend"`
+	Mode    string `json:"mode"`
+	BaseURL string `json:"baseUrl"`
+	// Fingerprint is of the certificate that was pinned; "" is left out.
+	Fingerprint    string            `json:"tlsFingerprint,omitempty"`
 	Checks         int               `json:"checks"`
 	Passed         bool              `json:"passed"`
 	Failures       []string          `json:"failures"`
@@ -120,9 +122,9 @@ func cell(s string) string {
 	return strings.NewReplacer("|", `\|`, "<", "&lt;", "`", "'").Replace(terminal.Visible(s))
 }
 
-// writeEvidence writes NAME-report.json and NAME-report.md and returns what it
-// wrote.
-func writeEvidence(dir, name string, v any, md []byte) ([]surface, error) {
+// writeEvidence writes NAME-report.json and NAME-report.md, and the one to JSON too,
+// and returns what it wrote.
+func (c *Config) writeEvidence(name string, v any, md []byte) ([]surface, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
@@ -132,10 +134,15 @@ func writeEvidence(dir, name string, v any, md []byte) ([]surface, error) {
 	}
 	var all []surface
 	for _, f := range []surface{{name + "-report.json", jsontext.Inert(b.Bytes())}, {name + "-report.md", md}} {
-		if err := evidence.Write(dir, f.name, f.raw); err != nil {
+		if err := evidence.Write(c.Evidence, f.name, f.raw); err != nil {
 			return nil, err
 		}
-		all = append(all, surface{filepath.Join(dir, f.name), f.raw})
+		all = append(all, surface{filepath.Join(c.Evidence, f.name), f.raw})
+	}
+	if c.JSON != nil {
+		if _, err := c.JSON.Write(all[0].raw); err != nil {
+			return nil, fmt.Errorf("write the report: %w", err)
+		}
 	}
 	return all, nil
 }

@@ -55,7 +55,7 @@ func (p *Plane) post(ctx context.Context, path string, body []byte) (status int,
 	if p.credential != "" {
 		r.Header.Set("Authorization", "Bearer "+p.credential)
 	}
-	resp, err := http.DefaultTransport.RoundTrip(r) // never follows a redirect with a credential
+	resp, err := p.transport.RoundTrip(r) // never follows a redirect with a credential
 	if err != nil {
 		return 0, 0, nil, fmt.Errorf("POST %s: %w", path, err)
 	}

@@ -178,6 +178,23 @@ func TestABackendThatCantRunIsToldWithWhatToDo(t *testing.T) {
 	}
 }
 
+// --quick starts no sandbox, and still says of the backend that is to run that it can't.
+func TestAQuickLookAsksWhetherTheBackendCanRun(t *testing.T) {
+	testenv.Need(t, "root")
+	c := config(t, filepath.Join(t.TempDir(), "none"))
+	c.DockerHost, c.Firecracker, c.Jailer = "unix:///nowhere/docker.sock", "no-firecracker", "no-jailer"
+	for _, name := range []string{"docker", "qemu", "firecracker"} {
+		c.Backends, c.Quick = []string{name}, true
+		var told []Finding
+		if err := contracts(t.Context(), c, func(f Finding) error { told = append(told, f); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if len(told) != 1 || told[0].Status != Failed || told[0].Detail == "" || told[0].Do == "" {
+			t.Errorf("of %s is told %+v", name, told)
+		}
+	}
+}
+
 func TestABackendThatDoesNotOpenIsToldWithWhatToDo(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "image.tar")
 	f, err := os.Create(file)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -60,9 +61,26 @@ func TestOwnIsAsOfTheQuestion(t *testing.T) {
 			return
 		}
 		defer k.Close()
+		// The kernel makes an IPv6 address its own in a work of its own, a moment after it
+		// was asked to (addrconf_dad_work in net/ipv6/addrconf.c), and tells of the route.
+		told, end := make(chan netlink.RouteUpdate, 100), make(chan struct{})
+		defer close(end)
+		if err := netlink.RouteSubscribe(told, end); err != nil {
+			t.Error(err)
+			return
+		}
 		own := func(when string, want bool, addrs ...string) {
 			for _, a := range addrs {
-				if got := k.Own(netip.MustParseAddr(a)); got != want {
+				got := k.Own(netip.MustParseAddr(a))
+				for late := time.After(10 * time.Second); got != want && want; got = k.Own(netip.MustParseAddr(a)) {
+					select {
+					case <-told:
+						continue
+					case <-late:
+					}
+					break
+				}
+				if got != want {
 					t.Errorf("%s: %s is the host's own: %t", when, a, got)
 				}
 			}

@@ -7,13 +7,9 @@ import (
 	"io"
 
 	"github.com/enclave-run/enclave/cmd/enclave/bench"
-	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/all"
-	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
-	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/server"
-	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/spf13/cobra"
 )
@@ -65,13 +61,14 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 	}
 	c.Temp = s.File("tmp")
 	c.Runsc, c.Docker, c.Missing = progs.Runsc, p.opts.Programs.DockerHost, map[string]string{}
+	able := map[string]all.Able{}
 	for _, k := range all.Kinds() {
-		if _, err := p.able(ctx, k); err != nil {
+		if able[k.Name], err = p.able(ctx, k); err != nil {
 			c.Missing[k.Name] = ui.Message(err)
 		}
 	}
 	if c.Missing[bench.RawMachine] == "" {
-		if c.Machine, err = p.rawMachine(ctx, s, progs.Guest); err != nil {
+		if c.Machine, err = bench.NewMachine(p.opts.Programs.QEMU, s.File("kernels"), progs.Guest, able[bench.RawMachine]); err != nil {
 			return err
 		}
 	}
@@ -97,27 +94,4 @@ func (p *program) bench(ctx context.Context, c bench.Config) error {
 		return &exit{code, err}
 	}
 	return err
-}
-
-// rawMachine is what a boot of QEMU takes that is of the same kernel and the same
-// first file system as the machines of s.
-func (p *program) rawMachine(ctx context.Context, s *statedir.Dir, guest string) (m bench.Machine, err error) {
-	k, err := all.Named(bench.RawMachine)
-	if err != nil {
-		return m, err
-	}
-	able, err := p.able(ctx, k)
-	if err != nil {
-		return m, err
-	}
-	if m.QEMU, err = qemu.Find(p.opts.Programs.QEMU); err != nil {
-		return m, err
-	}
-	boots, err := kernel.Newest(s.File("kernels"))
-	if err != nil {
-		return m, err
-	}
-	m.Kernel, m.KVM = boots.Vmlinux(), able.Isolation == backend.MicroVM
-	m.Initrd, err = boots.Initramfs(s.File("kernels"), guest)
-	return m, err
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/enclave-run/enclave/internal/image"
 	"github.com/enclave-run/enclave/internal/statedir"
@@ -158,27 +157,7 @@ func (p *program) imageList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				type item struct {
-					Digest   string   `json:"digest"`
-					Names    []string `json:"names"`
-					Bytes    int64    `json:"bytes"`
-					Platform string   `json:"platform"`
-					Created  string   `json:"created"`
-					Unpacked bool     `json:"unpacked"`
-					Disk     int64    `json:"diskBytes"`
-				}
-				items := []item{}
-				for _, i := range infos {
-					items = append(items, item{i.Digest, i.Names, i.Size, i.Platform, i.Created.UTC().Format("2006-01-02T15:04:05Z"), i.Unpacked, i.Disk})
-				}
-				return ui.PrintJSON(p.out, map[string]any{"items": items})
-			}
-			t := ui.NewTable(p.out, "NAME", "DIGEST", "SIZE", "PLATFORM", "CREATED")
-			for _, i := range infos {
-				t.Row(strings.Join(i.Names, ", "), i.Digest, ui.Megabytes(i.Size), i.Platform, i.Created.UTC().Format("2006-01-02"))
-			}
-			return t.Flush()
+			return ui.ShowImages(p.out, infos, asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/image"
@@ -50,7 +49,7 @@ func (p *program) bringKernel(ctx context.Context, asJSON bool, bring func(ctx c
 		return err
 	}
 	if asJSON {
-		return ui.PrintJSON(p.out, kernelItem(k))
+		return ui.PrintJSON(p.out, ui.KernelItem(k))
 	}
 	_, err = fmt.Fprintf(p.out, "%s %s\n", k.Package, k.Version)
 	return err
@@ -132,35 +131,12 @@ func (p *program) kernelList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				items := []kernelJSON{}
-				for _, k := range all {
-					items = append(items, kernelItem(k))
-				}
-				return ui.PrintJSON(p.out, map[string]any{"items": items})
-			}
-			if len(all) == 0 {
+			if len(all) == 0 && !asJSON {
 				fmt.Fprintf(p.err, "enclave: %s\n", kernel.ErrNone)
 			}
-			t := ui.NewTable(p.out, "PACKAGE", "VERSION", "DIGEST", "MODULES")
-			for _, k := range all {
-				t.Row(k.Package, k.Version, "sha256:"+k.Digest, strings.Join(k.Modules, " "))
-			}
-			return t.Flush()
+			return ui.ShowKernels(p.out, all, asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
-}
-
-type kernelJSON struct {
-	Digest  string   `json:"digest"` // of the package
-	Package string   `json:"package"`
-	Version string   `json:"version"`
-	Arch    string   `json:"arch"`
-	Modules []string `json:"modules"`
-}
-
-func kernelItem(k kernel.Kernel) kernelJSON {
-	return kernelJSON{"sha256:" + k.Digest, k.Package, k.Version, k.Arch, k.Modules}
 }

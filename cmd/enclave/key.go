@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
-	"time"
 
 	"github.com/enclave-run/enclave"
 	"github.com/enclave-run/enclave/internal/auth"
@@ -94,15 +92,7 @@ func (p *program) keyList() *cobra.Command {
 				if asJSON {
 					return ui.PrintJSON(p.out, map[string]any{"items": keys})
 				}
-				t := ui.NewTable(p.out, "ID", "USER", "ROLE", "SCOPES", "CREATED", "REVOKED")
-				for _, k := range keys {
-					revoked := ""
-					if k.RevokedAt != nil {
-						revoked = k.RevokedAt.UTC().Format(time.RFC3339)
-					}
-					t.Row(k.ID, k.User, k.Role, strings.Join(k.Scopes, " "), k.CreatedAt.UTC().Format(time.RFC3339), revoked)
-				}
-				return t.Flush()
+				return ui.ShowKeys(p.out, keys)
 			})
 		},
 	}

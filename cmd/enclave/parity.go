@@ -128,7 +128,7 @@ func (p *program) logKeys(flags []string) (map[string]string, error) {
 	}
 	keys := map[string]string{}
 	for _, kv := range pairs {
-		if keys[kv[0]], err = readKey(kv[1]); err != nil {
+		if keys[kv[0]], err = verify.ReadKey(kv[1]); err != nil {
 			return nil, fmt.Errorf("%s of %s: %w", name, kv[0], err)
 		}
 	}
@@ -154,7 +154,7 @@ of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
   enclave parity verify certificate.json --key log.vkey --log-key a=a.vkey --json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			vkey, err := readKey(key)
+			vkey, err := verify.ReadKey(key)
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,7 +24,7 @@ func (p *program) request(f runFlags, args []string) (enclave.SessionRequest, er
 	if err != nil {
 		return none, err
 	}
-	req := enclave.SessionRequest{Code: code, Language: f.language, WebhookURL: f.webhookURL, MinIsolation: f.minIsolation, IdempotencyKey: randomKey()}
+	req := enclave.SessionRequest{Code: code, Language: f.language, WebhookURL: f.webhookURL, MinIsolation: f.minIsolation, IdempotencyKey: rand.Text()}
 	if req.Language == "" {
 		req.Language = ui.GuessLanguage(name)
 	}

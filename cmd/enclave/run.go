@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -138,13 +136,6 @@ func (p *program) runSession(ctx context.Context, f runFlags, req enclave.Sessio
 		}
 	}
 	return k.Explain(p.drive(ctx, k, f, req))
-}
-
-// randomKey returns a key that no other request has.
-func randomKey() string {
-	var b [16]byte
-	rand.Read(b[:])
-	return hex.EncodeToString(b[:])
 }
 
 // drive runs req on k and shows it. If ctx ends it tears the session down.

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/enclave-run/enclave/internal/audit"
-	"github.com/enclave-run/enclave/internal/statedir"
 	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/enclave-run/enclave/internal/verify"
 	"github.com/spf13/cobra"
@@ -35,7 +33,7 @@ It says yes or no for each property and exits 1 unless all hold.`,
   enclave audit verify log.ndjson --key log.vkey --checkpoints /mnt/other/log.checkpoints`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			vkey, err := readKey(key)
+			vkey, err := verify.ReadKey(key)
 			if err != nil {
 				return err
 			}
@@ -87,34 +85,11 @@ func (p *program) verifyLog(r io.Reader, vkey, copies string, asJSON bool) error
 	}
 	report, err := audit.VerifyLog(r, vkey, o)
 	t.End(report.Log.N)
-	if asJSON {
-		perr := ui.PrintJSON(p.out, map[string]any{"verified": err == nil, "reason": verify.Reason(err), "log": report.Origin, "logSize": report.Log.N, "key": report.Key,
-			"sessions": report.Sessions, "open": report.Open, "rotations": report.Rotations, "checkpoints": report.Checkpoints})
-		if perr != nil {
-			return perr
-		}
+	if serr := ui.ShowLog(p.out, report, err, asJSON); serr != nil {
+		return serr
 	}
 	if err != nil {
 		return &exit{statusFailed, fmt.Errorf("the log does not verify: %w", err)}
 	}
-	if asJSON {
-		return nil
-	}
-	_, err = fmt.Fprintf(p.out, "yes  log %s: %d events of %d sessions, %d of them not ended, %d rotations of the key, %d published checkpoints found\n",
-		ui.Visible(report.Origin), report.Log.N, report.Sessions, report.Open, report.Rotations, report.Checkpoints)
-	return err
-}
-
-// readKey returns a public key given as itself or as a file that has it.
-func readKey(key string) (string, error) {
-	if strings.Count(key, "+") >= 2 && !strings.ContainsAny(key, "\n") {
-		if _, err := os.Stat(key); err != nil {
-			return key, nil
-		}
-	}
-	raw, err := statedir.ReadFile(key)
-	if err != nil {
-		return "", fmt.Errorf("read the key: %w", err)
-	}
-	return strings.TrimSpace(string(raw)), nil
+	return nil
 }

@@ -1,12 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
-	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/ui"
 	"github.com/enclave-run/enclave/internal/verify"
 	"github.com/spf13/cobra"
@@ -53,7 +51,7 @@ of them against an exported log.`,
 			}
 			if key != "" {
 				var err error
-				if w.Key, err = readKey(key); err != nil {
+				if w.Key, err = verify.ReadKey(key); err != nil {
 					return err
 				}
 			}
@@ -72,7 +70,7 @@ of them against an exported log.`,
 				case err != nil:
 					fmt.Fprintf(p.err, "%s could not ask, nothing is known: %s\n", p.now().UTC().Format(time.RFC3339), ui.Message(err))
 				default:
-					if err := p.showSeen(s, asJSON); err != nil {
+					if err := ui.ShowSeen(p.out, p.now(), s, asJSON); err != nil {
 						return err
 					}
 				}
@@ -95,21 +93,4 @@ of them against an exported log.`,
 	f.DurationVar(&every, "every", 10*time.Second, "how often to ask")
 	f.BoolVar(&asJSON, "json", false, "print as JSON, one object for each time")
 	return c
-}
-
-func (p *program) showSeen(s verify.Seen, asJSON bool) error {
-	tree, err := audit.ParseCheckpoint([]byte(s.Checkpoint))
-	if err != nil {
-		return err
-	}
-	if asJSON {
-		b, err := json.Marshal(map[string]any{"size": tree.N, "root": tree.Hash.String(), "key": s.Key, "consistent": true})
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(p.out, "%s\n", b)
-		return err
-	}
-	_, err = fmt.Fprintf(p.out, "%s the log only grew: %d events, root %s\n", p.now().UTC().Format(time.RFC3339), tree.N, tree.Hash)
-	return err
 }

@@ -58,7 +58,7 @@ var table = map[string][]string{
 	// What a terminal is shown of the bytes that others chose.
 	"internal/terminal": {},
 	// What the command line shows of sessions, records and progress.
-	"internal/ui": {".", "internal/audit", "internal/backend", "internal/jsontext", "internal/parity", "internal/request", "internal/safepath", "internal/terminal", "internal/verify"},
+	"internal/ui": {".", "internal/audit", "internal/backend", "internal/backend/microvm/kernel", "internal/image", "internal/jsontext", "internal/parity", "internal/request", "internal/safepath", "internal/terminal", "internal/verify"},
 	// Asks the kernel whether an address is this host's own, for those who dial.
 	"internal/route":             {},
 	"internal/gateway":           {"internal/egress", "internal/audit", "internal/wire", "internal/seccomp", "internal/route"},

@@ -3,6 +3,7 @@ package ui
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/parity"
@@ -69,4 +70,32 @@ func ShowCertificate(w io.Writer, c parity.Certificate, properties []verify.Prop
 		}
 	}
 	return nil
+}
+
+// ShowLog shows what holds of a whole log that was checked, or why it does not verify:
+// then only JSON says so.
+func ShowLog(w io.Writer, r audit.LogReport, why error, asJSON bool) error {
+	if asJSON {
+		return PrintJSON(w, map[string]any{"verified": why == nil, "reason": verify.Reason(why), "log": r.Origin, "logSize": r.Log.N, "key": r.Key,
+			"sessions": r.Sessions, "open": r.Open, "rotations": r.Rotations, "checkpoints": r.Checkpoints})
+	}
+	if why != nil {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "yes  log %s: %d events of %d sessions, %d of them not ended, %d rotations of the key, %d published checkpoints found\n",
+		Visible(r.Origin), r.Log.N, r.Sessions, r.Open, r.Rotations, r.Checkpoints)
+	return err
+}
+
+// ShowSeen shows what a witness has seen to be all right.
+func ShowSeen(w io.Writer, now time.Time, s verify.Seen, asJSON bool) error {
+	tree, err := audit.ParseCheckpoint([]byte(s.Checkpoint))
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return PrintLine(w, map[string]any{"size": tree.N, "root": tree.Hash.String(), "key": s.Key, "consistent": true})
+	}
+	_, err = fmt.Fprintf(w, "%s the log only grew: %d events, root %s\n", now.UTC().Format(time.RFC3339), tree.N, tree.Hash)
+	return err
 }

@@ -4,9 +4,13 @@ package verify
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"os"
+	"strings"
 
 	"github.com/enclave-run/enclave/internal/audit"
+	"github.com/enclave-run/enclave/internal/statedir"
 )
 
 // A Property is one sentence that a verified record makes true.
@@ -68,4 +72,18 @@ func OpenLog(f io.Reader) (isLog bool, rest io.Reader) {
 	head = head[:n]
 	isLog = bytes.HasPrefix(head, []byte(`{"session":`)) || bytes.HasPrefix(head, []byte(`{"checkpoint":`))
 	return isLog, io.MultiReader(bytes.NewReader(head), f)
+}
+
+// ReadKey returns a public key given as itself or as a file that has it.
+func ReadKey(key string) (string, error) {
+	if strings.Count(key, "+") >= 2 && !strings.ContainsAny(key, "\n") {
+		if _, err := os.Stat(key); err != nil {
+			return key, nil
+		}
+	}
+	raw, err := statedir.ReadFile(key)
+	if err != nil {
+		return "", fmt.Errorf("read the key: %w", err)
+	}
+	return strings.TrimSpace(string(raw)), nil
 }

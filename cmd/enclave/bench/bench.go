@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"github.com/enclave-run/enclave"
-	"github.com/enclave-run/enclave/internal/evidence"
 	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/evidence"
 	"github.com/enclave-run/enclave/internal/server"
 )
 

@@ -7,6 +7,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/enclave-run/enclave/internal/backend"
+	"github.com/enclave-run/enclave/internal/backend/all"
+	"github.com/enclave-run/enclave/internal/backend/microvm/kernel"
 	"github.com/enclave-run/enclave/internal/backend/microvm/qemu"
 )
 
@@ -20,6 +23,21 @@ type Machine struct {
 	QEMU           string // the program
 	Kernel, Initrd string
 	KVM            bool
+}
+
+// NewMachine is what a boot of QEMU takes that is of the same kernel and the same
+// first file system as the machines of a state directory.
+func NewMachine(program, kernels, guest string, able all.Able) (m Machine, err error) {
+	if m.QEMU, err = qemu.Find(program); err != nil {
+		return m, err
+	}
+	k, err := kernel.Newest(kernels)
+	if err != nil {
+		return m, err
+	}
+	m.Kernel, m.KVM = k.Vmlinux(), able.Isolation == backend.MicroVM
+	m.Initrd, err = k.Initramfs(kernels, guest)
+	return m, err
 }
 
 // coldOnQEMU compares qemu's with QEMU itself, which boots the same kernel up to

@@ -14,7 +14,8 @@ func (s *Store) Deliveries(ctx context.Context, due time.Time, limit int) ([]ses
 	if limit <= 0 {
 		return nil, nil
 	}
-	rows, err := s.reads.QueryContext(ctx, "SELECT d.attempts, d.next, "+columns+` FROM deliveries d JOIN sessions ON n = d.session
+	rows, err := s.reads.QueryContext(ctx, `SELECT d.session, s.org, s.id, s.webhook_url, d.attempts, d.next
+		FROM deliveries d JOIN sessions s ON s.n = d.session
 		WHERE d.next <= ? ORDER BY d.next, d.session LIMIT ?`, due.UnixMicro(), limit)
 	if err != nil {
 		return nil, fmt.Errorf("list deliveries: %w", err)
@@ -24,7 +25,7 @@ func (s *Store) Deliveries(ctx context.Context, due time.Time, limit int) ([]ses
 	for rows.Next() {
 		var d session.Delivery
 		var next int64
-		if d.Session, d.ID, err = scanSession(after{rows, []any{&d.Attempts, &next}}); err != nil {
+		if err := rows.Scan(&d.ID, &d.Session.Org, &d.Session.ID, &d.URL, &d.Attempts, &next); err != nil {
 			return nil, fmt.Errorf("list deliveries: %w", err)
 		}
 		if next != 0 {
@@ -37,14 +38,6 @@ func (s *Store) Deliveries(ctx context.Context, due time.Time, limit int) ([]ses
 	}
 	return out, nil
 }
-
-// An after scans the columns that follow the ones in first.
-type after struct {
-	r     interface{ Scan(...any) error }
-	first []any
-}
-
-func (a after) Scan(dest ...any) error { return a.r.Scan(append(a.first, dest...)...) }
 
 // Postpone saves when a delivery that failed is tried again.
 func (s *Store) Postpone(ctx context.Context, id int64, attempts int, next time.Time) error {

@@ -75,11 +75,27 @@ var then = time.Date(2026, 9, 1, 12, 0, 2, 500_000_000, time.UTC)
 
 // owed is a delivery of org to url.
 func owed(id int64, org, url string) session.Delivery {
-	return session.Delivery{ID: id, Session: session.Session{
-		ID: fmt.Sprintf("s-0a1b2c-%d", id), Org: org, Phase: session.Killed, Outcome: session.Killed, KillReason: session.PidsExceeded,
-		Labels: map[string]string{"team": "a<b"}, WebhookURL: url,
+	return session.Delivery{ID: id, Session: session.Name{Org: org, ID: fmt.Sprintf("s-0a1b2c-%d", id)}, URL: url}
+}
+
+// about is the session of d.
+func about(d session.Delivery) session.Session {
+	return session.Session{
+		ID: d.Session.ID, Org: d.Session.Org, Phase: session.Killed, Outcome: session.Killed, KillReason: session.PidsExceeded,
+		Labels: map[string]string{"team": "a<b"}, WebhookURL: d.URL,
 		Created: then.Add(-2376544 * time.Microsecond), Finished: then,
-	}}
+	}
+}
+
+func (b *box) Session(_ context.Context, org, id string) (session.Session, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, d := range b.owed {
+		if d.Session == (session.Name{Org: org, ID: id}) {
+			return about(d), nil
+		}
+	}
+	return session.Session{}, session.ErrNotFound
 }
 
 func testKey(t *testing.T) Key {

@@ -51,10 +51,10 @@ func (q *queue) add(d session.Delivery) bool {
 	if q.held[d.ID] {
 		return true
 	}
-	if len(q.held) >= heldInAll {
+	l := q.lanes[d.Session.Org]
+	if l != nil && len(q.held) >= heldInAll { // who has nothing here yet has room for one
 		return false
 	}
-	l := q.lanes[d.Session.Org]
 	if l == nil {
 		l = &lane{inFlight: map[string]int{}}
 		q.lanes[d.Session.Org] = l
@@ -64,7 +64,7 @@ func (q *queue) add(d session.Delivery) bool {
 		return false
 	}
 	host := ""
-	if u, err := url.Parse(d.Session.WebhookURL); err == nil {
+	if u, err := url.Parse(d.URL); err == nil {
 		host = u.Host
 	}
 	l.waiting = append(l.waiting, &item{Delivery: d, host: host})

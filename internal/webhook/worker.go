@@ -17,6 +17,7 @@ import (
 // promises.
 type Outbox interface {
 	Deliveries(ctx context.Context, due time.Time, limit int) ([]session.Delivery, error)
+	Session(ctx context.Context, org, id string) (session.Session, error)
 	Postpone(ctx context.Context, id int64, attempts int, next time.Time) error
 	Delivered(ctx context.Context, id int64) error
 }
@@ -151,9 +152,16 @@ func (w *Worker) jittered(d time.Duration) time.Duration {
 // deliver makes one attempt and keeps what came of it.
 func (w *Worker) deliver(ctx context.Context, it *item) {
 	begun := w.Now()
+	s, err := w.Outbox.Session(ctx, it.Session.Org, it.Session.ID)
+	if err != nil { // it is owed still
+		if ctx.Err() == nil {
+			w.Log.WarnContext(ctx, "webhook's session not read", "session", it.Session.ID, "tenant", it.Session.Org, "err", err)
+		}
+		return
+	}
 	result, next, why := gaveUp, time.Time{}, "too old"
-	if begun.Sub(it.Session.Finished) < maxAge {
-		a := w.attempt(ctx, it.Session, begun)
+	if begun.Sub(s.Finished) < maxAge {
+		a := w.attempt(ctx, s, begun)
 		if ctx.Err() != nil && !a.ok {
 			return // this process ends; the attempt is made again
 		}
@@ -161,7 +169,6 @@ func (w *Worker) deliver(ctx context.Context, it *item) {
 	}
 	it.took = w.Now().Sub(begun)
 	keep := context.WithoutCancel(ctx)
-	var err error
 	if result == retried {
 		err = w.Outbox.Postpone(keep, it.ID, it.Attempts+1, next)
 	} else {

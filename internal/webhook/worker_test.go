@@ -217,6 +217,24 @@ func TestADeadEndpointDelaysNobodyElse(t *testing.T) {
 	}
 }
 
+func TestATenantWithNothingInMemoryHasRoomThere(t *testing.T) {
+	q := newQueue()
+	for i := range int64(heldInAll) {
+		if !q.add(owed(i+1, fmt.Sprintf("org%d", i/heldByTenant), "http://h.example/")) {
+			t.Fatalf("delivery %d is refused", i)
+		}
+	}
+	if q.add(owed(heldInAll+1, "org0", "http://h.example/")) {
+		t.Error("who holds the most is given more")
+	}
+	if !q.add(owed(heldInAll+2, "acme", "http://h.example/")) {
+		t.Error("the first delivery of a tenant waits for others'")
+	}
+	if q.add(owed(heldInAll+3, "acme", "http://h.example/")) {
+		t.Error("the second one too is taken")
+	}
+}
+
 func TestTenThousandAreDeliveredOnceEach(t *testing.T) {
 	var mu sync.Mutex
 	seen := map[string]int{}
@@ -285,7 +303,7 @@ func TestFailuresRepeatNothing(t *testing.T) {
 		"https://canary.example:" + port + "/canary", "https://10.0.0.1:443/canary", "http://127.0.0.1:1/canary", bad.URL + "/canary",
 	} {
 		w := &Worker{Config{Client: local(t, roots, time.Minute), Key: testKey(t)}}
-		whys = append(whys, w.attempt(t.Context(), owed(1, "acme", url).Session, then).why)
+		whys = append(whys, w.attempt(t.Context(), about(owed(1, "acme", url)), then).why)
 	}
 	if want := []string{"certificate not valid", "address refused", "no connection", "no answer"}; !slices.Equal(whys, want) {
 		t.Errorf("%q, want %q", whys, want)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 
 	"github.com/enclave-run/enclave/cmd/enclave/demo"
@@ -86,14 +85,11 @@ func (p *program) certify(ctx context.Context, evidence string, logKeys, only []
 	if err != nil {
 		return err
 	}
-	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	host, err := parity.ThisHost()
 	if err != nil {
-		return fmt.Errorf("read the kernel's release: %w", err)
+		return err
 	}
-	n := demo.Notary{
-		Version: version, Signer: signer, LogKeys: keys, Only: only,
-		Host: parity.Host{Kernel: strings.TrimSpace(string(kernel)), Arch: runtime.GOARCH},
-	}
+	n := demo.Notary{Version: version, Signer: signer, LogKeys: keys, Only: only, Host: host}
 	return p.demo(ctx, demoOptions{evidence: evidence}, func(ctx context.Context, c demo.Config) error {
 		if asJSON {
 			c.Out, c.Color = p.err, false
@@ -162,14 +158,7 @@ of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
 			if err != nil {
 				return err
 			}
-			info, err := os.Stat(args[0])
-			if err != nil {
-				return err
-			}
-			if info.Size() > parity.MaxCertificate {
-				return &exit{statusFailed, fmt.Errorf("%s has more than %d bytes: it is not a certificate", args[0], parity.MaxCertificate)}
-			}
-			raw, err := os.ReadFile(args[0])
+			raw, err := verify.ReadCertificate(args[0])
 			if err != nil {
 				return err
 			}

@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
+	"strings"
 	"time"
 
 	"github.com/enclave-run/enclave/internal/audit"
@@ -39,6 +42,15 @@ const (
 type Host struct {
 	Kernel string `json:"kernel"` // its release
 	Arch   string `json:"arch"`   // as Go names it
+}
+
+// ThisHost is the machine of this process.
+func ThisHost() (Host, error) {
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return Host{}, fmt.Errorf("read the kernel's release: %w", err)
+	}
+	return Host{Kernel: strings.TrimSpace(string(kernel)), Arch: runtime.GOARCH}, nil
 }
 
 // A Backend is one control plane.

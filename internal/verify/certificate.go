@@ -4,10 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 
 	"github.com/enclave-run/enclave/internal/parity"
 )
+
+// ReadCertificate reads a file that a certificate may be in.
+func ReadCertificate(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > parity.MaxCertificate {
+		return nil, fmt.Errorf("%s has more than %d bytes: it is not a certificate", path, parity.MaxCertificate)
+	}
+	return os.ReadFile(path)
+}
 
 // Certificate returns what holds of a certificate, and the certificate if
 // it is signed.

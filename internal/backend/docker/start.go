@@ -67,7 +67,7 @@ func (d *driver) Make(ctx context.Context, s *local.Sandbox, f local.Facts) erro
 		return err
 	}
 	// A container is made without its limit of CPU, which would stretch that of a
-	// small one to seconds: until here next to nothing of it was the workload's.
+	// small one to seconds: until here none of it was the workload's.
 	if err := s.Group.SetCPU(f.Limits.MilliCPU); err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func (d *driver) Make(ctx context.Context, s *local.Sandbox, f local.Facts) erro
 		return err
 	}
 	// A sandbox boots without its limit of CPU, which would stretch the boot of a
-	// small one to seconds: until here next to nothing of it was the workload's.
+	// small one to seconds: until here none of it was the workload's.
 	if err := s.Group.SetCPU(f.Limits.MilliCPU); err != nil {
 		return err
 	}

@@ -163,13 +163,10 @@ of workloads and exceptions. It exits 1 if anything differs, or is missing.`,
 				return err
 			}
 			cert, properties := verify.Certificate(raw, vkey, pinned)
-			if err := ui.ShowCertificate(p.out, cert, properties, asJSON); err != nil {
+			if err := ui.ShowCertificate(p.out, cert, properties, asJSON); err != nil || verify.Holds(properties) {
 				return err
 			}
-			if !verify.Holds(properties) {
-				return &exit{statusFailed, errors.New("the certificate does not verify")}
-			}
-			return nil
+			return errors.New("the certificate does not verify")
 		},
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			return []cobra.Completion{"json"}, cobra.ShellCompDirectiveFilterFileExt

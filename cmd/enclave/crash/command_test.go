@@ -14,8 +14,20 @@ import (
 	"time"
 )
 
-// waitStep is how long those wait who can only ask again.
-const waitStep = 50 * time.Millisecond
+// eventually says whether holds does within a time. It is for what nobody
+// reports: it asks again and again.
+func eventually(within time.Duration, holds func() bool) bool {
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for end := time.After(within); !holds(); {
+		select {
+		case <-again.C:
+		case <-end:
+			return holds()
+		}
+	}
+	return true
+}
 
 // embedded reaches a failpoint by `enclave run`, which starts a control plane
 // in the background.

@@ -79,9 +79,7 @@ func retains(s *site, j *journal, arm string) *server {
 	v.kill()
 	v = s.start(arm, "--retain", "1ms")
 	name, _, _ := strings.Cut(arm, "=")
-	for end := time.Now().Add(patience); !v.reached(name) && !v.over() && time.Now().Before(end); {
-		await(waitStep)
-	}
+	eventually(patience, func() bool { return v.reached(name) || v.over() })
 	return v
 }
 
@@ -271,16 +269,15 @@ func (s *site) settle(v *server, j *journal, before map[string]kept) (what strin
 // awaitEnd asks until the session has ended.
 func (d driver) awaitEnd(t testing.TB, id string) {
 	t.Helper()
-	for {
+	if !eventually(patience, func() bool {
 		s, err := d.c.Get(d.ctx, id)
 		if err != nil {
 			t.Errorf("wait for session %s: %v", id, err)
-			return
+			return true
 		}
-		if s.Phase.Ended() {
-			return
-		}
-		await(waitStep)
+		return s.Phase.Ended()
+	}) {
+		t.Errorf("session %s goes on", id)
 	}
 }
 

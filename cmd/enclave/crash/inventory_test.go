@@ -123,17 +123,12 @@ func (s *site) inventory() []string {
 // promise; a loaded machine gets more.
 func (s *site) wantNothing() {
 	s.t.Helper()
-	end := time.Now().Add(4 * 10 * time.Second)
-	for {
-		left := s.inventory()
-		if len(left) == 0 {
-			return
-		}
-		if time.Now().After(end) {
-			s.t.Errorf("left of sandboxes:\n  %s", strings.Join(left, "\n  "))
-			return
-		}
-		await(20 * time.Millisecond)
+	var left []string
+	if !eventually(4*10*time.Second, func() bool {
+		left = s.inventory()
+		return len(left) == 0
+	}) {
+		s.t.Errorf("left of sandboxes:\n  %s", strings.Join(left, "\n  "))
 	}
 }
 
@@ -142,10 +137,7 @@ func (s *site) wantNothing() {
 func (s *site) wantGone() {
 	s.t.Helper()
 	s.wantNothing()
-	end := time.Now().Add(10 * time.Second)
-	for len(s.processes()) > 0 && time.Now().Before(end) {
-		await(20 * time.Millisecond)
-	}
+	eventually(10*time.Second, func() bool { return len(s.processes()) == 0 })
 	for _, p := range s.processes() {
 		s.t.Errorf("process left: %d %s", p.pid, p.args)
 	}

@@ -157,8 +157,9 @@ func itsHostIsRestarted(t *testing.T, on kernel) {
 	if s.daemon != nil {
 		s.daemon.Kill()
 	}
-	for end := time.Now().Add(patience); ; {
-		left := s.members()
+	var left []int
+	if !eventually(patience, func() bool {
+		left = s.members()
 		for _, p := range s.processes() {
 			left = append(left, p.pid)
 		}
@@ -166,13 +167,9 @@ func itsHostIsRestarted(t *testing.T, on kernel) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		s.removeGroups()
-		if len(left) == 0 && len(s.groups()) == 0 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("what runs can't be removed: processes %v, groups %v", left, s.groups())
-		}
-		await(waitStep)
+		return len(left) == 0 && len(s.groups()) == 0
+	}) {
+		t.Fatalf("what runs can't be removed: processes %v, groups %v", left, s.groups())
 	}
 	s.unmountBelow(s.dir)
 	if s.daemon != nil {
@@ -274,19 +271,15 @@ func itIsMadeAgainAndAgain(t *testing.T, on kernel) {
 	// Less than one for two cycles is no leak: a connection more is open, or the
 	// daemon tidies up.
 	grown := ""
-	for end := time.Now().Add(patience); ; {
+	if !eventually(patience, func() bool {
 		grown = ""
 		for what, n := range s.holdings() {
 			if n >= before[what]+on.cycles()/2 {
 				grown += fmt.Sprintf("%s: %d, before %d cycles %d; ", what, n, on.cycles(), before[what])
 			}
 		}
-		if grown == "" || time.Now().After(end) {
-			break
-		}
-		await(20 * waitStep)
-	}
-	if grown != "" {
+		return grown == ""
+	}) {
 		t.Error(grown)
 	}
 	t.Logf("%d cycles: %v, before %v", on.cycles(), s.holdings(), before)
@@ -370,9 +363,7 @@ func itsDaemonHangsAndIsKilled(t *testing.T, on kernel) {
 // wantNoMembers waits until no process is in the control groups of the site.
 func (s *site) wantNoMembers() {
 	s.t.Helper()
-	for end := time.Now().Add(patience); len(s.members()) > 0; await(waitStep) {
-		if time.Now().After(end) {
-			s.t.Fatalf("processes %v go on", s.members())
-		}
+	if !eventually(patience, func() bool { return len(s.members()) == 0 }) {
+		s.t.Fatalf("processes %v go on", s.members())
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/enclave-run/enclave"
 )
@@ -68,11 +67,8 @@ func TestTheGatewayDiesWithItsControlPlane(t *testing.T) {
 	s, j := newSite(t, "simulator"), newJournal()
 	v, _, _ := s.running(j)
 	v.kill()
-	for end := time.Now().Add(patience); len(s.processes()) > 0; {
-		if time.Now().After(end) {
-			t.Fatalf("left: %v", s.processes())
-		}
-		await(waitStep)
+	if !eventually(patience, func() bool { return len(s.processes()) == 0 }) {
+		t.Fatalf("left: %v", s.processes())
 	}
 	s.recovers(j)
 }

@@ -157,15 +157,13 @@ func (s *site) remove() {
 	for _, p := range s.processes() {
 		_ = syscall.Kill(p.pid, syscall.SIGKILL)
 	}
-	for range 200 {
+	eventually(10*time.Second, func() bool {
 		for _, pid := range s.members() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		if s.removeGroups(); len(s.groups()) == 0 {
-			break
-		}
-		await(50 * time.Millisecond)
-	}
+		s.removeGroups()
+		return len(s.groups()) == 0
+	})
 	for _, m := range mountsBelow(s.t, s.dir) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
@@ -173,9 +171,6 @@ func (s *site) remove() {
 		s.t.Errorf("remove the site: %v", err)
 	}
 }
-
-// await lets other processes get on.
-func await(d time.Duration) { <-time.After(d) }
 
 // A server is one run of `enclave serve`.
 type server struct {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/request"
@@ -218,7 +219,35 @@ func (c *Capacity) lacks(l load, k *ticket, r Room) Lack {
 // Then none does until it has its place, so that no stream of small ones starves a
 // great one. But it holds up nobody where its own organisation's sessions are what
 // it lacks the room for: then its end is not foretold by what others do.
-const patience = 32
+//
+// Nor does it for longer than holdTime: what takes the room may be a session of
+// a day. In vain it then lets twice as many pass, before it or another great one of its
+// organisation holds up others again.
+const (
+	patience     = 32
+	mostPatience = 1 << 20
+	holdTime     = time.Minute
+)
+
+// holdsUp reports whether nobody behind k may have a place before it, at now.
+func (k *ticket) holdsUp(now time.Time) bool {
+	switch {
+	case k.passed < k.tenant.patience:
+		return false
+	case k.held.IsZero():
+		k.held = now
+	case now.Sub(k.held) >= holdTime:
+		k.heldInVain()
+		return false
+	}
+	return true
+}
+
+// heldInVain has k, which held up others, do so later.
+func (k *ticket) heldInVain() {
+	k.passed, k.held = 0, time.Time{}
+	k.tenant.patience = min(2*k.tenant.patience, mostPatience)
+}
 
 // AtOnce returns how many sessions that name no limits run at once on a host of
 // c, where a sandbox takes what size says, and what one more would wait for. most
@@ -244,6 +273,7 @@ func (q *queue) pick(r Room) *ticket {
 	if q.capacity.lacks(q.load, first, r) == "" {
 		return first
 	}
+	now := time.Now()
 	line := slices.Clone(q.ready)
 	slices.SortFunc(line, func(a, b *tenant) int {
 		if a.before(b) {
@@ -259,7 +289,7 @@ func (q *queue) pick(r Room) *ticket {
 			}
 			return k
 		}
-		if k.passed >= patience && q.capacity.lacks(t.load, k, r) == "" {
+		if q.capacity.lacks(t.load, k, r) == "" && k.holdsUp(now) {
 			return nil
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
@@ -144,6 +146,52 @@ func TestAGreatSessionThatItsOwnOrganisationKeepsOutHoldsUpNobody(t *testing.T) 
 		}
 		l.release(k)
 	}
+}
+
+// A great session that waits for another organisation's long one would hold up
+// everybody else for as long as that runs: two that agree, or one that finds a
+// neighbour at work, would stop the whole control plane for a day.
+func TestAGreatSessionHoldsUpOthersForAMomentOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, 100, Quotas{PerMinute: Unlimited})
+		l.q.capacity.Memory = 10
+		l.enterNeeding("long", "long", need{memory: 5}) // for a day
+		great := l.enterNeeding("great", "great", need{memory: 9})
+		small := func(to time.Duration) (ran int) {
+			for since := time.Now(); time.Since(since) < to; time.Sleep(reconcileEvery) {
+				for range 4 * patience { // as many as want to
+					k := l.enterNeeding("small", "s", need{memory: 2})
+					l.placed = append(l.placed, l.q.poll()...)
+					if k.state != placed {
+						l.q.leave(k)
+						break
+					}
+					ran++
+					l.release(k)
+				}
+			}
+			return ran
+		}
+		if small(time.Second); great.held.IsZero() {
+			t.Fatal("nothing was held up: the test shows nothing")
+		}
+		if n := small(holdTime / 2); n != 0 {
+			t.Errorf("%d small sessions passed while it held them up", n)
+		}
+		if n := small(time.Hour); n < 10*patience {
+			t.Errorf("%d small sessions ran in an hour", n)
+		}
+		// Nor does it by being asked for again and again.
+		ran := 0
+		for range 60 {
+			l.q.leave(great)
+			great = l.enterNeeding("again", "great", need{memory: 9})
+			ran += small(holdTime / 2)
+		}
+		if ran < 4*60*patience {
+			t.Errorf("%d small sessions ran in half an hour beside great ones that are cancelled", ran)
+		}
+	})
 }
 
 func TestOneThatHeldUpOthersAndIsCancelledLetsThemThrough(t *testing.T) {

@@ -12,7 +12,8 @@ import (
 
 // liveSession is what the control plane holds in memory of a session that has not
 // ended: its output so far, and the means to end it. All of it is bounded by
-// the session's outputBytes; of one that waits it is less than a kilobyte.
+// the session's outputBytes; of one that waits it is less than a kilobyte,
+// whoever watches it.
 type liveSession struct {
 	org     string
 	sandbox string

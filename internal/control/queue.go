@@ -50,6 +50,7 @@ type tenant struct {
 	line     list.List // of *ticket, oldest first
 	served   uint64    // the turn at which it last got a place
 	at       int       // its index in ready, or -1
+	patience int       // of its sessions that the host has no room for
 }
 
 // A ticket is one session's way through the queue.
@@ -57,7 +58,8 @@ type ticket struct {
 	id     string // of the session, set before it is in line
 	tenant *tenant
 	need   need
-	passed int // sessions that had a place instead, for want of room for this one
+	passed int       // sessions that had a place instead, for want of room for this one
+	held   time.Time // since when it holds up others; zero if it does not
 	state  ticketState
 	since  time.Time     // when it was reserved
 	spot   *list.Element // in its tenant's line, while it waits
@@ -100,7 +102,7 @@ func (q *queue) tenant(org string) *tenant {
 		q.sweepAt = max(1024, 2*len(q.tenants)) // so that sweeping costs each newcomer little
 	}
 	quota := q.quotas(org)
-	t := &tenant{org: org, quota: quota, bucket: quota.bucket(), at: -1}
+	t := &tenant{org: org, quota: quota, bucket: quota.bucket(), at: -1, patience: patience}
 	t.line.Init()
 	q.tenants[org] = t
 	return t
@@ -188,6 +190,9 @@ func (q *queue) leave(k *ticket) ([]*ticket, bool) {
 		return nil, false
 	}
 	q.unline(k)
+	if !k.held.IsZero() {
+		k.heldInVain()
+	}
 	q.move(k, gone)
 	q.order(k.tenant)
 	return q.next(), true
@@ -258,6 +263,9 @@ func (q *queue) next() []*ticket {
 			break
 		}
 		t := k.tenant
+		if !k.held.IsZero() {
+			t.patience = patience
+		}
 		q.unline(k)
 		q.move(k, placed)
 		q.running++

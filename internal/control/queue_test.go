@@ -373,6 +373,41 @@ func TestAWaitingSessionCostsLittle(t *testing.T) {
 	}
 }
 
+// Who watches a session that waits leaves nothing of it in memory, where labels
+// and rules of thousands would add up to gigabytes.
+func TestAWaitingSessionThatWasWatchedCostsNoMore(t *testing.T) {
+	_, l := newPlane(t)
+	l.close()
+	l.open(l.configured(func(c *Config) { c.MaxRunning = 1 }))
+	p := l.plane
+	first, err := p.Create(t.Context(), caller, request.Request{Code: forever})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, p, first.ID, func(s session.Session, _ Update) bool { return s.Phase == session.Running })
+	waits, err := p.Create(t.Context(), caller, request.Request{Code: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u, err := p.Watch(t.Context(), caller, waits.ID, Cursor{}); err != nil || len(u.Phases) != 1 || len(u.Audit) != 1 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	kept := func(id string) bool {
+		p.mu.Lock()
+		live := p.live[id]
+		p.mu.Unlock()
+		live.mu.Lock()
+		defer live.mu.Unlock()
+		return live.view != nil
+	}
+	if !kept(first.ID) {
+		t.Error("nothing is kept of one that runs: the test shows nothing")
+	}
+	if kept(waits.ID) {
+		t.Error("what was read of a session that waits is kept")
+	}
+}
+
 func TestTheQueueShowsOthersOnlyAsTotals(t *testing.T) {
 	_, l := newPlane(t)
 	l.close()

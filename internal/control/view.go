@@ -71,8 +71,12 @@ func (l *liveSession) look(ctx context.Context, store session.Store, id string) 
 	}
 	next.events = append(next.events, more...)
 	next.events = next.events[max(0, len(next.events)-keptEvents):]
-	l.mu.Lock()
-	l.view = next
-	l.mu.Unlock()
+	// One that waits is up to 110 KB, which its creator chose, and thousands may:
+	// only those that have a place are counted with what is kept of them.
+	if step(l.at.Load()) >= starting {
+		l.mu.Lock()
+		l.view = next
+		l.mu.Unlock()
+	}
 	return next, nil
 }

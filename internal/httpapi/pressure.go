@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
@@ -26,7 +27,9 @@ var (
 // is one organisation's or one caller's. What a request holds counts when it is
 // there: a client that announces much and sends little keeps nobody else out.
 type pressure struct {
-	streams int // open streams, of all; a fifth may be one caller's
+	// Open streams, of all. A quarter may be one organisation's, however many
+	// keys it has, and a fifth one caller's.
+	streams int
 
 	mu     sync.Mutex
 	bodies share            // what was read of requests
@@ -34,6 +37,7 @@ type pressure struct {
 	freed  chan struct{}    // closed and replaced when an answer has let go of its memory
 	open   int              // streams
 	byUser map[streamer]int // and whose; only those that have some
+	byOrg  map[string]int
 }
 
 // A share is memory, of which a quarter may be one organisation's.
@@ -75,7 +79,7 @@ func newPressure(bodies, reads int64, streams int) *pressure {
 	}
 	return &pressure{
 		bodies: share{most: bodies, byOrg: map[string]int64{}}, reads: share{most: reads, byOrg: map[string]int64{}},
-		streams: streams, byUser: map[streamer]int{}, freed: make(chan struct{}),
+		streams: streams, byUser: map[streamer]int{}, byOrg: map[string]int{}, freed: make(chan struct{}),
 	}
 }
 
@@ -120,20 +124,46 @@ func (p *pressure) freedNext() <-chan struct{} {
 	return p.freed
 }
 
+// mostRead is how much can be lent to one organisation.
+func (p *pressure) mostRead() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reads.most / 4
+}
+
+// lend is read that waits until there is room.
+func (p *pressure) lend(ctx context.Context, org string, n int64) (free func(), err error) {
+	for {
+		freed := p.freedNext() // before it is asked for, so that none is missed
+		if free, err := p.read(org, n); err == nil {
+			return free, nil
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
 // stream counts one more stream of c's, or returns errStreams. done ends it.
 func (p *pressure) stream(c auth.Caller) (done func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	who := streamer{c.Org, c.User, c.Key}
-	if p.open >= p.streams || p.byUser[who] >= max(1, p.streams/5) {
+	if p.open >= p.streams || p.byOrg[c.Org] >= max(1, p.streams/4) || p.byUser[who] >= max(1, p.streams/5) {
 		return nil, errStreams
 	}
 	p.open++
+	p.byOrg[c.Org]++
 	p.byUser[who]++
 	return func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.open--
+		if p.byOrg[c.Org]--; p.byOrg[c.Org] == 0 {
+			delete(p.byOrg, c.Org)
+		}
 		if p.byUser[who]--; p.byUser[who] == 0 {
 			delete(p.byUser, who)
 		}

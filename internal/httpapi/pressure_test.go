@@ -108,7 +108,7 @@ func TestBodiesOfOneOrganisationLeaveRoomForOthers(t *testing.T) {
 
 func TestStreamsAreBoundedForACallerAndInTotal(t *testing.T) {
 	r := newRig(t)
-	r.pressure.streams = 10
+	r.pressure.streams = 12 // two of a caller, three of an organisation
 	open := func(key string) *http.Response {
 		t.Helper()
 		q, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+r.addr+"/v1/sessions/s-0a1b2c-8/stream", nil)
@@ -133,6 +133,12 @@ func TestStreamsAreBoundedForACallerAndInTotal(t *testing.T) {
 	if other := open("VIEWER"); other.StatusCode != http.StatusOK {
 		t.Errorf("another caller's: %s", other.Status)
 	}
+	if fourth := open("OWNER"); fourth.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("a fourth one of an organisation that may have three: %s", fourth.Status)
+	}
+	if other := open("OTHER"); other.StatusCode != http.StatusNotFound {
+		t.Errorf("another organisation's, of a session that is not there: %s", other.Status)
+	}
 	first.Body.Close()
 	r.await(t, "a stream that was closed is given back", func() bool {
 		r.pressure.mu.Lock()
@@ -146,7 +152,7 @@ func TestStreamsAreBoundedForACallerAndInTotal(t *testing.T) {
 	p := newPressure(0, 0, 5)
 	var ends []func()
 	for i := range 5 {
-		end, err := p.stream(auth.Caller{Org: "acme", User: fmt.Sprint(i)})
+		end, err := p.stream(auth.Caller{Org: fmt.Sprint("org", i)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +164,7 @@ func TestStreamsAreBoundedForACallerAndInTotal(t *testing.T) {
 	for _, end := range ends {
 		end()
 	}
-	if p.open != 0 || len(p.byUser) != 0 {
+	if p.open != 0 || len(p.byUser)+len(p.byOrg) != 0 {
 		t.Errorf("%d streams of %d callers are left", p.open, len(p.byUser))
 	}
 }

@@ -93,7 +93,7 @@ type Config struct {
 
 	Bodies  int64 // bytes of requests' bodies in memory; 0 is 256 MiB
 	Reads   int64 // bytes of memory that answers hold while they are sent; 0 is 256 MiB
-	Streams int   // open streams, of which a caller may have a fifth; 0 is 10,000
+	Streams int   // open streams, of which an organisation may have a quarter; 0 is 10,000
 }
 
 // A Server answers the API's requests. HTTPServer makes it listen.

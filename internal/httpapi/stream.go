@@ -15,6 +15,10 @@ import (
 	"github.com/enclave-run/enclave/internal/control"
 )
 
+// keptBuffer is how many bytes a stream that has nothing to send keeps for its
+// next event.
+const keptBuffer = 4 << 10
+
 // maxOutput is how many bytes of output one event has at most.
 const maxOutput = 32 << 10
 
@@ -70,10 +74,6 @@ var errCut = errors.New("the stream was cut")
 // server's.
 func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.Cursor, out *events) error {
 	ctx, cancel := context.WithCancel(r.Context())
-	type step struct {
-		u   control.Update
-		err error
-	}
 	steps := make(chan step)
 	next := make(chan struct{}, 1) // the client has taken the last step: nothing is fetched ahead for one that does not read
 	done := make(chan struct{})
@@ -84,14 +84,15 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 	go func() {
 		defer close(done)
 		for at := cur; ; {
-			u, err := s.plane.Watch(ctx, c, id, at)
-			at = u.Cursor
+			st := s.step(ctx, c, id, at)
+			at = st.u.Cursor
 			select {
-			case steps <- step{u, err}:
+			case steps <- st:
 			case <-ctx.Done():
+				st.free()
 				return
 			}
-			if err != nil || u.End {
+			if st.err != nil || st.u.End {
 				return
 			}
 			select {
@@ -122,9 +123,12 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 		select {
 		case st := <-steps:
 			if st.err != nil {
+				st.free()
 				return st.err
 			}
-			if err := s.send(ctx, c, id, cur, st.u, out, alive.C); err != nil || st.u.End {
+			err := s.send(ctx, c, id, cur, st.u, out)
+			st.free()
+			if err != nil || st.u.End {
 				return err
 			}
 			cur = st.u.Cursor
@@ -152,34 +156,59 @@ func (s *Server) follow(r *http.Request, c auth.Caller, id string, cur control.C
 	}
 }
 
-// send sends u, which follows cur. A result waits until there is memory for it:
-// all who follow a session ask for it at once.
-func (s *Server) send(ctx context.Context, c auth.Caller, id string, cur control.Cursor, u control.Update, out *events, alive <-chan time.Time) error {
+// A step is what one turn of a stream sends, and the memory that this takes.
+type step struct {
+	u    control.Update
+	err  error
+	free func() // gives the memory back; never nil
+}
+
+// step waits until the stream has something after cur and there is memory to send
+// it. While it waits for memory, of which all who follow a session want some at
+// once, it holds none: what there is is read again.
+func (s *Server) step(ctx context.Context, c auth.Caller, id string, cur control.Cursor) step {
+	free, room := func() {}, int64(0)
+	for {
+		u, err := s.plane.Watch(ctx, c, id, cur)
+		if err != nil {
+			return step{u, err, free}
+		}
+		want := updateRoom(u)
+		if u.Result {
+			sizes, err := s.plane.Output(ctx, c, id, 0, 0, 0)
+			if err != nil {
+				return step{u, err, free}
+			}
+			want += resultRoom(sizes.JSONLength)
+		}
+		want = min(want, s.pressure.mostRead()) // more than there is would wait for ever
+		if want <= room {
+			return step{u, nil, free}
+		}
+		free()
+		if free, err = s.pressure.read(c.Org, want); err == nil {
+			return step{u, nil, free}
+		}
+		u = control.Update{}
+		if free, err = s.pressure.lend(ctx, c.Org, want); err != nil {
+			return step{u, err, func() {}}
+		}
+		room = want
+	}
+}
+
+// updateRoom is what sending u takes in memory: what was read of the store, and
+// one event, of which JSON may make six times as much.
+func updateRoom(u control.Update) int64 {
+	const event = 2 << 10 // as for auditRoom, and more than what there is of phases
+	output := len(u.Stdout) + len(u.Stderr)
+	return int64(event + event*len(u.Audit) + output + 6*min(output, maxOutput))
+}
+
+// send sends u, which follows cur.
+func (s *Server) send(ctx context.Context, c auth.Caller, id string, cur control.Cursor, u control.Update, out *events) error {
 	if !u.Result {
 		return out.update(cur, u, nil)
-	}
-	sizes, err := s.plane.Output(ctx, c, id, 0, 0, 0)
-	if err != nil {
-		return err
-	}
-	for {
-		freed := s.pressure.freedNext() // before it is asked for, so that none is missed
-		free, err := s.pressure.read(c.Org, resultRoom(sizes.JSONLength))
-		if err == nil {
-			defer free()
-			break
-		}
-		select {
-		case <-freed:
-		case <-alive:
-			if err := out.comment("alive"); err != nil {
-				return err
-			}
-		case <-s.closing:
-			return control.ErrClosing
-		case <-ctx.Done():
-			return ctx.Err()
-		}
 	}
 	res, denials, err := s.plane.Result(ctx, c, id)
 	if err != nil {
@@ -284,6 +313,9 @@ func (e *events) comment(text string) error {
 func (e *events) send() error {
 	if err := e.write(e.buf.Bytes()); err != nil {
 		return err
+	}
+	if e.buf.Cap() > keptBuffer { // an idle stream holds nothing of what it sent
+		e.buf = bytes.Buffer{}
 	}
 	return e.flush()
 }

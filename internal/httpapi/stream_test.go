@@ -332,6 +332,48 @@ func TestSlowReaderIsCut(t *testing.T) {
 	r.shutdown(t)
 }
 
+// What a stream holds of what its reader does not take is counted like any other
+// answer. At the share of an organisation its other streams wait, and hold nothing.
+func TestStreamsHoldNoMoreThanTheShareOfAnswers(t *testing.T) {
+	r := newRig(t)
+	lent := func() int64 {
+		r.pressure.mu.Lock()
+		defer r.pressure.mu.Unlock()
+		return r.pressure.reads.used
+	}
+	const all = 16 << 20 // more than the kernel takes of it
+	r.plane.change(func() {
+		r.plane.streams["s-0a1b2c-8"].stdout = bytes.Repeat([]byte("x"), all)
+	})
+	r.pressure.reads.most = 4 * (all + 1<<20)
+	c, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /v1/sessions/s-0a1b2c-8/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "+r.key["DEV"]+"\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, bufio.NewReader(c), "event: stdout")
+	if n := lent(); n < all {
+		t.Errorf("a stream of %d bytes whose reader takes nothing counts as %d", all, n)
+	}
+	before := lent()
+	second := r.open(t, "VIEWER")
+	until(t, second, ": stream of")
+	if n := lent(); n != before {
+		t.Errorf("a stream for which there is no room has %d bytes", n-before)
+	}
+	if resp, body := r.do(t, "GET", "/v1/sessions/s-0a1b2c-9", "OTHER", nil); resp.StatusCode != http.StatusOK {
+		t.Errorf("another organisation: %s %s", resp.Status, body)
+	}
+	c.Close()
+	until(t, second, "event: stdout")
+	r.plane.change(func() { r.plane.streams["s-0a1b2c-8"].ended = true })
+	until(t, second, "event: end")
+	r.await(t, "all is given back", func() bool { return lent() == 0 })
+}
+
 // shutdown shuts the server down and waits until no request is being answered.
 func (r *rig) shutdown(t *testing.T) {
 	t.Helper()

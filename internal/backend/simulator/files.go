@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net/http"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -108,146 +107,22 @@ func (f *files) dirs(name string) {
 	}
 }
 
-func (f *files) find(r *http.Request) (string, *file, error) {
+func (f *files) stat(w http.ResponseWriter, r *http.Request) error {
 	p, err := place(r.URL.Query().Get("path"))
 	if err != nil {
-		return "", nil, err
+		return err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	x := f.all[p]
 	if x == nil {
-		return "", nil, &wire.CallError{Code: wire.CodeNotFound, Detail: p}
+		return &wire.CallError{Code: wire.CodeNotFound, Detail: p}
 	}
-	return p, x, nil
-}
-
-func (x *file) info(name string) wire.FileInfo {
 	m := x.mode
 	if x.dir {
 		m |= fs.ModeDir
 	}
-	return wire.FileInfo{Name: path.Base(name), Size: x.size, Mode: uint32(m), ModTime: x.at.UnixNano()}
-}
-
-func (f *files) stat(w http.ResponseWriter, r *http.Request) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p, x, err := f.find(r)
-	if err != nil {
-		return err
-	}
-	return reply(w, x.info(p))
-}
-
-func (f *files) list(w http.ResponseWriter, r *http.Request) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p, x, err := f.find(r)
-	if err != nil {
-		return err
-	}
-	if !x.dir {
-		return bad("%s is not a directory", p)
-	}
-	l := wire.Listing{Entries: []wire.FileInfo{}}
-	for name, x := range f.all {
-		if path.Dir(name) == p {
-			l.Entries = append(l.Entries, x.info(name))
-		}
-	}
-	slices.SortFunc(l.Entries, func(a, b wire.FileInfo) int { return strings.Compare(a.Name, b.Name) })
-	if len(l.Entries) > wire.MaxEntries {
-		l.Entries, l.Truncated = l.Entries[:wire.MaxEntries], true
-	}
-	return reply(w, l)
-}
-
-func (f *files) makeDir(w http.ResponseWriter, r *http.Request) error {
-	var req wire.PathRequest
-	if err := decode(r, &req); err != nil {
-		return err
-	}
-	p, err := place(req.Path)
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if x := f.all[p]; x != nil && !x.dir {
-		return &wire.CallError{Code: wire.CodeExists, Detail: p}
-	}
-	f.dirs(path.Join(p, "x"))
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-func (f *files) move(w http.ResponseWriter, r *http.Request) error {
-	var req wire.MoveRequest
-	if err := decode(r, &req); err != nil {
-		return err
-	}
-	from, err := place(req.From)
-	if err != nil {
-		return err
-	}
-	to, err := place(req.To)
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.all[from] == nil {
-		return &wire.CallError{Code: wire.CodeNotFound, Detail: from}
-	}
-	if strings.HasPrefix(to+"/", from+"/") {
-		return bad("%s can't be moved to %s", from, to)
-	}
-	for name, x := range f.all {
-		if name == from || strings.HasPrefix(name, from+"/") {
-			delete(f.all, name)
-			f.all[to+strings.TrimPrefix(name, from)] = x
-		}
-	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-func (f *files) remove(w http.ResponseWriter, r *http.Request) error {
-	var req wire.PathRequest
-	if err := decode(r, &req); err != nil {
-		return err
-	}
-	p, err := place(req.Path)
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for name, x := range f.all {
-		if name == p || strings.HasPrefix(name, p+"/") {
-			f.left += x.size
-			delete(f.all, name)
-		}
-	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-func (f *files) get(w http.ResponseWriter, r *http.Request) error {
-	f.mu.Lock()
-	p, x, err := f.find(r)
-	if err == nil && x.dir {
-		err = bad("%s is a directory", p)
-	}
-	var data []byte
-	if err == nil {
-		data = slices.Clone(x.data)
-	}
-	f.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	w.Write(data)
-	return nil
+	return reply(w, wire.FileInfo{Name: path.Base(p), Size: x.size, Mode: uint32(m), ModTime: x.at.UnixNano()})
 }
 
 func (f *files) put(w http.ResponseWriter, r *http.Request) error {
@@ -268,20 +143,16 @@ func (f *files) put(w http.ResponseWriter, r *http.Request) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	old := f.all[p]
-	if old != nil && old.dir {
+	var was int64
+	if old := f.all[p]; old != nil && old.dir {
 		return &wire.CallError{Code: wire.CodeExists, Detail: p}
+	} else if old != nil {
+		was = old.size
 	}
-	if old != nil {
-		f.left += old.size
-	}
-	if int64(len(b)) > f.left || int64(len(b)) > left {
-		if old != nil {
-			f.left -= old.size
-		}
+	if n := int64(len(b)); n > left || n > f.left+was {
 		return &wire.CallError{Code: wire.CodeNoSpace, Detail: p}
 	}
-	f.left -= int64(len(b))
+	f.left += was - int64(len(b))
 	f.dirs(p)
 	f.all[p] = &file{mode: fs.FileMode(mode), data: b, size: int64(len(b)), at: time.Now()}
 	w.WriteHeader(http.StatusNoContent)

@@ -183,20 +183,8 @@ func (g *guest) route(r *http.Request) func(http.ResponseWriter, *http.Request) 
 		return g.stdin
 	case "POST " + wire.PathSignal:
 		return g.signal
-	case "POST " + wire.PathSize:
-		return g.resize
 	case "GET " + wire.PathStat:
 		return g.files.stat
-	case "GET " + wire.PathList:
-		return g.files.list
-	case "POST " + wire.PathMakeDir:
-		return g.files.makeDir
-	case "POST " + wire.PathMove:
-		return g.files.move
-	case "POST " + wire.PathRemove:
-		return g.files.remove
-	case "GET " + wire.PathContent:
-		return g.files.get
 	case "PUT " + wire.PathContent:
 		return g.files.put
 	}
@@ -376,18 +364,6 @@ func (g *guest) signal(w http.ResponseWriter, r *http.Request) error {
 		return bad("there is no signal %d", s.Signal)
 	}
 	p.kill(s.Signal)
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-func (g *guest) resize(w http.ResponseWriter, r *http.Request) error {
-	var s wire.Size
-	if _, err := g.process(r); err != nil {
-		return err
-	}
-	if err := decode(r, &s); err != nil {
-		return err
-	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -200,14 +200,15 @@ func (n *network) dial(halt <-chan struct{}, host string, port uint16, hello []b
 	if err := n.send(p); err != nil {
 		return err
 	}
-	// What answers a SYN is a SYN with an ACK, a reset, or ICMP in its place.
+	// What answers a SYN is a SYN with an ACK or a reset: the gateway refuses no
+	// TCP with ICMP.
 	answer, err := n.await(c, halt, func(a packet) bool {
-		return a.unreachable || a.proto == protoTCP && a.src == to && (a.flags&flagRST != 0 || a.flags&flagSYN != 0)
+		return a.proto == protoTCP && a.src == to && a.flags&(flagRST|flagSYN) != 0
 	})
 	if err != nil {
 		return err
 	}
-	if answer.unreachable || answer.flags&flagRST != 0 {
+	if answer.flags&flagRST != 0 {
 		return errRefused
 	}
 	p.seq, p.ack, p.flags = p.seq+1, answer.seq+1, flagACK

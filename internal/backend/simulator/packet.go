@@ -5,18 +5,17 @@ import (
 	"net/netip"
 )
 
-// A packet is one IP packet with TCP or UDP in it, or an ICMP message about one.
+// A packet is one IP packet with TCP or UDP in it.
 type packet struct {
-	proto       byte
-	src, dst    netip.AddrPort
-	seq, ack    uint32 // TCP
-	flags       byte   // TCP
-	payload     []byte
-	unreachable bool // ICMP said that a packet from dst can't be delivered
+	proto    byte
+	src, dst netip.AddrPort
+	seq, ack uint32 // TCP
+	flags    byte   // TCP
+	payload  []byte
 }
 
 const (
-	protoICMP, protoTCP, protoUDP, protoICMP6 = 1, 6, 17, 58
+	protoTCP, protoUDP = 6, 17
 
 	flagFIN, flagSYN, flagRST, flagPSH, flagACK = 1, 2, 4, 8, 16
 )
@@ -111,8 +110,6 @@ func parsePacket(b []byte) (packet, bool) {
 		return p, false
 	}
 	switch p.proto {
-	case protoICMP, protoICMP6:
-		return parseUnreachable(p, b)
 	case protoUDP:
 		if len(b) < 8 {
 			return p, false
@@ -129,27 +126,5 @@ func parsePacket(b []byte) (packet, bool) {
 	}
 	p.src = netip.AddrPortFrom(src, binary.BigEndian.Uint16(b))
 	p.dst = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(b[2:]))
-	return p, true
-}
-
-// parseUnreachable reads which packet of ours could not be delivered: the
-// message quotes it, and dst is the local port that sent it.
-func parseUnreachable(p packet, b []byte) (packet, bool) {
-	if len(b) < 8 || p.proto == protoICMP && b[0] != 3 || p.proto == protoICMP6 && b[0] != 1 {
-		return p, false
-	}
-	quoted := b[8:]
-	head := 40
-	if p.proto == protoICMP {
-		if len(quoted) < 20 {
-			return p, false
-		}
-		head = int(quoted[0]&0xf) * 4
-	}
-	if head < 20 || len(quoted) < head+4 {
-		return p, false
-	}
-	p.unreachable = true
-	p.dst = netip.AddrPortFrom(netip.IPv4Unspecified(), binary.BigEndian.Uint16(quoted[head:]))
 	return p, true
 }

@@ -46,15 +46,21 @@ func (o *outbox) cost(n int) int64 {
 // reserved is what n bytes cost while they are written: there are two of them.
 func (o *outbox) reserved(n int) int64 { return o.cost(n) + int64(n) }
 
-// smallWrite is the least that is worth a segment: less room is none.
-const smallWrite = 1 << 10
+// Less than the larger of smallWrite and a smallPart of what is on its way is not
+// worth a segment: so little room is none. A connection that fills its bound would
+// else go on in pieces of whatever was acknowledged last.
+const (
+	smallWrite = 1 << 10
+	smallPart  = 16
+)
 
 // reserve returns how much may be written now, up to chunkSize, and reserves its
 // cost; 0 means that the sandbox must acknowledge something first.
 func (o *outbox) reserve() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for n := chunkSize; n >= smallWrite; n /= 2 {
+	least := max(smallWrite, int(o.held/smallPart))
+	for n := chunkSize; n >= least; n /= 2 {
 		if o.hold(o.reserved(n)) {
 			return n
 		}

@@ -97,3 +97,26 @@ func TestAPoolComesBackWhole(t *testing.T) {
 		t.Errorf("%d are left", p.left)
 	}
 }
+
+func TestAFullConnectionWaitsForRoomThatIsWorthASegment(t *testing.T) {
+	for _, left := range []int64{0, 100 << 10, 4 * sendMost} {
+		o := newOutbox(&pool{left: left}, 1<<16)
+		for {
+			held, n := o.held, o.reserve()
+			if n == 0 {
+				break
+			}
+			if int64(n) < held/smallPart {
+				t.Errorf("of a pool of %d, %d bytes may be written beside %d", left, n, held)
+			}
+			o.settle(n, n)
+		}
+		if most := min(sendMost, sendShare+left); o.held < most*3/4 {
+			t.Errorf("of a pool of %d, it is full with %d of %d", left, o.held, most)
+		}
+		o.queued(0)
+		if n := o.reserve(); n == 0 {
+			t.Errorf("of a pool of %d, nothing may be written though all was acknowledged", left)
+		}
+	}
+}

@@ -105,7 +105,7 @@ type Session struct {
 	CreatedBy  string            `json:"createdBy"`
 	Phase      Phase             `json:"phase"`
 	KillReason string            `json:"killReason,omitempty"` // "pids_exceeded", "cancelled", ...; empty unless killed
-	Language   string            `json:"language"` // empty if the request had Argv
+	Language   string            `json:"language"`             // empty if the request had Argv
 	Limits     Limits            `json:"limits"`
 	Egress     Egress            `json:"egress"`
 	Backend    string            `json:"backend"`

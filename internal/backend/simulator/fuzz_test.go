@@ -34,7 +34,7 @@ func alone(t testing.TB) (p *process, results *[]string) {
 	g.net.receive()
 	p = newProcess(g, wire.ProcessInfo{ID: 1})
 	results = new([]string)
-	s := p.subscribe(true)
+	s := p.subscribe()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

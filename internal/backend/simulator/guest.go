@@ -195,7 +195,7 @@ func (g *guest) route(r *http.Request) func(http.ResponseWriter, *http.Request) 
 func (g *guest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := g.route(r)
 	if h == nil {
-		http.NotFound(w, r)
+		refuse(w, &wire.CallError{Code: wire.CodeOther, Detail: r.Method + " " + r.URL.Path + " is not modelled"})
 		return
 	}
 	g.mu.Lock()
@@ -306,7 +306,7 @@ func (g *guest) start(w http.ResponseWriter, r *http.Request) error {
 	g.processes[p.info.ID] = p
 	g.calls.Add(1)
 	g.mu.Unlock()
-	events := p.subscribe(true)
+	events := p.subscribe()
 	go func() {
 		defer g.calls.Done()
 		p.run(act)
@@ -338,7 +338,7 @@ func (g *guest) output(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return p.stream(w, r, p.subscribe(false))
+	return p.stream(w, r, p.subscribe())
 }
 
 // stdin takes input and models no reader of it.

@@ -95,16 +95,7 @@ var bash = []fact[func(*process, []string) error]{
 		return err
 	}),
 	of(`^(curl|wget) (.*)$`, func(p *process, g []string) error {
-		for _, u := range webAddresses().FindAllString(g[2], 16) {
-			err := p.fetch(u)
-			if isNetwork(err) {
-				err = p.print(wire.Stderr, g[1]+": "+err.Error()+"\n")
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+		return p.fetchAll(g[2], func(err error) error { return p.print(wire.Stderr, g[1]+": "+err.Error()+"\n") })
 	}),
 	of(`^(echo|printf)\s+(-n\s+)?(?:'([^']*)'|"([^"$`+"`"+`]*)"|([\w ./:,=+-]*))\s*(>&2|1>&2)?$`, func(p *process, g []string) error {
 		text, kind := g[3]+g[4]+g[5], wire.Stdout
@@ -135,17 +126,12 @@ var node = []fact[func(*process, []string) error]{
 		return p.print(kind, g[2]+g[3]+g[4]+"\n")
 	}),
 	of(`^.*(?:fetch|\.get|\.request)\(.*$`, func(p *process, g []string) error {
-		for _, u := range webAddresses().FindAllString(g[0], 16) {
-			err := p.fetch(u)
-			switch {
-			case isNetwork(err) && strings.Contains(g[0], "catch"):
-			case isNetwork(err):
-				return errors.Join(p.print(wire.Stderr, "TypeError: fetch failed: "+err.Error()+"\n"), exit{1})
-			case err != nil:
-				return err
+		return p.fetchAll(g[0], func(err error) error {
+			if strings.Contains(g[0], "catch") {
+				return nil
 			}
-		}
-		return nil
+			return errors.Join(p.print(wire.Stderr, "TypeError: fetch failed: "+err.Error()+"\n"), exit{1})
+		})
 	}),
 	of(`enclave\.result\((.*)\)\s*;?\s*$`, func(p *process, g []string) error {
 		json := nodeKey().ReplaceAllString(strings.ReplaceAll(g[1], "'", `"`), `$1"$2":`)

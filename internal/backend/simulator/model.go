@@ -83,6 +83,21 @@ func (p *process) fetch(raw string) error {
 	return p.dial(host, port, hello)
 }
 
+// fetchAll fetches each URL in s. What the network answers, and not the end of
+// the sandbox, is what refused makes of it.
+func (p *process) fetchAll(s string, refused func(error) error) error {
+	for _, u := range webAddresses().FindAllString(s, 16) {
+		err := p.fetch(u)
+		if errors.Is(err, errNoName) || errors.Is(err, errRefused) || errors.Is(err, errTimeout) || errors.Is(err, errUnparsed) {
+			err = refused(err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // dial makes a connection and says hello.
 func (p *process) dial(host string, port uint16, hello []byte) error {
 	if err := p.spend(); err != nil {
@@ -153,10 +168,4 @@ func seconds(f float64) time.Duration {
 		return 0
 	}
 	return time.Duration(min(f, most) * float64(time.Second))
-}
-
-// isNetwork reports whether err is the network's answer and not the end of the
-// sandbox.
-func isNetwork(err error) bool {
-	return errors.Is(err, errNoName) || errors.Is(err, errRefused) || errors.Is(err, errTimeout) || errors.Is(err, errUnparsed)
 }

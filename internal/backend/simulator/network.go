@@ -84,10 +84,7 @@ func (n *network) open() (uint16, chan packet, error) {
 		return 0, nil, errEnded
 	}
 	for range 1 << 14 {
-		n.next++
-		if n.next < 32768 {
-			n.next = 32768
-		}
+		n.next = (n.next + 1) | 1<<15
 		if n.waiting[n.next] == nil {
 			c := make(chan packet, 64)
 			n.waiting[n.next] = c
@@ -249,11 +246,7 @@ func (n *network) datagram(halt <-chan struct{}, host string, port uint16, paylo
 	return n.send(packet{proto: protoUDP, src: local(addr, from), dst: netip.AddrPortFrom(addr, port), payload: payload})
 }
 
-// DNS, as far as the question for an address goes.
-const (
-	typeA    = 1
-	typeAAAA = 28
-)
+const typeA, typeAAAA = 1, 28 // of DNS
 
 func dnsQuery(id uint16, name string, qtype dnsmessage.Type) ([]byte, error) {
 	n, err := dnsmessage.NewName(strings.TrimSuffix(name, ".") + ".")
@@ -269,20 +262,14 @@ func dnsQuery(id uint16, name string, qtype dnsmessage.Type) ([]byte, error) {
 
 // dnsAnswer returns the first IPv4 address of an answer.
 func dnsAnswer(b []byte) (netip.Addr, bool) {
-	var p dnsmessage.Parser
-	h, err := p.Start(b)
-	if err != nil || h.RCode != dnsmessage.RCodeSuccess || p.SkipAllQuestions() != nil {
+	var m dnsmessage.Message
+	if m.Unpack(b) != nil || m.RCode != dnsmessage.RCodeSuccess {
 		return netip.Addr{}, false
 	}
-	for {
-		switch r, err := p.AnswerHeader(); {
-		case err != nil:
-			return netip.Addr{}, false
-		case r.Type == typeA:
-			a, err := p.AResource()
-			return netip.AddrFrom4(a.A), err == nil
-		case p.SkipAnswer() != nil:
-			return netip.Addr{}, false
+	for _, r := range m.Answers {
+		if a, ok := r.Body.(*dnsmessage.AResource); ok {
+			return netip.AddrFrom4(a.A), true
 		}
 	}
+	return netip.Addr{}, false
 }

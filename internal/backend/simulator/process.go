@@ -19,7 +19,8 @@ type process struct {
 	guest *guest
 	info  wire.ProcessInfo
 	halt  chan struct{} // closed to end it
-	begin chan struct{} // closed once who started it was told so
+	begin chan struct{} // closed once a subscriber was told that it started
+	once  sync.Once     // closes begin
 	done  chan struct{} // closed after the last event
 
 	actions int    // what the model did that is seen from outside
@@ -34,15 +35,13 @@ type process struct {
 	over   bool
 }
 
-// A subscriber reads a process's events. The first, who started it, blocks it,
-// and has each event on its way before the model goes on: what a workload said
-// before it broke a limit is heard. Others lose what they are too slow for.
+// A subscriber reads a process's events. It blocks the process, and has each
+// event on its way before the model goes on: what a workload said before it broke
+// a limit is heard.
 type subscriber struct {
-	events  chan wire.Event // closed after Exited
-	sent    chan struct{}   // one for each event of the first subscriber
-	gone    chan struct{}   // closed when it reads no more
-	primary bool
-	dropped uint64
+	events chan wire.Event // closed after Exited
+	sent   chan struct{}   // one for each event but Exited
+	gone   chan struct{}   // closed when it reads no more
 }
 
 // A text is a string, n times over, so that the size of a large one costs
@@ -114,8 +113,8 @@ func (p *process) run(act func(*process) int) {
 	p.finish(&e)
 }
 
-func (p *process) subscribe(primary bool) *subscriber {
-	s := &subscriber{events: make(chan wire.Event, 16), sent: make(chan struct{}), gone: make(chan struct{}), primary: primary}
+func (p *process) subscribe() *subscriber {
+	s := &subscriber{events: make(chan wire.Event, 16), sent: make(chan struct{}), gone: make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.over {
@@ -126,21 +125,12 @@ func (p *process) subscribe(primary bool) *subscriber {
 	return s
 }
 
+// emit has all subscribers send e. It returns errEnded once the process was ended.
 func (p *process) emit(e wire.Event) error {
 	p.mu.Lock()
 	subs := p.subs
 	p.mu.Unlock()
 	for _, s := range subs {
-		if !s.primary {
-			select {
-			case s.events <- e:
-			default:
-				p.mu.Lock()
-				s.dropped += uint64(len(e.Data))
-				p.mu.Unlock()
-			}
-			continue
-		}
 		select {
 		case s.events <- e: // the buffer is empty: the last one was sent
 		case <-s.gone:
@@ -191,22 +181,13 @@ func (p *process) stream(w http.ResponseWriter, r *http.Request, s *subscriber) 
 		return true
 	}
 	started := send(wire.Event{Kind: wire.Started, ID: p.info.ID, PID: p.info.PID})
-	if s.primary {
-		close(p.begin)
-	}
+	p.once.Do(func() { close(p.begin) })
 	if !started {
 		return nil
 	}
 	for {
 		select {
 		case e, ok := <-s.events:
-			p.mu.Lock()
-			dropped := s.dropped
-			s.dropped = 0
-			p.mu.Unlock()
-			if dropped > 0 && !send(wire.Event{Kind: wire.Dropped, Bytes: dropped}) {
-				return nil
-			}
 			if !ok {
 				if p.guest.box.over() {
 					panic(http.ErrAbortHandler) // a cut stream, not one that ends in order
@@ -216,7 +197,7 @@ func (p *process) stream(w http.ResponseWriter, r *http.Request, s *subscriber) 
 			if !send(e) {
 				return nil
 			}
-			if s.primary && e.Kind != wire.Exited {
+			if e.Kind != wire.Exited {
 				select {
 				case s.sent <- struct{}{}:
 				case <-p.done:
@@ -265,10 +246,7 @@ func (p *process) print(kind wire.EventKind, text string) error {
 func (p *process) chatter(stdout, stderr text) error {
 	for {
 		for kind, t := range map[wire.EventKind]text{wire.Stdout: stdout, wire.Stderr: stderr} {
-			if len(t.s) == 0 {
-				continue
-			}
-			if err := p.write(kind, strings.Repeat(t.s, 1+wire.MaxChunk/len(t.s))); err != nil {
+			if err := p.write(kind, text{t.s, wire.MaxChunk}.first(wire.MaxChunk)); err != nil {
 				return err
 			}
 		}
@@ -291,7 +269,7 @@ func (p *process) write(kind wire.EventKind, text string) error {
 	for len(text) > 0 {
 		n := min(len(text), wire.MaxChunk)
 		if err := p.emit(wire.Event{Kind: kind, Data: []byte(text[:n])}); err != nil {
-			return errEnded
+			return err
 		}
 		text = text[n:]
 	}
@@ -301,35 +279,20 @@ func (p *process) write(kind wire.EventKind, text string) error {
 // give gives the result. Only the first valid one counts; the error says, as
 // the guest does, why one does not.
 func (p *process) give(json string) error {
-	if err := wire.CheckResult([]byte(json)); err != nil {
-		if ended := p.refuse(wire.NoResult); ended != nil {
+	err, why := wire.CheckResult([]byte(json)), byte(wire.NoResult)
+	if err == nil && p.result {
+		err, why = errors.New("the result was given already"), wire.SecondResult
+	}
+	if err == nil {
+		p.result = true
+		return p.emit(wire.Event{Kind: wire.Result, Data: []byte(json)})
+	}
+	if p.refused[why]++; p.refused[why] <= wire.MaxRefused {
+		if ended := p.emit(wire.Event{Kind: wire.Refused, Data: []byte{why}}); ended != nil {
 			return ended
 		}
-		return err
 	}
-	if p.result {
-		if err := p.refuse(wire.SecondResult); err != nil {
-			return err
-		}
-		return errors.New("the result was given already")
-	}
-	p.result = true
-	if p.emit(wire.Event{Kind: wire.Result, Data: []byte(json)}) != nil {
-		return errEnded
-	}
-	return nil
-}
-
-// refuse tells, as the guest does, of a result that is not taken.
-func (p *process) refuse(why byte) error {
-	if p.refused[why] >= wire.MaxRefused {
-		return nil
-	}
-	p.refused[why]++
-	if p.emit(wire.Event{Kind: wire.Refused, Data: []byte{why}}) != nil {
-		return errEnded
-	}
-	return nil
+	return err
 }
 
 // pause is a sleep that the code asks for.

@@ -27,18 +27,46 @@ func (p *Plane) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read unended sessions: %w", err)
 	}
+	// Of those that wait, of which there may be thousands, one at a time is in memory.
+	var ran []session.Session
+	for _, u := range unended {
+		if u.Phase == session.Pending {
+			continue
+		}
+		s, err := p.store.Session(ctx, u.Org, u.ID)
+		if err != nil {
+			return fmt.Errorf("read unended session %s: %w", u.ID, err)
+		}
+		ran = append(ran, s)
+	}
 	if err := failpoint.Hit("control.recover.read"); err != nil {
 		return err
 	}
-	exits := p.exits(ctx, unended)                  // before what would tell is destroyed
+	exits := p.exits(ctx, ran)                      // before what would tell is destroyed
 	if err := p.destroyStrangers(ctx); err != nil { // nothing is live yet: all are
 		return err
 	}
 	if err := failpoint.Hit("control.recover.cleared"); err != nil {
 		return err
 	}
-	for _, s := range unended {
+	for _, s := range ran {
 		if err := p.takeUp(ctx, s, exits[s.ID], "the control plane was restarted"); err != nil {
+			return err
+		}
+	}
+	stored := context.WithoutCancel(ctx) // without a context that may end each read is half as long
+	for _, u := range unended {
+		if u.Phase != session.Pending {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s, err := p.store.Session(stored, u.Org, u.ID)
+		if err != nil {
+			return fmt.Errorf("read unended session %s: %w", u.ID, err)
+		}
+		if err := p.takeUp(ctx, s, backend.Exit{}, ""); err != nil {
 			return err
 		}
 	}
@@ -167,7 +195,7 @@ func (p *Plane) reconcile(ctx context.Context) {
 // set that should exist is read before the set that does: a session is led before
 // it is durable, and until its end is.
 func (p *Plane) takeUpLeft(ctx context.Context) error {
-	unended, err := p.store.UnendedNames(ctx)
+	unended, err := p.store.Unended(ctx)
 	if err != nil {
 		return fmt.Errorf("read unended sessions: %w", err)
 	}

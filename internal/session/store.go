@@ -65,12 +65,10 @@ type Store interface {
 	// Events returns up to limit events with Seq greater than after, oldest first.
 	Events(ctx context.Context, org, id string, after uint64, limit int) ([]audit.Event, error)
 
-	// Unended returns the sessions of all organisations that are pending or
-	// running. Only recovery uses it, when the control plane starts.
-	Unended(ctx context.Context) ([]Session, error)
-	// UnendedNames returns their names, and reads nothing else of them: it is asked
-	// every few seconds, however many there are.
-	UnendedNames(ctx context.Context) ([]Name, error)
+	// Unended names the sessions of all organisations that are pending or running,
+	// oldest first, and reads nothing else of them: it is asked every few seconds,
+	// however many there are.
+	Unended(ctx context.Context) ([]Unended, error)
 
 	// Usage returns what org used on the days whose midnight UTC is at from or
 	// later and before to, oldest first. A day without an end of a session is absent.
@@ -104,6 +102,12 @@ type Store interface {
 
 // A Name says which session is meant.
 type Name struct{ Org, ID string }
+
+// An Unended is a session that is pending or running, as its Phase says.
+type Unended struct {
+	Name
+	Phase Phase
+}
 
 var (
 	ErrNotFound  = errors.New("session not found")

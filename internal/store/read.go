@@ -56,23 +56,18 @@ func (s *Store) Idempotent(ctx context.Context, org, key string) (session.Sessio
 	return n, true, nil
 }
 
-// Unended returns the sessions of all organisations that are pending or
-// running, oldest first.
-func (s *Store) Unended(ctx context.Context) ([]session.Session, error) {
-	return s.list(ctx, "SELECT "+columns+" FROM sessions WHERE phase IN ('pending', 'running') ORDER BY n")
-}
-
-// UnendedNames returns the names of what Unended returns.
-func (s *Store) UnendedNames(ctx context.Context) ([]session.Name, error) {
-	rows, err := s.reads.QueryContext(ctx, "SELECT org, id FROM sessions WHERE phase IN ('pending', 'running') ORDER BY n")
+// Unended names the sessions of all organisations that are pending or running,
+// oldest first.
+func (s *Store) Unended(ctx context.Context) ([]session.Unended, error) {
+	rows, err := s.reads.QueryContext(ctx, "SELECT org, id, phase FROM sessions WHERE phase IN ('pending', 'running') ORDER BY n")
 	if err != nil {
 		return nil, fmt.Errorf("name unended sessions: %w", err)
 	}
 	defer rows.Close()
-	var out []session.Name
+	var out []session.Unended
 	for rows.Next() {
-		var n session.Name
-		if err := rows.Scan(&n.Org, &n.ID); err != nil {
+		var n session.Unended
+		if err := rows.Scan(&n.Org, &n.ID, &n.Phase); err != nil {
 			return nil, fmt.Errorf("name unended sessions: %w", err)
 		}
 		out = append(out, n)

@@ -176,7 +176,12 @@ func pages(t *testing.T, s Store) {
 }
 
 func unended(t *testing.T, s Store) {
-	want := []session.Session{create(t, s, "acme", "s-000000-1"), start(t, s, create(t, s, "other", "s-000000-2"))}
+	create(t, s, "acme", "s-000000-1")
+	start(t, s, create(t, s, "other", "s-000000-2"))
+	want := []session.Unended{
+		{Name: session.Name{Org: "acme", ID: "s-000000-1"}, Phase: session.Pending},
+		{Name: session.Name{Org: "other", ID: "s-000000-2"}, Phase: session.Running},
+	}
 	ended := end(t, s, start(t, s, create(t, s, "acme", "s-000000-3")))
 	failed := create(t, s, "acme", "s-000000-4")
 	if _, err := s.Commit(t.Context(), step(t, failed, session.Failed), nil, ending()...); err != nil {
@@ -191,13 +196,6 @@ func unended(t *testing.T, s Store) {
 			t.Fatal(err)
 		}
 		if d := cmp.Diff(want, got); d != "" {
-			t.Error(d)
-		}
-		names, err := s.UnendedNames(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := cmp.Diff([]session.Name{{Org: "acme", ID: "s-000000-1"}, {Org: "other", ID: "s-000000-2"}}, names); d != "" {
 			t.Error(d)
 		}
 		s = s.Restart(t)

@@ -10,8 +10,8 @@ import (
 	"github.com/enclave-run/enclave/internal/wire"
 )
 
-// Every call of the protocol has an answer, and a call of a process goes to the
-// one that its path names.
+// Each call that the simulator models has an answer, and a call of a process goes to
+// the one that its path names.
 func TestCallsReachTheProcessTheyName(t *testing.T) {
 	c := start(t)
 	ctx := t.Context()

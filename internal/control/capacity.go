@@ -92,10 +92,10 @@ func requestBytes(r request.Request) int64 {
 	return int64(n)
 }
 
-// fits refuses limits of which not even one session fits on this host, and
-// says which to lower.
-func (p *Plane) fits(l session.Limits) error {
-	whole, c := p.needOf(l, 0), &p.queue.capacity
+// fits refuses limits of which not even one session, whose request is so long,
+// fits on this host, and says which to lower.
+func (p *Plane) fits(l session.Limits, asked int64) error {
+	whole, c := p.needOf(l, asked), &p.queue.capacity
 	for _, r := range []struct {
 		of   string
 		most int64
@@ -120,7 +120,7 @@ func (p *Plane) fits(l session.Limits) error {
 		} {
 			least := l
 			*f.to(&least) = 1
-			if share[f.name] = r.part(whole) - r.part(p.needOf(least, 0)); share[f.name] > 0 {
+			if share[f.name] = r.part(whole) - r.part(p.needOf(least, asked)); share[f.name] > 0 {
 				lower = append(lower, f.name)
 			}
 		}

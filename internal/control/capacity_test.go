@@ -295,6 +295,52 @@ func TestLimitsThatNeverFitAreRefusedAndSayWhichToLower(t *testing.T) {
 	}
 }
 
+// A request that makes a session too large for the host is refused, and does not
+// wait for ever: its memory counts as what the session takes.
+func TestARequestThatNeverFitsIsRefused(t *testing.T) {
+	var room int64
+	p, _ := sizedPlane(t, func(c *Config) {
+		f := c.Backend.(backend.Sizer).Footprint(sandboxLimits(request.DefaultLimits()))
+		room = newNeed(f, request.DefaultLimits(), 1<<20).memory
+		c.Capacity = Capacity{Memory: room}
+	})
+	_, err := p.Create(t.Context(), caller, request.Request{Code: strings.Repeat("#", 2<<20)})
+	var v *request.FieldError
+	if !errors.As(err, &v) || !strings.HasPrefix(v.Field, "limits.") {
+		t.Errorf("a request of 2 MiB where 1 MiB fits: %v", err)
+	}
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1"}); err != nil {
+		t.Errorf("what fits: %v", err)
+	}
+}
+
+// What a request takes in memory is counted after a restart too.
+func TestARestartCountsTheRequestsOfThoseThatWait(t *testing.T) {
+	p, l := sizedPlane(t, func(c *Config) {
+		c.Capacity.Disk = func() (Room, error) { return Room{Free: 300 << 20}, nil } // none runs
+	})
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: strings.Repeat("#", 2<<20)}); err != nil {
+		t.Fatal(err)
+	}
+	counted := func(p *Plane) (n need) {
+		p.queue.mu.Lock()
+		defer p.queue.mu.Unlock()
+		for _, t := range p.queue.tenants {
+			n = t.next().need
+		}
+		return n
+	}
+	before := counted(p)
+	l.close()
+	l.open(l.configured(func(c *Config) {
+		c.Capacity.Disk = func() (Room, error) { return Room{Free: 300 << 20}, nil }
+	}))
+	after := counted(l.plane)
+	if d := before.memory - after.memory; d > 8<<10 || d < 0 {
+		t.Errorf("%d bytes of memory before a restart, %d after it", before.memory, after.memory)
+	}
+}
+
 func TestABackendThatDoesNotSayWhatItTakesIsRefusedOnAHostOfSomeCapacity(t *testing.T) {
 	l := newLab(t, struct{ backend.Backend }{simulator.New()})
 	l.open(l.configured(func(*Config) {}))

@@ -177,10 +177,15 @@ func pages(t *testing.T, s Store) {
 
 func unended(t *testing.T, s Store) {
 	create(t, s, "acme", "s-000000-1")
+	stored, err := s.Storage(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := stored.Requests
 	start(t, s, create(t, s, "other", "s-000000-2"))
 	want := []session.Unended{
-		{Name: session.Name{Org: "acme", ID: "s-000000-1"}, Phase: session.Pending},
-		{Name: session.Name{Org: "other", ID: "s-000000-2"}, Phase: session.Running},
+		{Name: session.Name{Org: "acme", ID: "s-000000-1"}, Phase: session.Pending, Request: work},
+		{Name: session.Name{Org: "other", ID: "s-000000-2"}, Phase: session.Running, Request: work},
 	}
 	ended := end(t, s, start(t, s, create(t, s, "acme", "s-000000-3")))
 	failed := create(t, s, "acme", "s-000000-4")

@@ -35,7 +35,9 @@ type Room struct {
 
 // What a session takes of the control plane and the gateway, at most.
 const (
-	recordBytes = 512 << 10 // of its events: the gateway writes at most 401, of about a kilobyte
+	// recordBytes are of its events: the gateway writes at most 401, whose names a
+	// workload chose. JSON writes some bytes of a name as six.
+	recordBytes = 1 << 20
 	// sessionMemory is beside its output, result and request: 8 MiB of the control
 	// plane, and what the gateway process (gateway.SessionMemory) and the kernel's
 	// sockets (gateway.SessionSockets) hold of it.

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
@@ -311,6 +312,42 @@ func TestARequestThatNeverFitsIsRefused(t *testing.T) {
 	}
 	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1"}); err != nil {
 		t.Errorf("what fits: %v", err)
+	}
+}
+
+// A record of the names that take the most is no more than what is reserved for
+// records.
+func TestTheLongestRecordFitsInWhatIsReservedForIt(t *testing.T) {
+	l := newLab(t, simulator.New())
+	l.open(l.configured(func(*Config) {}))
+	t.Cleanup(l.close)
+	s, err := l.store.Create(t.Context(), session.Session{
+		ID: "s-0a1b2c-1", Org: "acme", Phase: session.Pending, Created: time.Now(), Sandbox: "x",
+	}, session.Work{}, audit.Data{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := l.store.Storage(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	longest := []audit.Event{ // what else a session has is of about this size, and smaller
+		{Type: audit.SandboxStarted}, {Type: audit.LimitExceeded}, {Type: audit.ResultCollected}, {Type: audit.WorkloadExited}, {Type: audit.UsageMetered}, {Type: audit.SessionTornDown},
+	}
+	for range 401 {
+		longest = append(longest, audit.Event{Type: audit.EgressDenied, Data: audit.Data{
+			Host: strings.Repeat("<", 253), Port: 65535, Protocol: "other", Reason: "method_or_path", Count: 1<<64 - 1,
+		}})
+	}
+	if _, err := l.store.Commit(t.Context(), s, nil, longest...); err != nil {
+		t.Fatal(err)
+	}
+	after, err := l.store.Storage(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := after.Records - before.Records; n > recordBytes {
+		t.Errorf("a record of %d bytes, and %d are reserved", n, recordBytes)
 	}
 }
 

@@ -261,8 +261,9 @@ func parts(t *testing.T, s Store, id string, want session.Collected) {
 	if !bytes.Equal(stdout, bytes.Join(want.Stdout, nil)) || !bytes.Equal(stderr, bytes.Join(want.Stderr, nil)) {
 		t.Error("the parts of the output are not the output")
 	}
-	if o, err := s.Output(t.Context(), "acme", id, 0, 0, 0); err != nil || len(o.Stdout)+len(o.Stderr) != 0 || o.JSONLength != int64(len(want.JSON)) {
-		t.Errorf("without any part: %d bytes, JSON of %d, error %v", len(o.Stdout)+len(o.Stderr), o.JSONLength, err)
+	record := len(events(t, s, "acme", id))
+	if o, err := s.Output(t.Context(), "acme", id, 0, 0, 0); err != nil || len(o.Stdout)+len(o.Stderr) != 0 || o.JSONLength != int64(len(want.JSON)) || o.Events != int64(record) {
+		t.Errorf("without any part: %d bytes, JSON of %d, %d events of %d, error %v", len(o.Stdout)+len(o.Stderr), o.JSONLength, o.Events, record, err)
 	}
 	if o, err := s.Output(t.Context(), "acme", id, 1<<62, 1<<62, 1<<62); err != nil || len(o.Stdout)+len(o.Stderr) != 0 {
 		t.Errorf("%d bytes beyond the end, error %v", len(o.Stdout)+len(o.Stderr), err)

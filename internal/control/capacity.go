@@ -35,7 +35,9 @@ type Room struct {
 
 // What a session takes of the control plane and the gateway, at most.
 const (
-	recordBytes = 512 << 10 // of its events: the gateway writes at most 401, of about a kilobyte
+	// recordBytes are of its events: the gateway writes at most 401, whose names a
+	// workload chose. JSON writes some bytes of a name as six.
+	recordBytes = 1 << 20
 	// sessionMemory is beside its output, result and request: 8 MiB of the control
 	// plane, and what the gateway process (gateway.SessionMemory) and the kernel's
 	// sockets (gateway.SessionSockets) hold of it.
@@ -92,10 +94,10 @@ func requestBytes(r request.Request) int64 {
 	return int64(n)
 }
 
-// fits refuses limits of which not even one session fits on this host, and
-// says which to lower.
-func (p *Plane) fits(l session.Limits) error {
-	whole, c := p.needOf(l, 0), &p.queue.capacity
+// fits refuses limits of which not even one session, whose request is so long,
+// fits on this host, and says which to lower.
+func (p *Plane) fits(l session.Limits, asked int64) error {
+	whole, c := p.needOf(l, asked), &p.queue.capacity
 	for _, r := range []struct {
 		of   string
 		most int64
@@ -120,7 +122,7 @@ func (p *Plane) fits(l session.Limits) error {
 		} {
 			least := l
 			*f.to(&least) = 1
-			if share[f.name] = r.part(whole) - r.part(p.needOf(least, 0)); share[f.name] > 0 {
+			if share[f.name] = r.part(whole) - r.part(p.needOf(least, asked)); share[f.name] > 0 {
 				lower = append(lower, f.name)
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/enclave-run/enclave/internal/audit"
 	"github.com/enclave-run/enclave/internal/auth"
 	"github.com/enclave-run/enclave/internal/backend"
 	"github.com/enclave-run/enclave/internal/backend/simulator"
@@ -292,6 +293,88 @@ func TestLimitsThatNeverFitAreRefusedAndSayWhichToLower(t *testing.T) {
 	}
 	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1", Limits: request.Limits{MemoryMB: n(800), Pids: n(500)}}); err != nil {
 		t.Errorf("what fits alone: %v", err)
+	}
+}
+
+// A request that makes a session too large for the host is refused, and does not
+// wait for ever: its memory counts as what the session takes.
+func TestARequestThatNeverFitsIsRefused(t *testing.T) {
+	var room int64
+	p, _ := sizedPlane(t, func(c *Config) {
+		f := c.Backend.(backend.Sizer).Footprint(sandboxLimits(request.DefaultLimits()))
+		room = newNeed(f, request.DefaultLimits(), 1<<20).memory
+		c.Capacity = Capacity{Memory: room}
+	})
+	_, err := p.Create(t.Context(), caller, request.Request{Code: strings.Repeat("#", 2<<20)})
+	var v *request.FieldError
+	if !errors.As(err, &v) || !strings.HasPrefix(v.Field, "limits.") {
+		t.Errorf("a request of 2 MiB where 1 MiB fits: %v", err)
+	}
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: "1"}); err != nil {
+		t.Errorf("what fits: %v", err)
+	}
+}
+
+// A record of the names that take the most is no more than what is reserved for
+// records.
+func TestTheLongestRecordFitsInWhatIsReservedForIt(t *testing.T) {
+	l := newLab(t, simulator.New())
+	l.open(l.configured(func(*Config) {}))
+	t.Cleanup(l.close)
+	s, err := l.store.Create(t.Context(), session.Session{
+		ID: "s-0a1b2c-1", Org: "acme", Phase: session.Pending, Created: time.Now(), Sandbox: "x",
+	}, session.Work{}, audit.Data{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := l.store.Storage(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	longest := []audit.Event{ // what else a session has is of about this size, and smaller
+		{Type: audit.SandboxStarted}, {Type: audit.LimitExceeded}, {Type: audit.ResultCollected}, {Type: audit.WorkloadExited}, {Type: audit.UsageMetered}, {Type: audit.SessionTornDown},
+	}
+	for range 401 {
+		longest = append(longest, audit.Event{Type: audit.EgressDenied, Data: audit.Data{
+			Host: strings.Repeat("<", 253), Port: 65535, Protocol: "other", Reason: "method_or_path", Count: 1<<64 - 1,
+		}})
+	}
+	if _, err := l.store.Commit(t.Context(), s, nil, longest...); err != nil {
+		t.Fatal(err)
+	}
+	after, err := l.store.Storage(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := after.Records - before.Records; n > recordBytes {
+		t.Errorf("a record of %d bytes, and %d are reserved", n, recordBytes)
+	}
+}
+
+// What a request takes in memory is counted after a restart too.
+func TestARestartCountsTheRequestsOfThoseThatWait(t *testing.T) {
+	p, l := sizedPlane(t, func(c *Config) {
+		c.Capacity.Disk = func() (Room, error) { return Room{Free: 300 << 20}, nil } // none runs
+	})
+	if _, err := p.Create(t.Context(), caller, request.Request{Code: strings.Repeat("#", 2<<20)}); err != nil {
+		t.Fatal(err)
+	}
+	counted := func(p *Plane) (n need) {
+		p.queue.mu.Lock()
+		defer p.queue.mu.Unlock()
+		for _, t := range p.queue.tenants {
+			n = t.next().need
+		}
+		return n
+	}
+	before := counted(p)
+	l.close()
+	l.open(l.configured(func(c *Config) {
+		c.Capacity.Disk = func() (Room, error) { return Room{Free: 300 << 20}, nil }
+	}))
+	after := counted(l.plane)
+	if d := before.memory - after.memory; d > 8<<10 || d < 0 {
+		t.Errorf("%d bytes of memory before a restart, %d after it", before.memory, after.memory)
 	}
 }
 

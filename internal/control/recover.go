@@ -50,7 +50,7 @@ func (p *Plane) Start(ctx context.Context) error {
 		return err
 	}
 	for _, s := range ran {
-		if err := p.takeUp(ctx, s, exits[s.ID], "the control plane was restarted"); err != nil {
+		if err := p.takeUp(ctx, s, 0, exits[s.ID], "the control plane was restarted"); err != nil {
 			return err
 		}
 	}
@@ -66,7 +66,7 @@ func (p *Plane) Start(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read unended session %s: %w", u.ID, err)
 		}
-		if err := p.takeUp(ctx, s, backend.Exit{}, ""); err != nil {
+		if err := p.takeUp(ctx, s, u.Request, backend.Exit{}, ""); err != nil {
 			return err
 		}
 	}
@@ -114,10 +114,11 @@ func (p *Plane) exits(ctx context.Context, unended []session.Session) map[string
 	return exits
 }
 
-// takeUp goes on with an unended session that nobody leads: one without a
+// takeUp goes on with an unended session, whose request takes so many bytes, that
+// nobody leads: one without a
 // sandbox is run, and one that had one, which ended with exit, is ended: for a limit
 // if there was one, else for the reason why.
-func (p *Plane) takeUp(ctx context.Context, s session.Session, exit backend.Exit, why string) error {
+func (p *Plane) takeUp(ctx context.Context, s session.Session, work int64, exit backend.Exit, why string) error {
 	if s.Phase != session.Pending {
 		if err := p.endLost(ctx, s, exit, why); err != nil {
 			return err
@@ -125,7 +126,9 @@ func (p *Plane) takeUp(ctx context.Context, s session.Session, exit backend.Exit
 		return failpoint.Hit("control.recover.ended")
 	}
 	// No quota refuses what was accepted.
-	k := p.queue.readmit(s.Org, p.needOf(s.Limits, 0)) // what it is to do is stored
+	n := p.needOf(s.Limits, work)
+	n.request = 0 // it is stored already
+	k := p.queue.readmit(s.Org, n)
 	_, run, err := p.admit(ctx, s, k)
 	if err != nil {
 		p.lead(p.queue.release(k))
@@ -220,7 +223,7 @@ func (p *Plane) takeUpLeft(ctx context.Context) error {
 				return fmt.Errorf("take up session %s: %w", s.ID, err)
 			}
 		}
-		if err := p.takeUp(ctx, s, exit, "its end could not be recorded"); err != nil && !errors.Is(err, ErrClosing) {
+		if err := p.takeUp(ctx, s, name.Request, exit, "its end could not be recorded"); err != nil && !errors.Is(err, ErrClosing) {
 			return fmt.Errorf("take up session %s: %w", s.ID, err)
 		}
 	}

@@ -32,7 +32,8 @@ func (p *Plane) understand(r request.Request) (plan, error) {
 	if pl.limits, err = r.Limits.Fill(p.ceilings); err != nil {
 		return plan{}, err
 	}
-	if err := p.fits(pl.limits); err != nil {
+	pl.bytes = requestBytes(r)
+	if err := p.fits(pl.limits, pl.bytes); err != nil {
 		return plan{}, err
 	}
 	if pl.webhook, err = p.understandWebhook(r.WebhookURL); err != nil {
@@ -53,7 +54,6 @@ func (p *Plane) understand(r request.Request) (plan, error) {
 	case err != nil:
 		return plan{}, request.Refuse("egress", "%v", err)
 	}
-	pl.bytes = requestBytes(r)
 	pl.hash = r.Hash()
 	return pl, nil
 }

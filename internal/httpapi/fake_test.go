@@ -254,7 +254,7 @@ func (f *fakePlane) Output(_ context.Context, c auth.Caller, id string, stdout, 
 	}
 	return session.Output{
 		Stdout: part(r.Stdout, stdout), Stderr: part(r.Stderr, stderr),
-		StdoutLength: r.Stdout.Len(), StderrLength: r.Stderr.Len(), JSONLength: int64(len(r.JSON)),
+		StdoutLength: r.Stdout.Len(), StderrLength: r.Stderr.Len(), JSONLength: int64(len(r.JSON)), Events: int64(len(f.events[id])),
 	}, nil
 }
 

@@ -86,10 +86,10 @@ const beyond = 1 << 62
 // window is how many bytes of output are read of the store at once.
 const window = 128 << 10
 
-// resultRoom is what sending a result takes in memory: a window as it is stored
-// and as it is sent, the denials, and the JSON, which is encoded whole and is
-// bounded where it is collected.
-func resultRoom(jsonLength int64) int64 { return 512<<10 + 6*jsonLength }
+// resultRoom is what sending a result of these sizes takes in memory: a window as
+// it is stored and as it is sent, the record as it is stored, read and sent as
+// denials, whose names a workload chose, and the JSON, which is encoded whole.
+func resultRoom(of session.Output) int64 { return 512<<10 + 4<<10*of.Events + 6*of.JSONLength }
 
 // sendResult sends a result as encode would write publicResult with all of its
 // output, without the end of the line. Of the output no more than a window is in
@@ -289,7 +289,7 @@ func (s *Server) result(w http.ResponseWriter, r *http.Request, c auth.Caller) e
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	return s.withResult(w, r, c, sizes.JSONLength, nil, "\n")
+	return s.withResult(w, r, c, sizes, nil, "\n")
 }
 
 // get sends a session, with its result if it has one.
@@ -311,7 +311,7 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request, c auth.Caller) erro
 				return err
 			}
 			b = bytes.TrimSuffix(b, []byte("}\n"))
-			return s.withResult(w, r, c, sizes.JSONLength, append(b, `,"result":`...), "}\n")
+			return s.withResult(w, r, c, sizes, append(b, `,"result":`...), "}\n")
 		case !errors.Is(err, session.ErrNotFound) && !errors.Is(err, control.ErrNotEnded) && !errors.Is(err, session.ErrForgotten):
 			return err
 		}
@@ -322,8 +322,8 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request, c auth.Caller) erro
 
 // withResult sends a session's result between before and after. It is refused
 // if the results that are being sent take up the memory for them.
-func (s *Server) withResult(w http.ResponseWriter, r *http.Request, c auth.Caller, jsonLength int64, before []byte, after string) error {
-	free, err := s.pressure.read(c.Org, resultRoom(jsonLength))
+func (s *Server) withResult(w http.ResponseWriter, r *http.Request, c auth.Caller, sizes session.Output, before []byte, after string) error {
+	free, err := s.pressure.read(c.Org, resultRoom(sizes))
 	if err != nil {
 		return err
 	}

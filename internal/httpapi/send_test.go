@@ -134,7 +134,7 @@ func TestAResultThatFailsHalfWayIsNoResult(t *testing.T) {
 // reads are refused, and nobody else's.
 func TestAnswersHoldNoMoreThanTheirShare(t *testing.T) {
 	r := newRig(t)
-	r.pressure.reads.most = 4 * (resultRoom(20) + 1000)
+	r.pressure.reads.most = 4 * (resultRoom(session.Output{JSONLength: 20, Events: int64(len(r.plane.events["s-0a1b2c-7"]))}) + 1000)
 	free, err := r.pressure.read("acme", 2000)
 	if err != nil {
 		t.Fatal(err)
@@ -157,6 +157,26 @@ func TestAnswersHoldNoMoreThanTheirShare(t *testing.T) {
 	}
 	if used, of := r.pressure.reads.used, len(r.pressure.reads.byOrg); used != 0 || of != 0 {
 		t.Errorf("%d bytes of %d organisations are still lent", used, of)
+	}
+}
+
+// The denials of a result are a workload's to make: 401 events, with names that it
+// chose, are read with it.
+func TestAResultCountsWithItsRecord(t *testing.T) {
+	r := newRig(t)
+	r.pressure.reads.most = 4 * resultRoom(session.Output{JSONLength: 1000, Events: 100})
+	if resp, body := r.do(t, "GET", "/v1/sessions/s-0a1b2c-7/result", "DEV", nil); resp.StatusCode != http.StatusOK {
+		t.Errorf("of a short record: %s %s", resp.Status, body)
+	}
+	r.plane.change(func() {
+		for seq := range uint64(401) {
+			r.plane.events["s-0a1b2c-7"] = append(r.plane.events["s-0a1b2c-7"], audit.Event{Seq: seq + 1000, Type: audit.EgressDenied})
+		}
+	})
+	for _, path := range []string{"/v1/sessions/s-0a1b2c-7", "/v1/sessions/s-0a1b2c-7/result"} {
+		if resp, body := r.do(t, "GET", path, "DEV", nil); resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("%s, of a long one: %s %.40s", path, resp.Status, body)
+		}
 	}
 }
 

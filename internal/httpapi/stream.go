@@ -179,7 +179,7 @@ func (s *Server) step(ctx context.Context, c auth.Caller, id string, cur control
 			if err != nil {
 				return step{u, err, free}
 			}
-			want += resultRoom(sizes.JSONLength)
+			want += resultRoom(sizes)
 		}
 		want = min(want, s.pressure.mostRead()) // more than there is would wait for ever
 		if want <= room {

@@ -97,6 +97,7 @@ type Output struct {
 	Stdout, Stderr             []byte
 	StdoutLength, StderrLength int64
 	JSONLength                 int64 // of Result's JSON
+	Events                     int64 // of the record of a session that has ended
 }
 
 // A Phase is a step in a session's life. Phases only move forward:

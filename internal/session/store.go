@@ -106,7 +106,8 @@ type Name struct{ Org, ID string }
 // An Unended is a session that is pending or running, as its Phase says.
 type Unended struct {
 	Name
-	Phase Phase
+	Phase   Phase
+	Request int64 // bytes that its Work takes
 }
 
 var (

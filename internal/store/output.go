@@ -87,9 +87,10 @@ func (s *Store) Output(ctx context.Context, org, id string, stdout, stderr, max 
 	}
 	var row int64
 	var o session.Output
-	err := s.reads.QueryRowContext(ctx, `SELECT r.session, r.stdout_length, r.stderr_length, coalesce(length(r.json), 0)
+	err := s.reads.QueryRowContext(ctx, `SELECT r.session, r.stdout_length, r.stderr_length, coalesce(length(r.json), 0),
+		coalesce((SELECT max(seq) FROM events WHERE session = r.session), 0)
 		FROM results r JOIN sessions s ON s.n = r.session WHERE s.org = ? AND s.id = ?`, org, id).
-		Scan(&row, &o.StdoutLength, &o.StderrLength, &o.JSONLength)
+		Scan(&row, &o.StdoutLength, &o.StderrLength, &o.JSONLength, &o.Events)
 	if errors.Is(err, sql.ErrNoRows) {
 		return session.Output{}, s.absent(ctx, org, id)
 	}

@@ -59,7 +59,8 @@ func (s *Store) Idempotent(ctx context.Context, org, key string) (session.Sessio
 // Unended names the sessions of all organisations that are pending or running,
 // oldest first.
 func (s *Store) Unended(ctx context.Context) ([]session.Unended, error) {
-	rows, err := s.reads.QueryContext(ctx, "SELECT org, id, phase FROM sessions WHERE phase IN ('pending', 'running') ORDER BY n")
+	rows, err := s.reads.QueryContext(ctx, `SELECT s.org, s.id, s.phase, coalesce(length(w.body), 0)
+		FROM sessions s LEFT JOIN work w ON w.session = s.n WHERE s.phase IN ('pending', 'running') ORDER BY s.n`)
 	if err != nil {
 		return nil, fmt.Errorf("name unended sessions: %w", err)
 	}
@@ -67,7 +68,7 @@ func (s *Store) Unended(ctx context.Context) ([]session.Unended, error) {
 	var out []session.Unended
 	for rows.Next() {
 		var n session.Unended
-		if err := rows.Scan(&n.Org, &n.ID, &n.Phase); err != nil {
+		if err := rows.Scan(&n.Org, &n.ID, &n.Phase, &n.Request); err != nil {
 			return nil, fmt.Errorf("name unended sessions: %w", err)
 		}
 		out = append(out, n)

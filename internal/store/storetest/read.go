@@ -177,10 +177,15 @@ func pages(t *testing.T, s Store) {
 
 func unended(t *testing.T, s Store) {
 	create(t, s, "acme", "s-000000-1")
+	stored, err := s.Storage(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := stored.Requests
 	start(t, s, create(t, s, "other", "s-000000-2"))
 	want := []session.Unended{
-		{Name: session.Name{Org: "acme", ID: "s-000000-1"}, Phase: session.Pending},
-		{Name: session.Name{Org: "other", ID: "s-000000-2"}, Phase: session.Running},
+		{Name: session.Name{Org: "acme", ID: "s-000000-1"}, Phase: session.Pending, Request: work},
+		{Name: session.Name{Org: "other", ID: "s-000000-2"}, Phase: session.Running, Request: work},
 	}
 	ended := end(t, s, start(t, s, create(t, s, "acme", "s-000000-3")))
 	failed := create(t, s, "acme", "s-000000-4")
@@ -256,8 +261,9 @@ func parts(t *testing.T, s Store, id string, want session.Collected) {
 	if !bytes.Equal(stdout, bytes.Join(want.Stdout, nil)) || !bytes.Equal(stderr, bytes.Join(want.Stderr, nil)) {
 		t.Error("the parts of the output are not the output")
 	}
-	if o, err := s.Output(t.Context(), "acme", id, 0, 0, 0); err != nil || len(o.Stdout)+len(o.Stderr) != 0 || o.JSONLength != int64(len(want.JSON)) {
-		t.Errorf("without any part: %d bytes, JSON of %d, error %v", len(o.Stdout)+len(o.Stderr), o.JSONLength, err)
+	record := len(events(t, s, "acme", id))
+	if o, err := s.Output(t.Context(), "acme", id, 0, 0, 0); err != nil || len(o.Stdout)+len(o.Stderr) != 0 || o.JSONLength != int64(len(want.JSON)) || o.Events != int64(record) {
+		t.Errorf("without any part: %d bytes, JSON of %d, %d events of %d, error %v", len(o.Stdout)+len(o.Stderr), o.JSONLength, o.Events, record, err)
 	}
 	if o, err := s.Output(t.Context(), "acme", id, 1<<62, 1<<62, 1<<62); err != nil || len(o.Stdout)+len(o.Stderr) != 0 {
 		t.Errorf("%d bytes beyond the end, error %v", len(o.Stdout)+len(o.Stderr), err)

@@ -37,20 +37,9 @@ func (g *Group) everywhere() []string {
 
 // below are the groups directly below g, in any hierarchy.
 func (g *Group) below() ([]*Group, error) {
-	var names []string
-	for _, d := range g.everywhere() {
-		entries, err := os.ReadDir(d)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list cgroups: %w", err)
-		}
-		for _, e := range entries {
-			if e.IsDir() && !slices.Contains(names, e.Name()) {
-				names = append(names, e.Name())
-			}
-		}
+	names, err := namesIn(g.everywhere())
+	if err != nil {
+		return nil, err
 	}
 	var groups []*Group
 	for _, n := range names {

@@ -16,9 +16,19 @@ func (t *Tree) Leaves(parent string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	var parents []string
 	for _, d := range g.Dirs() {
-		entries, err := os.ReadDir(filepath.Dir(d))
+		parents = append(parents, filepath.Dir(d))
+	}
+	return namesIn(parents)
+}
+
+// namesIn are the names of the groups directly in dirs, each once. A directory
+// that does not exist has none.
+func namesIn(dirs []string) ([]string, error) {
+	var names []string
+	for _, d := range dirs {
+		entries, err := os.ReadDir(d)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

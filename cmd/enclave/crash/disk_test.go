@@ -101,7 +101,7 @@ func TestAReadOnlyStateDirectoryIsSaid(t *testing.T) {
 func TestAServerWhoseStateDirectoryVanishesEnds(t *testing.T) {
 	t.Parallel()
 	for what, vanish := range map[string]func(*site) error{
-		"removed":  func(s *site) error { return os.RemoveAll(s.state) },
+		"removed":  func(s *site) error { return removeUnder(s.state) },
 		"moved":    func(s *site) error { return os.Rename(s.state, s.state+"-away") },
 		"replaced": func(s *site) error { return os.Rename(filepath.Join(s.state, "db"), filepath.Join(s.state, "db-away")) },
 	} {

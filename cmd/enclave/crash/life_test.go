@@ -2,6 +2,7 @@ package crash
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -116,7 +117,7 @@ func itsDirectoryIsRemoved(t *testing.T, on kernel) {
 		t.Fatalf("processes %v, directories %v", pids, dirs)
 	}
 	s.unmountBelow(dirs[0])
-	if err := os.RemoveAll(dirs[0]); err != nil {
+	if err := removeUnder(dirs[0]); err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
@@ -124,6 +125,17 @@ func itsDirectoryIsRemoved(t *testing.T, on kernel) {
 	}
 	s.wantLost(d, id)
 	v.goesOnAfter(d)
+}
+
+// removeUnder removes a directory from under those who write in it: what comes
+// while its entries are removed keeps it, and goes the next time.
+func removeUnder(dir string) (err error) {
+	for range 100 {
+		if err = os.RemoveAll(dir); !errors.Is(err, syscall.ENOTEMPTY) {
+			break
+		}
+	}
+	return err
 }
 
 // unmountBelow unmounts what is mounted in a directory.

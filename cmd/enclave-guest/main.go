@@ -101,11 +101,11 @@ func run(ctx context.Context, born time.Time, c config) error {
 	if err != nil {
 		return err
 	}
-	packets, err := wire.Dial(ctx, c.address, wire.Packets)
+	packets, err := wire.Dial(ctx, c.address, wire.Packets, wire.Key{})
 	if err != nil {
 		return err
 	}
-	control, err := wire.Dial(ctx, c.address, wire.Control)
+	control, err := wire.Dial(ctx, c.address, wire.Control, wire.Key{})
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func (s *server) routes() http.Handler {
 			}
 		})
 	}
-	handle("GET", wire.PathHello, func(w http.ResponseWriter, _ *http.Request) error { return answer(w, s.hello) })
+	handle("POST", wire.PathHello, func(w http.ResponseWriter, _ *http.Request) error { return answer(w, s.hello) })
 	handle("POST", wire.PathShutdown, s.shutdown)
 	handle("GET", wire.PathProcesses, s.processes)
 	handle("POST", wire.PathProcesses, s.start)

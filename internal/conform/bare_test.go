@@ -89,7 +89,7 @@ func (b *bare) Start(_ context.Context, id backend.ID, s backend.Spec) error {
 
 func (x *bareBox) start() error {
 	for _, k := range []wire.Kind{wire.Packets, wire.Control} {
-		c, err := wire.Dial(context.Background(), "unix:"+x.l.Addr().String(), k)
+		c, err := wire.Dial(context.Background(), "unix:"+x.l.Addr().String(), k, wire.Key{})
 		if err != nil {
 			return err
 		}
@@ -98,7 +98,7 @@ func (x *bareBox) start() error {
 	p := new(http.Protocols)
 	p.SetUnencryptedHTTP2(true)
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+wire.PathHello, func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("POST "+wire.PathHello, func(w http.ResponseWriter, _ *http.Request) {
 		json.NewEncoder(w).Encode(wire.Hello{Version: wire.Version, UID: 1000, Confined: true})
 	})
 	mux.HandleFunc("POST "+wire.PathShutdown, func(w http.ResponseWriter, _ *http.Request) {

@@ -9,20 +9,30 @@ import (
 
 // The paths of the guest's calls. {id} is a process's ID in decimal.
 const (
-	PathHello     = "/v1/hello"                 // GET → Hello
-	PathShutdown  = "/v1/shutdown"              // POST → when the mark has been sent
-	PathProcesses = "/v1/processes"             // GET → ProcessList; POST StartRequest → events
-	PathOutput    = "/v1/processes/{id}/output" // GET → events from now on
-	PathStdin     = "/v1/processes/{id}/stdin"  // POST bytes; DELETE closes it
-	PathSignal    = "/v1/processes/{id}/signal" // POST SignalRequest
-	PathSize      = "/v1/processes/{id}/size"   // POST Size
-	PathStat      = "/v1/files/stat"            // GET ?path → FileInfo
-	PathList      = "/v1/files/list"            // GET ?path → Listing
-	PathMakeDir   = "/v1/files/directory"       // POST PathRequest
-	PathMove      = "/v1/files/move"            // POST MoveRequest
-	PathRemove    = "/v1/files/remove"          // POST PathRequest
-	PathContent   = "/v1/files/content"         // GET ?path → bytes; PUT ?path&mode bytes
+	PathHello        = "/v1/hello"                       // POST Lease → Hello
+	PathShutdown     = "/v1/shutdown"                    // POST → when the mark has been sent
+	PathProcesses    = "/v1/processes"                   // GET → ProcessList; POST StartRequest → events
+	PathOutput       = "/v1/processes/{id}/output"       // GET → events from now on
+	PathAcknowledged = "/v1/processes/{id}/acknowledged" // POST AcknowledgeRequest
+	PathStdin        = "/v1/processes/{id}/stdin"        // POST bytes; DELETE closes it
+	PathSignal       = "/v1/processes/{id}/signal"       // POST SignalRequest
+	PathSize         = "/v1/processes/{id}/size"         // POST Size
+	PathStat         = "/v1/files/stat"                  // GET ?path → FileInfo
+	PathList         = "/v1/files/list"                  // GET ?path → Listing
+	PathMakeDir      = "/v1/files/directory"             // POST PathRequest
+	PathMove         = "/v1/files/move"                  // POST MoveRequest
+	PathRemove       = "/v1/files/remove"                // POST PathRequest
+	PathContent      = "/v1/files/content"               // GET ?path → bytes; PUT ?path&mode bytes
 )
+
+// A Lease is what becomes of a guest whose connections break. The zero Lease is that
+// it ends at once.
+type Lease struct {
+	// Key is what it shows when it dials again. A guest that has one takes no other.
+	Key []byte `json:"key,omitempty"`
+	// WindowSeconds is how long it tries. Then it ends everything.
+	WindowSeconds int `json:"windowSeconds,omitempty"`
+}
 
 // Hello is what the guest says of itself once its network is up and its
 // privileges are gone.
@@ -32,6 +42,7 @@ type Hello struct {
 	Micros   int64  `json:"micros"`   // from the guest's start to the end of its set-up
 	UID      uint32 `json:"uid"`      // of workloads
 	Confined bool   `json:"confined"` // capabilities dropped and the filter installed
+	Dropped  uint64 `json:"dropped"`  // packets that led nowhere since nobody was connected, in total
 }
 
 // StartRequest says what to run. Exactly one of Language and Argv is set; Code
@@ -44,6 +55,20 @@ type StartRequest struct {
 	Cwd      string            `json:"cwd,omitempty"` // WorkDir if empty
 	Stdin    bool              `json:"stdin,omitempty"`
 	Terminal *Size             `json:"terminal,omitempty"` // run it on a terminal of this size
+
+	// Key names this start, so that a repeat of it starts nothing: it is answered
+	// with the process that was started. Empty is a start that is never repeated.
+	Key string `json:"key,omitempty"`
+	// From is how much of the process's log is known already. With a Key that names
+	// no process it must be 0.
+	From uint64 `json:"from,omitempty"`
+}
+
+// AcknowledgeRequest says that the core has the log of a process up to an offset.
+// The guest need not keep what is before it. It is an end of a frame, and not
+// beyond what was sent.
+type AcknowledgeRequest struct {
+	Offset uint64 `json:"offset"`
 }
 
 // Size is that of a terminal.
@@ -52,15 +77,17 @@ type Size struct {
 	Cols uint16 `json:"cols"`
 }
 
-// ProcessInfo is one process that was started and has not exited.
+// ProcessInfo is one process that was started and whose exit was not acknowledged.
 type ProcessInfo struct {
 	ID       uint32   `json:"id"`
 	PID      uint32   `json:"pid"`
 	Language string   `json:"language,omitempty"`
 	Argv     []string `json:"argv"`
+	Key      string   `json:"key,omitempty"` // of its start
+	Exited   bool     `json:"exited,omitempty"`
 }
 
-// ProcessList is every process that was started and has not exited.
+// ProcessList is every process that was started and whose exit was not acknowledged.
 type ProcessList struct {
 	Processes []ProcessInfo `json:"processes"`
 }

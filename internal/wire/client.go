@@ -75,9 +75,12 @@ func (c *Client) Close() error {
 
 // Hello waits for the guest to have set itself up, and refuses one of another
 // version or whose privileges are not gone.
-func (c *Client) Hello(ctx context.Context) (Hello, error) {
+func (c *Client) Hello(ctx context.Context) (Hello, error) { return c.Keep(ctx, Lease{}) }
+
+// Keep is Hello, and gives the guest a lease.
+func (c *Client) Keep(ctx context.Context, l Lease) (Hello, error) {
 	var h Hello
-	if err := c.call(ctx, http.MethodGet, PathHello, nil, nil, &h); err != nil {
+	if err := c.call(ctx, http.MethodPost, PathHello, nil, l, &h); err != nil {
 		return Hello{}, fmt.Errorf("greet the guest: %w", err)
 	}
 	if h.Version != Version || !h.Confined {
@@ -97,7 +100,8 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// Start starts a process. ctx bounds the call, not the process.
+// Start starts a process, or goes on with the one that was started with r's Key.
+// ctx bounds the call, not the process.
 //
 // An image that can't run the language gives a CallError that is
 // ErrNoInterpreter and names it.
@@ -106,6 +110,7 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start process: %w", err)
 	}
+	p.offset = r.From
 	return p, nil
 }
 
@@ -119,7 +124,7 @@ func (c *Client) Connect(ctx context.Context, id uint32) (*Process, error) {
 	return p, nil
 }
 
-// Processes lists what was started and has not exited.
+// Processes lists what was started and whose exit was not acknowledged.
 func (c *Client) Processes(ctx context.Context) ([]ProcessInfo, error) {
 	var l ProcessList
 	if err := c.call(ctx, http.MethodGet, PathProcesses, nil, nil, &l); err != nil {

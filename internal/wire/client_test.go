@@ -118,13 +118,13 @@ func floods(status, piece string) func(*hostile) {
 }
 
 func TestHostileAnswersAreErrors(t *testing.T) {
-	good := `{"version":2,"ipv6":true,"micros":1,"uid":1000,"confined":true}`
+	good := `{"version":3,"ipv6":true,"micros":1,"uid":1000,"confined":true}`
 	for name, act := range map[string]func(*hostile){
-		"another version":      answers("200", strings.Replace(good, `"version":2`, `"version":3`, 1)),
+		"another version":      answers("200", strings.Replace(good, `"version":3`, `"version":4`, 1)),
 		"not confined":         answers("200", strings.Replace(good, `"confined":true`, `"confined":false`, 1)),
 		"no JSON":              answers("200", "hello"),
 		"nothing":              answers("200", ""),
-		"unknown fields":       answers("200", `{"version":2,"confined":true,"extra":1}`),
+		"unknown fields":       answers("200", `{"version":3,"confined":true,"extra":1}`),
 		"two answers":          answers("200", good+good),
 		"a refusal of no form": answers("500", "Internal Server Error"),
 		"a redirect":           answers("302", ""),

@@ -9,13 +9,13 @@ import (
 )
 
 // Dial connects the guest to the core at address, which has the form
-// "unix:/path" or "vsock:CID:PORT", and sends the preface of kind k.
-func Dial(ctx context.Context, address string, k Kind) (net.Conn, error) {
+// "unix:/path" or "vsock:CID:PORT", and sends the preface of kind k with key.
+func Dial(ctx context.Context, address string, k Kind, key Key) (net.Conn, error) {
 	conn, err := dialAddress(ctx, address)
 	if err != nil {
 		return nil, err
 	}
-	if err := Greet(conn, k); err != nil {
+	if err := Greet(conn, k, key); err != nil {
 		conn.Close()
 		return nil, err
 	}

@@ -46,6 +46,17 @@ type Event struct {
 // byte, and the payload's length, four bytes, big-endian.
 const eventHeader = 5
 
+// size is what e takes of a process's log.
+func (e Event) size() uint64 {
+	switch e.Kind {
+	case Started, Dropped:
+		return 0
+	case Exited:
+		return eventHeader + 8
+	}
+	return eventHeader + uint64(len(e.Data))
+}
+
 // payload returns the least and the most bytes that an event of kind k has.
 func (k EventKind) payload() (least, most uint32, ok bool) {
 	switch k {

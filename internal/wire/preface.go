@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -19,15 +20,16 @@ const (
 
 const (
 	magic          = "encl\r\n" // a line end in it shows up anything that translates text
-	prefaceLen     = len(magic) + 2
+	prefaceLen     = len(magic) + 2 + len(Key{})
 	prefaceTimeout = 5 * time.Second
 	maxPending     = 8
 )
 
 // Greet sends the preface of a connection of kind k. It is the first thing that
-// a guest writes.
-func Greet(conn net.Conn, k Kind) error {
-	if _, err := conn.Write(append([]byte(magic), Version, byte(k))); err != nil {
+// a guest writes. key is none but in connections that replace broken ones.
+func Greet(conn net.Conn, k Kind, key Key) error {
+	b := append([]byte(magic), Version, byte(k))
+	if _, err := conn.Write(append(b, key[:]...)); err != nil {
 		return fmt.Errorf("send preface: %w", err)
 	}
 	return nil
@@ -44,16 +46,32 @@ func Greet(conn net.Conn, k Kind) error {
 // Accept owns l: it is closed when Accept returns, so a sandbox makes no third
 // connection. If ctx ends first, all connections are closed and ctx's error
 // is returned.
+//
+// A guest that shows a key is refused: it has had its first connections.
 func Accept(ctx context.Context, l net.Listener) (packets, control net.Conn, err error) {
-	return accept(ctx, l, prefaceTimeout)
+	return accept(ctx, l, prefaceTimeout, Key{}, func(error) {})
 }
 
+// AcceptAgain is Accept for a guest that has a key and whose connections broke.
+// Only connections that show the key are taken. A guest that lost one of a new pair
+// dials both again, so here a later one of a kind replaces the earlier until there
+// are both. refused is told why each other connection was closed.
+func AcceptAgain(ctx context.Context, l net.Listener, key Key, refused func(error)) (packets, control net.Conn, err error) {
+	if !key.Known() {
+		l.Close()
+		return nil, nil, errors.New("accept the guest again: its key is not known")
+	}
+	return accept(ctx, l, prefaceTimeout, key, refused)
+}
+
+// greeted is what came of reading a connection's preface.
 type greeted struct {
-	conn net.Conn // nil if it was refused
+	conn net.Conn
 	kind Kind
+	err  error
 }
 
-func accept(ctx context.Context, l net.Listener, timeout time.Duration) (packets, control net.Conn, err error) {
+func accept(ctx context.Context, l net.Listener, timeout time.Duration, key Key, refused func(error)) (packets, control net.Conn, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
@@ -116,20 +134,27 @@ func accept(ctx context.Context, l net.Listener, timeout time.Duration) (packets
 			}
 			if len(pending) >= maxPending {
 				conn.Close()
+				refused(errors.New("too many connections without a preface"))
 				continue
 			}
 			pending[conn] = true
 			go func() {
-				k, err := readPreface(conn, timeout)
-				if err != nil {
-					k = 0
-				}
-				results <- greeted{conn, k}
+				k, err := readPreface(conn, timeout, key)
+				results <- greeted{conn, k, err}
 			}()
 		case g := <-results:
 			delete(pending, g.conn)
-			if g.kind == 0 || taken[g.kind] != nil {
+			if g.err == nil && taken[g.kind] != nil {
+				if key.Known() {
+					taken[g.kind].Close()
+					taken[g.kind] = nil
+				} else {
+					g.err = errors.New("a second connection of its kind")
+				}
+			}
+			if g.err != nil {
 				g.conn.Close()
+				refused(g.err)
 				continue
 			}
 			taken[g.kind] = g.conn
@@ -141,12 +166,12 @@ func accept(ctx context.Context, l net.Listener, timeout time.Duration) (packets
 	return taken[Packets], taken[Control], nil
 }
 
-// readPreface reads the preface of conn and not a byte more.
-func readPreface(conn net.Conn, timeout time.Duration) (Kind, error) {
+// readPreface reads the preface of conn, which must show key, and not a byte more.
+func readPreface(conn net.Conn, timeout time.Duration, key Key) (Kind, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return 0, fmt.Errorf("limit the preface: %w", err)
 	}
-	k, err := parsePreface(conn)
+	k, err := parsePreface(conn, key)
 	if err != nil {
 		return 0, err
 	}
@@ -156,16 +181,29 @@ func readPreface(conn net.Conn, timeout time.Duration) (Kind, error) {
 	return k, nil
 }
 
-var errPreface = fmt.Errorf("%w: malformed preface", ErrProtocol)
+var (
+	errPreface = fmt.Errorf("%w: malformed preface", ErrProtocol)
+	errKey     = fmt.Errorf("%w: not the sandbox's key", ErrProtocol)
+)
 
-func parsePreface(r io.Reader) (Kind, error) {
+func parsePreface(r io.Reader, key Key) (Kind, error) {
 	var b [prefaceLen]byte
-	if _, err := io.ReadFull(r, b[:]); err != nil {
+	const fixed = len(magic) + 2
+	if _, err := io.ReadFull(r, b[:fixed]); err != nil {
 		return 0, errors.Join(errPreface, err)
 	}
-	k := Kind(b[prefaceLen-1])
-	if string(b[:len(magic)]) != magic || b[len(magic)] != Version || (k != Packets && k != Control) {
+	k := Kind(b[fixed-1])
+	if v := b[len(magic)]; string(b[:len(magic)]) == magic && v != Version {
+		return 0, fmt.Errorf("%w: the guest speaks version %d, not %d", ErrProtocol, v, Version)
+	}
+	if string(b[:len(magic)]) != magic || (k != Packets && k != Control) {
 		return 0, errPreface
+	}
+	if _, err := io.ReadFull(r, b[fixed:]); err != nil {
+		return 0, errors.Join(errPreface, err)
+	}
+	if subtle.ConstantTimeCompare(b[fixed:], key[:]) != 1 {
+		return 0, errKey
 	}
 	return k, nil
 }

@@ -38,7 +38,11 @@ func dial(t *testing.T, path string, send ...byte) net.Conn {
 	return conn
 }
 
-func greeting(k Kind) []byte { return append([]byte("encl\r\n\x02"), byte(k)) }
+func greeting(k Kind) []byte { return greetingWith(k, Key{}) }
+
+func greetingWith(k Kind, key Key) []byte {
+	return append(append([]byte("encl\r\n\x03"), byte(k)), key[:]...)
+}
 
 type accepted struct {
 	packets, control net.Conn
@@ -48,7 +52,7 @@ type accepted struct {
 func acceptAsync(ctx context.Context, l net.Listener, timeout time.Duration) chan accepted {
 	c := make(chan accepted, 1)
 	go func() {
-		p, ctl, err := accept(ctx, l, timeout)
+		p, ctl, err := accept(ctx, l, timeout, Key{}, func(error) {})
 		c <- accepted{p, ctl, err}
 	}()
 	return c
@@ -87,9 +91,9 @@ func TestAcceptTakesOneOfEachAndReadsNoMore(t *testing.T) {
 	slow := dial(t, path, 'e', 'n')
 	wrong := []net.Conn{
 		dial(t, path, []byte("GET / HT")...),
-		dial(t, path, []byte("encl\r\n\x03p")...),
-		dial(t, path, []byte("encl\r\n\x02x")...),
-		dial(t, path, []byte("encl\r\n\x02\x00")...),
+		dial(t, path, []byte("encl\r\n\x02p")...),
+		dial(t, path, []byte("encl\r\n\x03x")...),
+		dial(t, path, []byte("encl\r\n\x03\x00")...),
 	}
 	for _, conn := range wrong {
 		isClosed(t, conn)
@@ -160,11 +164,76 @@ func TestAcceptEndsWithItsContextAndClosesWhatItTook(t *testing.T) {
 	isClosed(t, taken)
 }
 
+// theKey is some sandbox's.
+var theKey = Key{1, 2, 3}
+
+func TestOnlyTheSandboxsKeyIsTakenAgain(t *testing.T) {
+	l, path := listen(t)
+	refusals := make(chan error, 16)
+	done := make(chan accepted, 1)
+	go func() {
+		p, c, err := AcceptAgain(t.Context(), l, theKey, func(err error) { refusals <- err })
+		done <- accepted{p, c, err}
+	}()
+	for what, b := range map[string][]byte{
+		"no key":           greeting(Control),
+		"another's key":    greetingWith(Control, Key{1, 2, 4}),
+		"a part of it":     greetingWith(Control, Key{1, 2}),
+		"an older version": append([]byte("encl\r\n\x02c"), make([]byte, 32)...),
+	} {
+		isClosed(t, dial(t, path, b...))
+		if err := <-refusals; !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// A guest that lost one of a new pair dials both again.
+	again := append(greetingWith(Packets, theKey), "packets"...)
+	open := oneIsClosed(t, dial(t, path, again...), dial(t, path, again...))
+	dial(t, path, greetingWith(Control, theKey)...)
+	a := <-done
+	if a.err != nil {
+		t.Fatal(a.err)
+	}
+	defer a.packets.Close()
+	defer a.control.Close()
+	if _, err := open.Write([]byte("!")); err != nil {
+		t.Error(err)
+	}
+	b := make([]byte, len("packets!"))
+	if _, err := io.ReadFull(a.packets, b); err != nil || string(b) != "packets!" {
+		t.Errorf("from the one that was taken come %q, %v", b, err)
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		t.Error("a third connection was possible")
+	}
+}
+
+func TestNobodyIsTakenAgainWithoutAKey(t *testing.T) {
+	l, path := listen(t)
+	if _, _, err := AcceptAgain(t.Context(), l, Key{}, func(error) {}); err == nil {
+		t.Error("taken")
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		t.Error("it listens")
+	}
+}
+
+func TestAGuestWithAKeyIsNoNewOne(t *testing.T) {
+	l, path := listen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	c := acceptAsync(ctx, l, time.Hour)
+	isClosed(t, dial(t, path, greetingWith(Packets, theKey)...))
+	cancel()
+	<-c
+}
+
 func TestDialGreets(t *testing.T) {
 	l, path := listen(t)
 	c := acceptAsync(t.Context(), l, time.Minute)
 	for _, k := range []Kind{Control, Packets} {
-		conn, err := Dial(t.Context(), "unix:"+path, k)
+		conn, err := Dial(t.Context(), "unix:"+path, k, Key{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -177,7 +246,7 @@ func TestDialGreets(t *testing.T) {
 	a.packets.Close()
 	a.control.Close()
 	for _, bad := range []string{"", "unix:", path, "tcp:localhost:1", "vsock:", "vsock:2", "vsock:2:", "vsock:2:-1", "vsock:2:1024:1", "vsock:4294967296:1"} {
-		if _, err := Dial(t.Context(), bad, Control); err == nil {
+		if _, err := Dial(t.Context(), bad, Control, Key{}); err == nil {
 			t.Errorf("dialled %q", bad)
 		}
 	}
@@ -187,16 +256,18 @@ func FuzzPreface(f *testing.F) {
 	f.Add(greeting(Packets))
 	f.Add(greeting(Control))
 	f.Add(append(greeting(Control), 1, 2, 3))
-	f.Add([]byte("encl\r\n\x03p"))
+	f.Add(greetingWith(Packets, theKey))
+	f.Add(append(greetingWith(Control, theKey), 1, 2, 3))
+	f.Add([]byte("encl\r\n\x02p"))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
-		k, err := parsePreface(r)
+		k, err := parsePreface(r, theKey)
 		// Only two strings of bytes are prefaces.
 		want := Kind(0)
-		if bytes.HasPrefix(b, []byte("encl\r\n\x02p")) {
+		if bytes.HasPrefix(b, greetingWith(Packets, theKey)) {
 			want = 'p'
-		} else if bytes.HasPrefix(b, []byte("encl\r\n\x02c")) {
+		} else if bytes.HasPrefix(b, greetingWith(Control, theKey)) {
 			want = 'c'
 		}
 		if k != want || (err == nil) != (want != 0) {
@@ -205,7 +276,7 @@ func FuzzPreface(f *testing.F) {
 		if err != nil && !errors.Is(err, ErrProtocol) {
 			t.Fatalf("%q: %v is not ErrProtocol", b, err)
 		}
-		if read := len(b) - r.Len(); read > 8 {
+		if read := len(b) - r.Len(); read > prefaceLen {
 			t.Fatalf("read %d bytes", read)
 		}
 	})

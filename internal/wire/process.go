@@ -20,7 +20,8 @@ type Process struct {
 	cancel context.CancelFunc
 	events eventReader
 	first  Event
-	told   bool // first has been returned
+	told   bool   // first has been returned
+	offset uint64 // in the process's log, after what Next returned
 	err    error
 	once   sync.Once
 }
@@ -51,7 +52,17 @@ func (p *Process) Next() (Event, error) {
 		p.Close()
 		return Event{}, p.err
 	}
+	p.offset += e.size()
 	return e, nil
+}
+
+// Offset is how far in the process's log what Next has returned reaches. The log is
+// the frames of all events but Started and Dropped, in order.
+func (p *Process) Offset() uint64 { return p.offset }
+
+// Acknowledge says that the log up to offset is kept here: the guest need not.
+func (p *Process) Acknowledge(ctx context.Context, offset uint64) error {
+	return p.call(ctx, http.MethodPost, PathAcknowledged, AcknowledgeRequest{offset})
 }
 
 // Close stops the reading. The process goes on and its output is lost.

@@ -14,9 +14,17 @@ import "errors"
 // more is to be read from a connection that gave it.
 var ErrProtocol = errors.New("protocol violation")
 
-// Version is of all that crosses the stream together. Guest and core come from
-// one build, so there is no other that a core accepts.
-const Version = 2
+// Version is of all that crosses the stream together. A core starts guests of its
+// own build. One that was restarted may find guests of an older: it takes up those
+// of its own version.
+const Version = 3
+
+// A Key is a sandbox's own. The guest has it from the first hello, shows it when it
+// dials again after its connections broke, and is known by it. The zero Key is none.
+type Key [32]byte
+
+// Known reports whether k is a key at all.
+func (k Key) Known() bool { return k != Key{} }
 
 // What both ends know without asking.
 const (
@@ -38,7 +46,10 @@ const (
 	MaxResult  = 1 << 20  // bytes of a result
 	MaxDepth   = 256      // nesting of a result
 	MaxEntries = 10000    // names in one listing of a directory
-	maxReply   = 4 << 20  // bytes of the JSON that answers a call
-	maxError   = 4 << 10  // bytes of the JSON that refuses one
-	maxHeader  = 16 << 10 // bytes of the headers of a response
+	// MaxUnacknowledged is what a guest keeps of a process's log that the core has
+	// not acknowledged, but for the frame that crosses it: then the process waits.
+	MaxUnacknowledged = 1 << 20
+	maxReply          = 4 << 20  // bytes of the JSON that answers a call
+	maxError          = 4 << 10  // bytes of the JSON that refuses one
+	maxHeader         = 16 << 10 // bytes of the headers of a response
 )

@@ -96,7 +96,7 @@ func greet(x *box, l *listener, k wire.Kind) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial the core: %w", err)
 	}
-	if err := wire.Greet(conn, k); err != nil {
+	if err := wire.Greet(conn, k, wire.Key{}); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -169,7 +169,7 @@ func (g *guest) route(r *http.Request) func(http.ResponseWriter, *http.Request) 
 		path = wire.PathProcesses + "/{id}/" + call
 	}
 	switch r.Method + " " + path {
-	case "GET " + wire.PathHello:
+	case "POST " + wire.PathHello:
 		return g.hello
 	case "POST " + wire.PathShutdown:
 		return g.shutdown

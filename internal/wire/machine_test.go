@@ -70,7 +70,7 @@ func TestLineThatBreaksARuleIsRefused(t *testing.T) {
 		"more than there can be":    {`{"disk":9000000000000000000}`, &Report{}},
 		"a fraction":                {`{"tasks":1.5}`, &Report{}},
 		"an impossible exit":        {`{"exit":256}`, &Report{}},
-		"another version":           {`{"version":3}`, &Machine{}},
+		"another version":           {`{"version":4}`, &Machine{}},
 		"no version":                {`{}`, &Machine{}},
 		"a look without a number":   {`{}`, &Look{}},
 		"root as the workload":      {alter(func(s *Setup) { s.UID = 0 }), &Setup{}},

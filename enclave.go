@@ -114,6 +114,7 @@ type Session struct {
 	CreatedAt  time.Time         `json:"createdAt"`
 	StartedAt  *time.Time        `json:"startedAt"`         // nil until running
 	FinishedAt *time.Time        `json:"finishedAt"`        // nil until ended
+	Resumes    int64             `json:"resumes"`           // restarts of the server that it has outlived
 	Outcome    Phase             `json:"outcome,omitempty"` // Succeeded, Failed or Killed once ended, for ever
 	Result     *Result           `json:"result,omitempty"`  // once ended; lists leave it out
 }
@@ -209,6 +210,10 @@ type EventData struct {
 	Rule     string `json:"rule,omitempty"`
 	Binding  string `json:"binding,omitempty"`
 	Count    uint64 `json:"count,omitempty"`
+
+	// session_resumed, with Reason "restart": what can't be known of the time without
+	// a server, of "attempts", "repeats" and "bytes". Of it, it is never nil.
+	Unknown []string `json:"unknown,omitzero"`
 
 	// limit_exceeded
 	Resource string `json:"resource,omitempty"` // the field of Limits as in JSON

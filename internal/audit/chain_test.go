@@ -152,7 +152,7 @@ func TestEveryFieldIsHashed(t *testing.T) {
 			v.SetBool(!v.Bool())
 		case reflect.Int, reflect.Int64:
 			v.SetInt(v.Int() + 1)
-		case reflect.Uint16, reflect.Uint64:
+		case reflect.Uint8, reflect.Uint16, reflect.Uint64:
 			v.SetUint(v.Uint() + 1)
 		case reflect.Float64:
 			v.SetFloat(v.Float() + 1)

@@ -26,6 +26,7 @@ type Type string
 const (
 	SessionCreated  Type = "session_created"
 	SandboxStarted  Type = "sandbox_started"
+	SessionResumed  Type = "session_resumed" // a restart of the control plane was here
 	EgressAllowed   Type = "egress_allowed"
 	EgressDenied    Type = "egress_denied"
 	LimitExceeded   Type = "limit_exceeded"
@@ -65,6 +66,9 @@ type Data struct {
 	Binding  string `json:"binding,omitempty"`
 	Count    uint64 `json:"count,omitempty"`
 
+	// session_resumed, whose Reason is Restart
+	Unknown Unknown `json:"unknown,omitzero"`
+
 	// limit_exceeded
 	Resource string `json:"resource,omitempty"` // the field of limits: "pidsLimit", "memoryMb", ...
 	Limit    int64  `json:"limit,omitempty"`    // in the unit of that field
@@ -101,7 +105,7 @@ type Data struct {
 // Known reports whether t is in the vocabulary. The zero Type is not.
 func (t Type) Known() bool {
 	switch t {
-	case SessionCreated, SandboxStarted, EgressAllowed, EgressDenied, LimitExceeded,
+	case SessionCreated, SandboxStarted, SessionResumed, EgressAllowed, EgressDenied, LimitExceeded,
 		ResultCollected, WorkloadExited, UsageMetered, SessionTornDown, KeyRotated:
 		return true
 	}

@@ -125,7 +125,7 @@ func (l *line) plain(b []byte) bool {
 }
 
 // plainTypes are all but KeyRotated.
-var plainTypes = []Type{EgressDenied, EgressAllowed, SessionCreated, SandboxStarted, ResultCollected,
+var plainTypes = []Type{EgressDenied, EgressAllowed, SessionCreated, SandboxStarted, SessionResumed, ResultCollected,
 	WorkloadExited, UsageMetered, SessionTornDown, LimitExceeded}
 
 // canonicalTime reports whether b is a time as Seal makes and encoding/json
@@ -165,6 +165,7 @@ const (
 	trueKind
 	anyIntKind   // a pointer: zero counts
 	anyFloatKind // a pointer
+	unknownKind  // an Unknown
 )
 
 // dataFields are the fields of Data in their order. A test compares it with Data.
@@ -175,6 +176,7 @@ var dataFields = []struct {
 	{"caller", textKind}, {"language", textKind}, {"requestHash", textKind}, {"policyDigest", textKind},
 	{"backend", textKind}, {"isolation", textKind}, {"image", textKind}, {"modelled", trueKind},
 	{"host", textKind}, {"port", uint16Kind}, {"protocol", textKind}, {"reason", textKind}, {"rule", textKind}, {"binding", textKind}, {"count", uint64Kind},
+	{"unknown", unknownKind},
 	{"resource", textKind}, {"limit", int64Kind}, {"observed", int64Kind}, {"evidence", textKind}, {"source", textKind},
 	{"resultBytes", anyIntKind}, {"outputBytes", anyIntKind}, {"truncated", trueKind}, {"refused", uint64Kind}, {"repeated", uint64Kind},
 	{"outcome", textKind}, {"killReason", textKind}, {"exitCode", anyIntKind},
@@ -266,6 +268,8 @@ func (c *cursor) value(k kind) bool {
 		return c.skip("true")
 	case anyFloatKind:
 		return c.fraction()
+	case unknownKind:
+		return c.unknown()
 	}
 	n, ok := c.number()
 	switch {
@@ -277,6 +281,27 @@ func (c *cursor) value(k kind) bool {
 		return false
 	}
 	return n[0] != '0'
+}
+
+// unknown reads an Unknown: its names in their order.
+func (c *cursor) unknown() bool {
+	if !c.skip("[") {
+		return false
+	}
+	for i, first := 0, true; !c.skip("]"); first = false {
+		if !first && !c.skip(",") {
+			return false
+		}
+		name, ok := c.text()
+		for i < len(unknownNames) && unknownNames[i].name != string(name) {
+			i++
+		}
+		if !ok || i == len(unknownNames) {
+			return false
+		}
+		i++
+	}
+	return true
 }
 
 // fraction reads a number of at most 15 digits. Such a one survives a float64,

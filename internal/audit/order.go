@@ -4,7 +4,7 @@ import "fmt"
 
 // follows says which types may come after a type; "" is the beginning.
 //
-//	session_created, sandbox_started, {egress_allowed | egress_denied},
+//	session_created, sandbox_started, {egress_allowed | egress_denied | session_resumed},
 //	[limit_exceeded], result_collected, workload_exited, usage_metered,
 //	[session_torn_down]
 //
@@ -12,15 +12,16 @@ import "fmt"
 // failed) has no sandbox_started and so no egress either: without a sandbox there
 // is nothing to send a packet. It still may exceed a limit, because a sandbox
 // can outgrow one while it starts, and it still has a result (null), an exit
-// and usage. At most one limit is exceeded: the first ends the session.
+// and usage. At most one limit is exceeded: the first ends the session, and one
+// that ended is not resumed.
 func follows(t Type) []Type {
 	switch t {
 	case "":
 		return []Type{SessionCreated}
 	case SessionCreated:
 		return []Type{SandboxStarted, LimitExceeded, ResultCollected}
-	case SandboxStarted, EgressAllowed, EgressDenied:
-		return []Type{EgressAllowed, EgressDenied, LimitExceeded, ResultCollected}
+	case SandboxStarted, SessionResumed, EgressAllowed, EgressDenied:
+		return []Type{SessionResumed, EgressAllowed, EgressDenied, LimitExceeded, ResultCollected}
 	case LimitExceeded:
 		return []Type{ResultCollected}
 	case ResultCollected:

@@ -181,6 +181,7 @@ func publicSession(s session.Session) enclave.Session {
 		Backend: s.Backend, Isolation: s.Isolation,
 		Labels:    s.Labels,
 		CreatedAt: s.Created.UTC(), StartedAt: moment(s.Started), FinishedAt: moment(s.Finished),
+		Resumes: s.Resumes,
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{}

@@ -27,11 +27,21 @@ type Session struct {
 	Created     time.Time
 	Started     time.Time // zero until running
 	Finished    time.Time // zero until ended
+	Begun       Clock     // when Started was, by the host's clock that nobody sets
+	Resumes     int64     // restarts of the control plane that it has outlived
 	Sandbox     string    // the backend's id, durable before the sandbox is made; never public
 	Idempotency string    // the caller's key; unique within Org unless empty
 	RequestHash string    // what Idempotency is compared with
 	WebhookURL  string    // told of the end; never public
 	Version     uint64    // grows by one with each Commit; a Commit with an older one is refused
+}
+
+// A Clock is a moment of a host that no change of its date moves: for how long it
+// had run, asleep or not (CLOCK_BOOTTIME), and since which boot. It says nothing on
+// another host or after another boot. The zero Clock is none.
+type Clock struct {
+	Boot string        // /proc/sys/kernel/random/boot_id
+	At   time.Duration // since that boot
 }
 
 // Limits are the limits of a session, all filled in, in the units of the API.

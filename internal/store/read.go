@@ -15,7 +15,7 @@ import (
 // The columns of sessions, in the order of fields and scanSession.
 const (
 	settable = "id, org, created_by, phase, outcome, kill_reason, language, limits, egress, backend, isolation, labels, " +
-		"created, started, finished, sandbox, idempotency, request_hash, webhook_url, version"
+		"created, started, finished, sandbox, idempotency, request_hash, webhook_url, boot, begun, resumes, version"
 	columns = "n, " + settable
 )
 
@@ -210,7 +210,7 @@ func fields(s *session.Session) ([]any, error) {
 	}
 	return []any{s.ID, s.Org, s.CreatedBy, s.Phase, s.Outcome, s.KillReason, s.Language, string(limits), string(egress),
 		s.Backend, s.Isolation, string(labels), micros(s.Created), micros(s.Started), micros(s.Finished),
-		s.Sandbox, s.Idempotency, s.RequestHash, s.WebhookURL, int64(s.Version)}, nil
+		s.Sandbox, s.Idempotency, s.RequestHash, s.WebhookURL, s.Begun.Boot, int64(s.Begun.At), s.Resumes, int64(s.Version)}, nil
 }
 
 // scanSession reads a session and its row from columns.
@@ -219,7 +219,7 @@ func scanSession(r interface{ Scan(...any) error }) (s session.Session, row int6
 	var created, started, finished sql.NullInt64
 	if err := r.Scan(&row, &s.ID, &s.Org, &s.CreatedBy, &s.Phase, &s.Outcome, &s.KillReason, &s.Language, &limits, &egress,
 		&s.Backend, &s.Isolation, &labels, &created, &started, &finished,
-		&s.Sandbox, &s.Idempotency, &s.RequestHash, &s.WebhookURL, &s.Version); err != nil {
+		&s.Sandbox, &s.Idempotency, &s.RequestHash, &s.WebhookURL, &s.Begun.Boot, &s.Begun.At, &s.Resumes, &s.Version); err != nil {
 		return session.Session{}, 0, err
 	}
 	s.Created, s.Started, s.Finished = fromMicros(created), fromMicros(started), fromMicros(finished)

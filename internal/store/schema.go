@@ -13,12 +13,12 @@ import (
 const applicationID = 0x454e434c
 
 // schemaVersion is that of a file that all versions were applied to.
-const schemaVersion = 4
+const schemaVersion = 5
 
 // versions has, at i, what makes a file of version i one of version i+1. A new
 // file goes through all of them, so that there is one shape of a version, however
 // a file came to it. What was released is never edited: there are files of it.
-var versions = [schemaVersion]string{version1, version2, version3, versionStorage}
+var versions = [schemaVersion]string{version1, version2, version3, versionStorage, versionResumed}
 
 // The times are microseconds since 1970 UTC. Position is the order of commit:
 // since events are only ever appended, without gaps, by transactions that
@@ -183,6 +183,16 @@ INSERT INTO numbers SELECT org, max(CAST(substr(id, 10) AS INTEGER)) FROM sessio
 DROP TABLE counter;
 
 UPDATE schema SET version = 3;
+`
+
+// versionResumed has what a session that outlives a restart needs: by which clock
+// its time counts, and how many restarts there were.
+const versionResumed = `
+ALTER TABLE sessions ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN begun INTEGER NOT NULL DEFAULT 0; -- nanoseconds after that boot
+ALTER TABLE sessions ADD COLUMN resumes INTEGER NOT NULL DEFAULT 0;
+
+UPDATE schema SET version = version + 1;
 `
 
 // prepare makes conn the writer of a database of ours, new or old. It looks

@@ -62,7 +62,7 @@ func (s *Store) Create(ctx context.Context, n session.Session, w session.Work, c
 }
 
 // Commit saves what can change of a session: Phase, KillReason, Backend,
-// Isolation, Started, Finished and Sandbox. The rest is as it was created, and
+// Isolation, Started, Begun, Finished, Resumes and Sandbox. The rest is as it was created, and
 // Outcome follows from the phases; the Session returned says what is stored.
 //
 // A change of phase needs an event, and must be a step that session.To knows.
@@ -96,11 +96,12 @@ func (s *Store) Commit(ctx context.Context, n session.Session, r *session.Collec
 		}
 		next.KillReason, next.Backend, next.Isolation = n.KillReason, n.Backend, n.Isolation
 		next.Started, next.Finished, next.Sandbox = exact(n.Started), exact(n.Finished), n.Sandbox
+		next.Begun, next.Resumes = n.Begun, n.Resumes
 		next.Version++
 		if _, err := t.exec(ctx, `UPDATE sessions SET phase = ?, outcome = ?, kill_reason = ?, backend = ?, isolation = ?,
-			started = ?, finished = ?, sandbox = ?, version = ? WHERE n = ?`,
+			started = ?, finished = ?, sandbox = ?, boot = ?, begun = ?, resumes = ?, version = ? WHERE n = ?`,
 			next.Phase, next.Outcome, next.KillReason, next.Backend, next.Isolation,
-			micros(next.Started), micros(next.Finished), next.Sandbox, int64(next.Version), row); err != nil {
+			micros(next.Started), micros(next.Finished), next.Sandbox, next.Begun.Boot, int64(next.Begun.At), next.Resumes, int64(next.Version), row); err != nil {
 			return err
 		}
 		if r != nil {
